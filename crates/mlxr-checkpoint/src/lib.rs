@@ -1,0 +1,1 @@
+//! Reads and writes model files: GGUF, Hugging Face safetensors, MLX.

@@ -1,0 +1,1 @@
+//! Paged KV cache, sampler and the step loop.

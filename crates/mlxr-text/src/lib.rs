@@ -1,0 +1,1 @@
+//! Tokenizers, streaming detokeniser, chat templates.

@@ -1,11 +1,16 @@
-//! Element types, quant block layouts with their scalar codecs, host tensors, and the `Backend` trait
+//! Element types, quant block layouts with their scalar codecs, host tensors, and the [`Backend`] trait
 //! every device implements.
 
+pub mod backend;
 pub mod codec;
 pub mod dtype;
 mod error;
 pub mod host;
 
+pub use backend::{
+    Act, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, Gate, KvCache, KvLayerSpec, KvSpec, Rope,
+    RopePairing, RouterSpec, Routing, Span, Weight,
+};
 pub use dtype::DType;
 pub use error::TensorError;
 pub use host::{Format, HostTensor, MlxFloat};

@@ -1,1 +1,22 @@
 //! Reads and writes model files: GGUF, Hugging Face safetensors, MLX.
+//!
+//! [`Checkpoint::open`] turns any of them into the same thing: a config shaped like Hugging Face's config.json and
+//! tensors under canonical names, mapped and never copied where the file's layout allows it.
+//! Invariant: no input makes this crate panic or allocate more than the file's own size explains.
+
+pub mod arch;
+mod assemble;
+mod checkpoint;
+mod error;
+pub mod gguf;
+mod json;
+mod mapping;
+mod safetensors;
+mod tokenizer;
+
+pub use arch::ArchSpec;
+pub use checkpoint::{Checkpoint, CheckpointFormat, RopePairing};
+pub use error::{CheckpointError, Fault};
+pub use gguf::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};
+pub use mapping::{LoadOptions, Prefetch};
+pub use tokenizer::TokenizerSource;

@@ -1,0 +1,254 @@
+//! Hyperparameter names: GGUF metadata keys and config.json keys, and the translation of the one into the other.
+
+use serde_json::{Map, Value, json};
+
+use super::ArchSpec;
+use crate::gguf::{GgufMetadata, MetaValue};
+
+/// The type config.json gives a hyperparameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Int,
+    Float,
+    Bool,
+}
+
+/// One hyperparameter under both its names; the GGUF key follows `ARCH.`.
+#[derive(Debug)]
+pub struct HParam {
+    pub gguf: &'static str,
+    pub hf: &'static str,
+    pub kind: Kind,
+}
+
+/// A value assumed where config.json has none.
+#[derive(Clone, Copy, Debug)]
+pub enum Default {
+    Str(&'static str),
+    Int(i64),
+    Float(f64),
+    Bool(bool),
+}
+
+macro_rules! hparams {
+    ($($gguf:literal, $hf:literal, $kind:ident;)*) => {
+        &[$(HParam { gguf: $gguf, hf: $hf, kind: Kind::$kind }),*]
+    };
+}
+
+type HParams = &'static [HParam];
+
+pub const DECODER: HParams = hparams! {
+    "block_count", "num_hidden_layers", Int;
+    "context_length", "max_position_embeddings", Int;
+    "embedding_length", "hidden_size", Int;
+    "attention.head_count", "num_attention_heads", Int;
+    "attention.head_count_kv", "num_key_value_heads", Int;
+    "attention.layer_norm_rms_epsilon", "rms_norm_eps", Float;
+    "attention.key_length", "head_dim", Int;
+    "rope.freq_base", "rope_theta", Float;
+    "vocab_size", "vocab_size", Int;
+};
+
+pub const DENSE: HParams = hparams! {
+    "feed_forward_length", "intermediate_size", Int;
+};
+
+pub const SLIDING_WINDOW: HParams = hparams! {
+    "attention.sliding_window", "sliding_window", Int;
+};
+
+pub const LOCAL_EXPERTS: HParams = hparams! {
+    "expert_count", "num_local_experts", Int;
+    "expert_used_count", "num_experts_per_tok", Int;
+};
+
+pub const QWEN_EXPERTS: HParams = hparams! {
+    "expert_count", "num_experts", Int;
+    "expert_used_count", "num_experts_per_tok", Int;
+    "expert_feed_forward_length", "moe_intermediate_size", Int;
+};
+
+/// Keys of `tokenizer.ggml.` and of config.json.
+const TOKEN_IDS: [(&str, &str); 3] = [
+    ("bos_token_id", "bos_token_id"),
+    ("eos_token_id", "eos_token_id"),
+    ("padding_token_id", "pad_token_id"),
+];
+
+/// Ids in GGUF metadata that end a generation, besides `eos_token_id`.
+const END_IDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// Keys of `general.sampling.` and of generation_config.json.
+const SAMPLING: [(&str, &str); 5] = [
+    ("temp", "temperature"),
+    ("top_k", "top_k"),
+    ("top_p", "top_p"),
+    ("min_p", "min_p"),
+    ("penalty_repeat", "repetition_penalty"),
+];
+
+/// A number as config.json would have it; arrays whose elements agree become one number.
+fn to_json(value: &MetaValue, kind: Kind) -> Option<Value> {
+    if let MetaValue::Array(array) = value {
+        let items: Option<Vec<Value>> = (0..array.len()).map(|i| to_json(&array.number(i)?, kind)).collect();
+        let items = items?;
+        let first = items.first()?.clone();
+        return Some(if items.iter().all(|v| *v == first) { first } else { Value::Array(items) });
+    }
+    match kind {
+        Kind::Int => value.as_i64().map(Value::from),
+        Kind::Float => value.as_f64().map(|v| json!(shortest(v))),
+        Kind::Bool => value.as_bool().map(Value::from),
+    }
+}
+
+/// The float that prints like the f32 it came from (1e-5, not 9.999999747378752e-6).
+fn shortest(v: f64) -> f64 {
+    let narrow = v as f32;
+    if f64::from(narrow) == v { narrow.to_string().parse().unwrap_or(v) } else { v }
+}
+
+/// A config.json from GGUF metadata.
+pub(crate) fn config_from_gguf(arch: &ArchSpec, metadata: &GgufMetadata) -> Map<String, Value> {
+    let mut config = Map::new();
+    config.insert("architectures".to_owned(), json!([arch.hf_class]));
+    config.insert("model_type".to_owned(), json!(arch.model_type));
+    let key = |name: &str| format!("{}.{name}", arch.gguf_arch);
+    for hparam in arch.hparams.iter().copied().flatten() {
+        if let Some(value) = metadata.get(&key(hparam.gguf)).and_then(|v| to_json(v, hparam.kind)) {
+            config.insert(hparam.hf.to_owned(), value);
+        }
+    }
+    if !config.contains_key("vocab_size")
+        && let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")
+    {
+        config.insert("vocab_size".to_owned(), json!(tokens.len()));
+    }
+    fill_head_dim(&mut config);
+    let head_dim = config.get("head_dim").and_then(Value::as_u64);
+    if let (Some(head_dim), Some(rope_dim)) = (head_dim, metadata.u64(&key("rope.dimension_count")))
+        && rope_dim < head_dim
+    {
+        config.insert("partial_rotary_factor".to_owned(), json!(rope_dim as f64 / head_dim as f64));
+    }
+    if let Some(scaling) = rope_scaling_from_gguf(metadata, &key) {
+        config.insert("rope_scaling".to_owned(), scaling);
+    }
+    for (gguf, hf) in TOKEN_IDS {
+        if let Some(id) = metadata.u32(&format!("tokenizer.ggml.{gguf}")) {
+            config.insert(hf.to_owned(), json!(id));
+        }
+    }
+    config
+}
+
+fn fill_head_dim(config: &mut Map<String, Value>) {
+    let int = |key: &str| config.get(key).and_then(Value::as_u64);
+    if let (None, Some(hidden), Some(n_heads @ 1..)) =
+        (int("head_dim"), int("hidden_size"), int("num_attention_heads"))
+    {
+        config.insert("head_dim".to_owned(), json!(hidden / n_heads));
+    }
+}
+
+fn rope_scaling_from_gguf(metadata: &GgufMetadata, key: &dyn Fn(&str) -> String) -> Option<Value> {
+    let float = |name: &str| metadata.f32(&key(name)).map(|v| shortest(v.into()));
+    // Files from before the typed keys only have a linear scale.
+    let old_linear = float("rope.scale_linear").filter(|&factor| factor != 1.0);
+    let kind = match metadata.str(&key("rope.scaling.type")) {
+        Some("none") => return None,
+        Some(kind) => kind,
+        None => return old_linear.map(|factor| json!({"rope_type": "linear", "factor": factor})),
+    };
+    let mut scaling = Map::new();
+    scaling.insert("rope_type".to_owned(), json!(kind));
+    let floats = [
+        ("rope.scaling.factor", "factor"),
+        ("rope.scaling.attn_factor", "attention_factor"),
+        ("rope.scaling.yarn_ext_factor", "extrapolation_factor"),
+        ("rope.scaling.yarn_beta_fast", "beta_fast"),
+        ("rope.scaling.yarn_beta_slow", "beta_slow"),
+    ];
+    for (gguf, hf) in floats {
+        if let Some(value) = float(gguf) {
+            scaling.insert(hf.to_owned(), json!(value));
+        }
+    }
+    if let Some(n) = metadata.u64(&key("rope.scaling.original_context_length")) {
+        scaling.insert("original_max_position_embeddings".to_owned(), json!(n));
+    }
+    Some(Value::Object(scaling))
+}
+
+/// A generation_config.json from GGUF metadata.
+pub(crate) fn generation_from_gguf(metadata: &GgufMetadata) -> Map<String, Value> {
+    let mut generation = Map::new();
+    for (gguf, hf) in TOKEN_IDS {
+        if let Some(id) = metadata.u32(&format!("tokenizer.ggml.{gguf}")) {
+            generation.insert(hf.to_owned(), json!(id));
+        }
+    }
+    let mut ends: Vec<u32> = metadata.u32("tokenizer.ggml.eos_token_id").into_iter().collect();
+    for id in END_IDS.iter().filter_map(|key| metadata.u32(key)) {
+        if !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
+    if ends.len() > 1 {
+        generation.insert("eos_token_id".to_owned(), json!(ends));
+    }
+    for (gguf, hf) in SAMPLING {
+        if let Some(value) = metadata.get(&format!("general.sampling.{gguf}")) {
+            let kind = if hf == "top_k" { Kind::Int } else { Kind::Float };
+            generation.extend(to_json(value, kind).map(|v| (hf.to_owned(), v)));
+        }
+    }
+    generation
+}
+
+/// Brings newer spellings of config.json to the one everything else reads: the text part of a multimodal config
+/// moves to the top, `rope_parameters` also appears as `rope_theta` and `rope_scaling`.
+pub(crate) fn normalise_config(config: &mut Map<String, Value>) {
+    if let Some(Value::Object(text)) = config.remove("text_config") {
+        for (key, value) in text {
+            config.insert(key, value);
+        }
+    }
+    if let Some(Value::Object(rope)) = config.get("rope_parameters").cloned() {
+        flatten_rope_parameters(config, &rope);
+    }
+    fill_head_dim(config);
+}
+
+fn flatten_rope_parameters(config: &mut Map<String, Value>, rope: &Map<String, Value>) {
+    // Families with two kinds of layers have one set of parameters for each.
+    let global = rope.get("full_attention").and_then(Value::as_object).unwrap_or(rope);
+    let local = rope.get("sliding_attention").and_then(Value::as_object);
+    if let Some(theta) = local.and_then(|l| l.get("rope_theta")) {
+        config.entry("rope_local_base_freq").or_insert_with(|| theta.clone());
+    }
+    for key in ["rope_theta", "partial_rotary_factor"] {
+        if let Some(value) = global.get(key) {
+            config.entry(key).or_insert_with(|| value.clone());
+        }
+    }
+    let kind = global.get("rope_type").and_then(Value::as_str).unwrap_or("default");
+    if kind != "default" && config.get("rope_scaling").is_none_or(Value::is_null) {
+        let mut scaling = global.clone();
+        scaling.remove("rope_theta");
+        config.insert("rope_scaling".to_owned(), Value::Object(scaling));
+    }
+}
+
+/// Puts in what the family assumes where config.json is silent.
+pub(crate) fn apply_defaults(arch: &ArchSpec, config: &mut Map<String, Value>) {
+    for (key, default) in arch.defaults {
+        config.entry(*key).or_insert_with(|| match *default {
+            Default::Str(v) => json!(v),
+            Default::Int(v) => json!(v),
+            Default::Float(v) => json!(v),
+            Default::Bool(v) => json!(v),
+        });
+    }
+}

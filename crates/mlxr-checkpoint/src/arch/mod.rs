@@ -1,0 +1,155 @@
+//! What differs between model families and between file formats, as tables: tensor names, hyperparameter names,
+//! defaults and quirks. No code elsewhere names a family.
+
+mod families;
+mod hparams;
+mod tensors;
+
+use std::collections::HashMap;
+
+pub use families::ALL;
+pub use hparams::{Default, HParam, Kind};
+pub(crate) use hparams::{apply_defaults, config_from_gguf, generation_from_gguf, normalise_config};
+pub use tensors::{Layout, TensorRule};
+
+/// One model family.
+#[derive(Debug)]
+pub struct ArchSpec {
+    /// `model_type` in a Hugging Face config.json.
+    pub model_type: &'static str,
+    /// Other `model_type`s of the same family.
+    pub aliases: &'static [&'static str],
+    /// `architectures[0]` written to new config.json files.
+    pub hf_class: &'static str,
+    /// `general.architecture` in a GGUF file.
+    pub gguf_arch: &'static str,
+    /// The GGUF converter reorders q and k rows so that rotated pairs are neighbours.
+    pub gguf_permutes_qk: bool,
+    /// Hugging Face files store norm weights as `w` and multiply by `1 + w`.
+    pub hf_norm_plus_one: bool,
+    /// Names in Hugging Face and MLX files.
+    pub hf: &'static [&'static [TensorRule]],
+    /// Names in GGUF files.
+    pub gguf: &'static [&'static [TensorRule]],
+    /// Prefixes of Hugging Face tensors that a text model does not use: buffers, vision towers.
+    pub hf_ignored: &'static [&'static str],
+    pub hparams: &'static [&'static [HParam]],
+    /// What config.json means when it does not say (and what a GGUF file never says).
+    pub defaults: &'static [(&'static str, Default)],
+}
+
+impl ArchSpec {
+    /// The family of a Hugging Face `model_type`.
+    pub fn for_model_type(model_type: &str) -> Option<&'static ArchSpec> {
+        ALL.iter().copied().find(|a| a.model_type == model_type || a.aliases.contains(&model_type))
+    }
+
+    /// The family of a GGUF architecture name; several families share `llama`, told apart by `n_experts`.
+    pub fn for_gguf(name: &str, n_experts: u64) -> Option<&'static ArchSpec> {
+        let mut same = ALL.iter().copied().filter(|a| a.gguf_arch == name);
+        let first = same.next()?;
+        if n_experts == 0 { Some(first) } else { Some(same.find(|a| a.is_moe()).unwrap_or(first)) }
+    }
+
+    /// Whether the family has experts.
+    pub fn is_moe(&self) -> bool {
+        self.rules(Naming::Gguf).any(|rule| rule.parts[0].contains(".moe."))
+    }
+
+    /// The `model_type`s of all families, for messages.
+    pub fn supported() -> String {
+        ALL.iter().map(|a| a.model_type).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The `general.architecture`s of all families, for messages.
+    pub fn supported_gguf() -> String {
+        let mut names: Vec<_> = ALL.iter().map(|a| a.gguf_arch).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.join(", ")
+    }
+
+    pub(crate) fn rules(&self, naming: Naming) -> impl Iterator<Item = &'static TensorRule> + use<> {
+        let groups = match naming {
+            Naming::Hf => self.hf,
+            Naming::Gguf => self.gguf,
+        };
+        groups.iter().copied().flatten()
+    }
+
+    /// The rules by file name pattern.
+    pub(crate) fn rule_index(&self, naming: Naming) -> HashMap<&'static str, &'static TensorRule> {
+        self.rules(naming).map(|rule| (rule.file, rule)).collect()
+    }
+}
+
+/// Whose tensor names a file uses; MLX files use Hugging Face's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    Hf,
+    Gguf,
+}
+
+/// A tensor name with its numbers taken out: `layers.{i}.moe.up.{e}.weight` and `[3, 5]`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Pattern {
+    pub text: String,
+    pub numbers: Vec<u32>,
+}
+
+const PLACEHOLDERS: [&str; 2] = ["{i}", "{e}"];
+
+impl Pattern {
+    /// The pattern of a concrete name; numbers beyond the second stay in the text.
+    pub fn of(name: &str) -> Pattern {
+        let mut numbers = Vec::new();
+        let parts = name.split('.').map(|part| match part.parse::<u32>() {
+            Ok(n) if numbers.len() < PLACEHOLDERS.len() && n.to_string() == part => {
+                numbers.push(n);
+                PLACEHOLDERS[numbers.len() - 1]
+            }
+            _ => part,
+        });
+        let text = parts.collect::<Vec<_>>().join(".");
+        Pattern { text, numbers }
+    }
+
+    /// `pattern` with the numbers put in.
+    pub fn fill(pattern: &str, numbers: &[u32]) -> String {
+        let mut text = pattern.to_owned();
+        for (placeholder, n) in PLACEHOLDERS.iter().zip(numbers) {
+            text = text.replace(placeholder, &n.to_string());
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_patterns_and_back() {
+        let name = "model.layers.12.mlp.experts.7.up_proj.weight";
+        let pattern = Pattern::of(name);
+        assert_eq!(pattern.text, "model.layers.{i}.mlp.experts.{e}.up_proj.weight");
+        assert_eq!(Pattern::fill(&pattern.text, &pattern.numbers), name);
+        assert_eq!(Pattern::of("blk.01.x").text, "blk.01.x");
+    }
+
+    #[test]
+    fn every_table_names_each_file_tensor_once_and_agrees_on_the_canonical_names() {
+        for arch in ALL {
+            for naming in [Naming::Hf, Naming::Gguf] {
+                assert_eq!(arch.rule_index(naming).len(), arch.rules(naming).count(), "{}", arch.model_type);
+            }
+        }
+    }
+
+    #[test]
+    fn gguf_llama_with_experts_is_mixtral() {
+        assert_eq!(ArchSpec::for_gguf("llama", 0).map(|a| a.model_type), Some("llama"));
+        assert_eq!(ArchSpec::for_gguf("llama", 8).map(|a| a.model_type), Some("mixtral"));
+        assert!(ArchSpec::for_gguf("rwkv", 0).is_none());
+    }
+}

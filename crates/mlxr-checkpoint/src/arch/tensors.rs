@@ -1,0 +1,166 @@
+//! Tensor names: what a file calls a tensor, and what we call its parts.
+
+/// How the canonical tensors lie in the file's tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The one canonical tensor as it is.
+    Whole,
+    /// Query, key and value rows one after another; their counts follow from the head counts.
+    Qkv,
+    /// Equal parts, one after another along the rows.
+    Halves,
+    /// Rows (of a stack: of each item) taken in turn: gate, up, gate, up, ...
+    Interleaved,
+    /// A stack of matrices stored `[n, in, out]`.
+    Transposed,
+    /// A stack of matrices stored `[n, in, out]`, the columns taken in turn.
+    TransposedInterleaved,
+}
+
+/// One tensor of a file and the canonical tensors it holds.
+#[derive(Debug)]
+pub struct TensorRule {
+    /// Name in the file; `{i}` is the layer, `{e}` the expert.
+    pub file: &'static str,
+    /// Canonical names, in file order.
+    pub parts: &'static [&'static str],
+    pub layout: Layout,
+}
+
+macro_rules! rules {
+    ($($file:literal => $($part:literal),+ $(; $layout:ident)?)*) => {
+        &[$(TensorRule {
+            file: $file,
+            parts: &[$($part),+],
+            layout: rules!(@layout $($layout)?),
+        }),*]
+    };
+    (@layout) => { Layout::Whole };
+    (@layout $layout:ident) => { Layout::$layout };
+}
+
+type Rules = &'static [TensorRule];
+
+// --- Hugging Face ---
+
+pub const HF_EMBED: Rules = rules! {
+    "model.embed_tokens.weight" => "embed_tokens.weight"
+    "model.norm.weight" => "norm.weight"
+    "lm_head.weight" => "lm_head.weight"
+};
+
+pub const HF_ATTN: Rules = rules! {
+    "model.layers.{i}.self_attn.q_proj.weight" => "layers.{i}.attn.q.weight"
+    "model.layers.{i}.self_attn.k_proj.weight" => "layers.{i}.attn.k.weight"
+    "model.layers.{i}.self_attn.v_proj.weight" => "layers.{i}.attn.v.weight"
+    "model.layers.{i}.self_attn.o_proj.weight" => "layers.{i}.attn.o.weight"
+};
+
+pub const HF_ATTN_BIAS: Rules = rules! {
+    "model.layers.{i}.self_attn.q_proj.bias" => "layers.{i}.attn.q.bias"
+    "model.layers.{i}.self_attn.k_proj.bias" => "layers.{i}.attn.k.bias"
+    "model.layers.{i}.self_attn.v_proj.bias" => "layers.{i}.attn.v.bias"
+    "model.layers.{i}.self_attn.o_proj.bias" => "layers.{i}.attn.o.bias"
+};
+
+pub const HF_QK_NORM: Rules = rules! {
+    "model.layers.{i}.self_attn.q_norm.weight" => "layers.{i}.attn.q_norm.weight"
+    "model.layers.{i}.self_attn.k_norm.weight" => "layers.{i}.attn.k_norm.weight"
+};
+
+/// Norms before attention and before the MLP.
+pub const HF_PRE_NORMS: Rules = rules! {
+    "model.layers.{i}.input_layernorm.weight" => "layers.{i}.attn_norm.weight"
+    "model.layers.{i}.post_attention_layernorm.weight" => "layers.{i}.mlp_norm.weight"
+};
+
+pub const HF_MLP: Rules = rules! {
+    "model.layers.{i}.mlp.gate_proj.weight" => "layers.{i}.mlp.gate.weight"
+    "model.layers.{i}.mlp.up_proj.weight" => "layers.{i}.mlp.up.weight"
+    "model.layers.{i}.mlp.down_proj.weight" => "layers.{i}.mlp.down.weight"
+};
+
+pub const HF_MLP_BIAS: Rules = rules! {
+    "model.layers.{i}.mlp.gate_proj.bias" => "layers.{i}.mlp.gate.bias"
+    "model.layers.{i}.mlp.up_proj.bias" => "layers.{i}.mlp.up.bias"
+    "model.layers.{i}.mlp.down_proj.bias" => "layers.{i}.mlp.down.bias"
+};
+
+pub const HF_MIXTRAL_MOE: Rules = rules! {
+    "model.layers.{i}.block_sparse_moe.gate.weight" => "layers.{i}.moe.router.weight"
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight" => "layers.{i}.moe.gate.{e}.weight"
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight" => "layers.{i}.moe.down.{e}.weight"
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight" => "layers.{i}.moe.up.{e}.weight"
+    "model.layers.{i}.block_sparse_moe.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"
+    "model.layers.{i}.block_sparse_moe.switch_mlp.up_proj.weight" => "layers.{i}.moe.up.weight"
+    "model.layers.{i}.block_sparse_moe.switch_mlp.down_proj.weight" => "layers.{i}.moe.down.weight"
+};
+
+pub const HF_QWEN_MOE: Rules = rules! {
+    "model.layers.{i}.mlp.gate.weight" => "layers.{i}.moe.router.weight"
+    "model.layers.{i}.mlp.experts.{e}.gate_proj.weight" => "layers.{i}.moe.gate.{e}.weight"
+    "model.layers.{i}.mlp.experts.{e}.up_proj.weight" => "layers.{i}.moe.up.{e}.weight"
+    "model.layers.{i}.mlp.experts.{e}.down_proj.weight" => "layers.{i}.moe.down.{e}.weight"
+    "model.layers.{i}.mlp.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"
+    "model.layers.{i}.mlp.switch_mlp.up_proj.weight" => "layers.{i}.moe.up.weight"
+    "model.layers.{i}.mlp.switch_mlp.down_proj.weight" => "layers.{i}.moe.down.weight"
+};
+
+// --- GGUF ---
+
+pub const GGUF_EMBED: Rules = rules! {
+    "token_embd.weight" => "embed_tokens.weight"
+    "output_norm.weight" => "norm.weight"
+    "output.weight" => "lm_head.weight"
+};
+
+pub const GGUF_ATTN: Rules = rules! {
+    "blk.{i}.attn_q.weight" => "layers.{i}.attn.q.weight"
+    "blk.{i}.attn_k.weight" => "layers.{i}.attn.k.weight"
+    "blk.{i}.attn_v.weight" => "layers.{i}.attn.v.weight"
+    "blk.{i}.attn_output.weight" => "layers.{i}.attn.o.weight"
+};
+
+pub const GGUF_ATTN_BIAS: Rules = rules! {
+    "blk.{i}.attn_q.bias" => "layers.{i}.attn.q.bias"
+    "blk.{i}.attn_k.bias" => "layers.{i}.attn.k.bias"
+    "blk.{i}.attn_v.bias" => "layers.{i}.attn.v.bias"
+    "blk.{i}.attn_output.bias" => "layers.{i}.attn.o.bias"
+};
+
+pub const GGUF_QK_NORM: Rules = rules! {
+    "blk.{i}.attn_q_norm.weight" => "layers.{i}.attn.q_norm.weight"
+    "blk.{i}.attn_k_norm.weight" => "layers.{i}.attn.k_norm.weight"
+};
+
+pub const GGUF_PRE_NORMS: Rules = rules! {
+    "blk.{i}.attn_norm.weight" => "layers.{i}.attn_norm.weight"
+    "blk.{i}.ffn_norm.weight" => "layers.{i}.mlp_norm.weight"
+};
+
+pub const GGUF_MLP: Rules = rules! {
+    "blk.{i}.ffn_gate.weight" => "layers.{i}.mlp.gate.weight"
+    "blk.{i}.ffn_up.weight" => "layers.{i}.mlp.up.weight"
+    "blk.{i}.ffn_down.weight" => "layers.{i}.mlp.down.weight"
+};
+
+pub const GGUF_MLP_BIAS: Rules = rules! {
+    "blk.{i}.ffn_gate.bias" => "layers.{i}.mlp.gate.bias"
+    "blk.{i}.ffn_up.bias" => "layers.{i}.mlp.up.bias"
+    "blk.{i}.ffn_down.bias" => "layers.{i}.mlp.down.bias"
+};
+
+/// Experts as stacks, and one tensor per expert as files before 2024-04 have them.
+pub const GGUF_MOE: Rules = rules! {
+    "blk.{i}.ffn_gate_inp.weight" => "layers.{i}.moe.router.weight"
+    "blk.{i}.ffn_gate_exps.weight" => "layers.{i}.moe.gate.weight"
+    "blk.{i}.ffn_up_exps.weight" => "layers.{i}.moe.up.weight"
+    "blk.{i}.ffn_down_exps.weight" => "layers.{i}.moe.down.weight"
+    "blk.{i}.ffn_gate.{e}.weight" => "layers.{i}.moe.gate.{e}.weight"
+    "blk.{i}.ffn_up.{e}.weight" => "layers.{i}.moe.up.{e}.weight"
+    "blk.{i}.ffn_down.{e}.weight" => "layers.{i}.moe.down.{e}.weight"
+};
+
+pub const GGUF_ROPE_FREQS: Rules = rules! {
+    "rope_freqs.weight" => "rope_factors.llama3"
+};

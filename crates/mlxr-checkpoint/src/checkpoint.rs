@@ -1,0 +1,210 @@
+//! One checkpoint, whatever its format: a Hugging Face shaped config and canonical, mapped tensors.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use mlxr_tensor::HostTensor;
+use serde_json::{Map, Value, json};
+
+use crate::arch::{self, ArchSpec, Naming};
+use crate::assemble::{Assembled, assemble};
+use crate::gguf::{self, GgufMetadata};
+use crate::mapping::LoadOptions;
+use crate::tokenizer::{self, ChatTemplates, TokenizerSource};
+use crate::{CheckpointError, json, safetensors};
+
+/// Which kind of files a checkpoint came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointFormat {
+    Gguf,
+    Safetensors,
+    Mlx,
+}
+
+impl CheckpointFormat {
+    /// The name users read.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CheckpointFormat::Gguf => "GGUF",
+            CheckpointFormat::Safetensors => "safetensors",
+            CheckpointFormat::Mlx => "MLX",
+        }
+    }
+}
+
+/// Which elements of a head RoPE turns together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairing {
+    /// Element `j` with element `j + rotated / 2`.
+    Half,
+    /// Element `2j` with element `2j + 1`.
+    Interleaved,
+}
+
+/// An opened model. Tensors are mapped, so cloning and slicing them costs nothing.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub path: PathBuf,
+    pub format: CheckpointFormat,
+    pub arch: &'static ArchSpec,
+    /// Shaped like Hugging Face's config.json for every format.
+    pub config: Map<String, Value>,
+    /// Shaped like generation_config.json; empty when there is none.
+    pub generation: Map<String, Value>,
+    pub tokenizer: TokenizerSource,
+    pub chat_template: Option<String>,
+    /// Further templates by name (`tool_use`, `rag`).
+    pub named_templates: BTreeMap<String, String>,
+    pub rope_pairing: RopePairing,
+    /// The metadata of a GGUF file.
+    pub metadata: Option<GgufMetadata>,
+    /// Tensors no table knows, under their names in the file; a loader that computes with the model refuses them.
+    pub unknown: Vec<HostTensor>,
+    /// File names of tensors the family is known not to need.
+    pub ignored: Vec<String>,
+    tensors: BTreeMap<String, HostTensor>,
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file (of a split model: the first part), or a folder with safetensors files in Hugging Face's or
+    /// MLX's layout.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] says which file and place is wrong and what to do; no input makes this panic.
+    pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+        Self::open_with(path, LoadOptions::default())
+    }
+
+    /// [`Self::open`] with a choice of how pages get into memory.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and when memory cannot be locked.
+    pub fn open_with(path: &Path, options: LoadOptions) -> Result<Checkpoint, CheckpointError> {
+        if path.is_dir() {
+            return Self::open_dir(path, options);
+        }
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let hint = "name the folder that holds it; config.json and the tokenizer are needed too";
+            return Err(CheckpointError::unsupported(path, "a safetensors file on its own", hint));
+        }
+        Self::open_gguf(path, options)
+    }
+
+    fn open_gguf(path: &Path, options: LoadOptions) -> Result<Checkpoint, CheckpointError> {
+        let file = gguf::open_series(path, options)?;
+        let metadata = file.metadata;
+        let Some(name) = metadata.architecture() else {
+            let hint = "this may be a vocabulary, an adapter or an importance matrix instead of a model";
+            return Err(CheckpointError::missing(path, "metadata \"general.architecture\"", hint));
+        };
+        let n_experts = metadata.u64(&format!("{name}.expert_count")).unwrap_or(0);
+        let Some(arch) = ArchSpec::for_gguf(name, n_experts) else {
+            return Err(CheckpointError::UnknownArchitecture {
+                path: path.to_owned(),
+                found: name.to_owned(),
+                supported: ArchSpec::supported_gguf(),
+            });
+        };
+        let mut config = arch::config_from_gguf(arch, &metadata);
+        let assembled = assemble(arch, Naming::Gguf, &config, file.tensors)?;
+        arch::apply_defaults(arch, &mut config);
+        let has = |name: &str| assembled.tensors.contains_key(name);
+        config.insert("tie_word_embeddings".to_owned(), json!(!has("lm_head.weight")));
+        config.insert("attention_bias".to_owned(), json!(has("layers.0.attn.q.bias")));
+        config.insert("mlp_bias".to_owned(), json!(has("layers.0.mlp.down.bias")));
+        let pairing = if arch.gguf_permutes_qk { RopePairing::Interleaved } else { RopePairing::Half };
+        let parts = Parts {
+            format: CheckpointFormat::Gguf,
+            config,
+            generation: arch::generation_from_gguf(&metadata),
+            templates: tokenizer::chat_templates_from_gguf(&metadata),
+            tokenizer: TokenizerSource::Gguf(metadata.clone()),
+            rope_pairing: pairing,
+            metadata: Some(metadata),
+        };
+        Ok(Self::from_parts(path, arch, parts, assembled))
+    }
+
+    fn open_dir(dir: &Path, options: LoadOptions) -> Result<Checkpoint, CheckpointError> {
+        let config_path = dir.join("config.json");
+        if !config_path.is_file() {
+            let hint = "name a GGUF file, or a folder with config.json and *.safetensors";
+            return Err(CheckpointError::missing(dir, "config.json", hint));
+        }
+        let mut config = json::read_object(&config_path)?;
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let Some(arch) = ArchSpec::for_model_type(&model_type) else {
+            return Err(CheckpointError::UnknownArchitecture {
+                path: config_path,
+                found: model_type,
+                supported: ArchSpec::supported(),
+            });
+        };
+        arch::normalise_config(&mut config);
+        arch::apply_defaults(arch, &mut config);
+        let files = safetensors::open_dir(dir, options)?;
+        let mut assembled = assemble(arch, Naming::Hf, &config, files.tensors)?;
+        settle_tied_head(&mut config, &mut assembled);
+        let tokenizer = tokenizer::source_from_dir(dir)?;
+        let parts = Parts {
+            format: CheckpointFormat::Safetensors,
+            config,
+            generation: json::read_object_if_present(&dir.join("generation_config.json"))?,
+            templates: tokenizer::chat_templates_from_dir(dir, &tokenizer)?,
+            tokenizer,
+            rope_pairing: RopePairing::Half,
+            metadata: None,
+        };
+        Ok(Self::from_parts(dir, arch, parts, assembled))
+    }
+
+    fn from_parts(path: &Path, arch: &'static ArchSpec, parts: Parts, assembled: Assembled) -> Checkpoint {
+        Checkpoint {
+            path: path.to_owned(),
+            format: parts.format,
+            arch,
+            config: parts.config,
+            generation: parts.generation,
+            tokenizer: parts.tokenizer,
+            chat_template: parts.templates.default,
+            named_templates: parts.templates.named,
+            rope_pairing: parts.rope_pairing,
+            metadata: parts.metadata,
+            unknown: assembled.unknown,
+            ignored: assembled.ignored,
+            tensors: assembled.tensors,
+        }
+    }
+
+    /// The tensor with this canonical name.
+    pub fn tensor(&self, canonical: &str) -> Option<&HostTensor> {
+        self.tensors.get(canonical)
+    }
+
+    /// All canonical tensors, sorted by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &HostTensor> {
+        self.tensors.values()
+    }
+}
+
+/// Everything but the tensors.
+struct Parts {
+    format: CheckpointFormat,
+    config: Map<String, Value>,
+    generation: Map<String, Value>,
+    templates: ChatTemplates,
+    tokenizer: TokenizerSource,
+    rope_pairing: RopePairing,
+    metadata: Option<GgufMetadata>,
+}
+
+/// A head that config.json says is tied to the embedding is not read, even when the file repeats it.
+fn settle_tied_head(config: &mut Map<String, Value>, assembled: &mut Assembled) {
+    const HEAD: &str = "lm_head.weight";
+    let has_head = assembled.tensors.contains_key(HEAD);
+    let tied = config.entry("tie_word_embeddings").or_insert(json!(!has_head));
+    if tied.as_bool() == Some(true) && has_head {
+        assembled.tensors.remove(HEAD);
+        assembled.ignored.push(HEAD.to_owned());
+    }
+}

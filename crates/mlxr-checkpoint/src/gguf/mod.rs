@@ -1,0 +1,18 @@
+//! GGUF: one file (or a numbered series of them) with typed metadata, a tensor directory and aligned tensor data.
+//!
+//! Versions 2 and 3, little-endian. Every count, size and offset is checked against the file before it is used.
+//! Format: the GGUF specification of the ggml project.
+
+mod cursor;
+mod metadata;
+mod reader;
+mod split;
+
+pub use metadata::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};
+pub(crate) use reader::RawTensor;
+pub(crate) use split::open_series;
+
+/// The four bytes every GGUF file starts with.
+pub const MAGIC: [u8; 4] = *b"GGUF";
+/// Alignment of tensor data where `general.alignment` does not say otherwise.
+pub const DEFAULT_ALIGNMENT: u64 = 32;

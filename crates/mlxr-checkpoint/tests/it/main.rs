@@ -1,0 +1,5 @@
+//! The crate from outside: whole files in, checkpoints out.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it panics")]
+
+mod open;

@@ -1,0 +1,229 @@
+//! Scale searches shared by the encoders: weighted least squares over a set of candidate scales.
+//!
+//! For given levels the best scale has a closed form, and for a given scale the best levels are the nearest ones.
+//! A search starts from several scales around the one that spans the data, solves for the scale, and alternates
+//! until the error stops falling. Everything is deterministic.
+
+use super::legacy::{min_max, recip};
+
+/// Which elements count when nothing is known about the activations they meet.
+#[derive(Clone, Copy)]
+pub enum Emphasis {
+    /// The square of the value: large weights dominate. For types without an offset.
+    Energy,
+    /// The root mean square of the sub-block plus the magnitude. For types with an offset.
+    Magnitude,
+}
+
+/// Alternations after the candidate search; more gains nothing measurable.
+const REFINEMENTS: usize = 4;
+
+/// Weights of the squared errors of `x`, sub-block by sub-block of `run` elements: the importance of a column times
+/// a measure of the value, or that measure alone.
+pub fn value_weights<const N: usize>(
+    x: &[f32; N],
+    importance: Option<&[f32; N]>,
+    emphasis: Emphasis,
+    run: usize,
+) -> [f32; N] {
+    let mut w = [0.0; N];
+    for (j, (w, x)) in w.chunks_mut(run).zip(x.chunks(run)).enumerate() {
+        let mean_square = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+        let rms = mean_square.sqrt();
+        for (i, (w, v)) in w.iter_mut().zip(x).enumerate() {
+            *w = match (importance, emphasis) {
+                (Some(importance), _) => importance[j * run + i] * (mean_square + v * v).sqrt(),
+                (None, Emphasis::Energy) => v * v,
+                (None, Emphasis::Magnitude) => rms + v.abs(),
+            };
+        }
+    }
+    normalised(w)
+}
+
+/// Importance as weights.
+pub fn weights<const N: usize>(importance: &[f32; N]) -> [f32; N] {
+    normalised(*importance)
+}
+
+/// Scaled to a largest weight of 1, so that sums of squares neither overflow nor vanish; ones when all are zero.
+fn normalised<const N: usize>(w: [f32; N]) -> [f32; N] {
+    let max = w.iter().fold(0f32, |m, &v| m.max(v));
+    let inverse = recip(max);
+    if inverse == 0.0 || !max.is_finite() { [1.0; N] } else { w.map(|v| v * inverse) }
+}
+
+/// Nearest integer, ties to even, of a value below 2^22 in magnitude: one addition instead of a library call.
+#[inline(always)]
+pub fn round(v: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23
+    (v + SHIFT) - SHIFT
+}
+
+/// The integers `low..=high` as levels.
+pub fn integer_levels(low: i16, high: i16) -> impl Fn(f32) -> f32 + Copy {
+    let (low, high) = (f32::from(low), f32::from(high));
+    move |v: f32| round(v.clamp(low, high))
+}
+
+/// The scale `d` with the smallest weighted error of `x ~ d * level(x / d)`, searched from the reciprocal scales
+/// `candidates`; zero when `x` is zero or no candidate is usable.
+pub fn scale(
+    x: &[f32],
+    w: &[f32],
+    candidates: impl IntoIterator<Item = f32>,
+    level: impl Fn(f32) -> f32,
+) -> f32 {
+    let solve = |inverse: f32| {
+        let (mut lx, mut ll) = (0.0, 0.0);
+        for (&x, &w) in x.iter().zip(w) {
+            let l = level(x * inverse);
+            lx += w * l * x;
+            ll += w * l * l;
+        }
+        // Error = sum of w * x^2 less this gain.
+        if ll > 0.0 { (lx * lx / ll, lx / ll) } else { (0.0, 0.0) }
+    };
+    let mut best = (0.0, 0.0);
+    for inverse in candidates {
+        let found = solve(inverse);
+        if found.0 > best.0 {
+            best = found;
+        }
+    }
+    for _ in 0..REFINEMENTS {
+        let found = solve(recip(best.1));
+        if found.0 <= best.0 {
+            break;
+        }
+        best = found;
+    }
+    best.1
+}
+
+/// Reciprocal scales that put the element of largest magnitude near level `-n`.
+pub fn signed_candidates(x: &[f32], n: u8) -> impl Iterator<Item = f32> + use<> {
+    let inverse = recip(extreme(x));
+    (-9i8..=9).map(move |step| -(f32::from(n) + 0.1 * f32::from(step)) * inverse)
+}
+
+/// Reciprocal scales that put the largest element near level `n`, for elements of at least zero.
+pub fn unsigned_candidates(x: &[f32], n: u8) -> impl Iterator<Item = f32> + use<> {
+    let inverse = recip(extreme(x));
+    (-9i8..=9).map(move |step| (f32::from(n) + 0.1 * f32::from(step)) * inverse)
+}
+
+/// The element of largest magnitude, the first of equals.
+pub fn extreme(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |m: f32, &v| if m.abs() < v.abs() { v } else { m })
+}
+
+/// What values the offset of [`affine`] may take.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Minimum {
+    Any,
+    /// Stored as a magnitude to subtract.
+    AtMostZero,
+}
+
+/// Scale and minimum `(d, m)` with the smallest weighted error of `x ~ d * q + m` over codes `0..=n`.
+pub fn affine(x: &[f32], w: &[f32], n: u8, minimum: Minimum) -> (f32, f32) {
+    let (mut low, high) = min_max(x);
+    if minimum == Minimum::AtMostZero {
+        low = low.min(0.0);
+    }
+    let n = f32::from(n);
+    let span = high - low;
+    if recip(span) == 0.0 {
+        return (0.0, low);
+    }
+    let start = (span / n, low);
+    let mut best = (affine_error(x, w, n, start), start);
+    for step in -10i8..=10 {
+        let inverse = (n + 0.1 * f32::from(step)) / span;
+        improve(x, w, n, minimum, (inverse, low), &mut best);
+    }
+    for _ in 0..REFINEMENTS {
+        let (d, m) = best.1;
+        if !improve(x, w, n, minimum, (recip(d), m), &mut best) {
+            break;
+        }
+    }
+    best.1
+}
+
+/// Solves for scale and minimum with the codes of `(1 / d, m)`; keeps the solution when it lowers the error.
+fn improve(
+    x: &[f32],
+    w: &[f32],
+    n: f32,
+    minimum: Minimum,
+    (inverse, low): (f32, f32),
+    best: &mut (f32, (f32, f32)),
+) -> bool {
+    let (mut sw, mut sx, mut sl, mut sll, mut sxl) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for (&x, &w) in x.iter().zip(w) {
+        let l = round(((x - low) * inverse).clamp(0.0, n));
+        sw += w;
+        sx += w * x;
+        sl += w * l;
+        sll += w * l * l;
+        sxl += w * x * l;
+    }
+    let det = sw * sll - sl * sl;
+    if det <= 0.0 {
+        return false;
+    }
+    let mut found = ((sw * sxl - sx * sl) / det, (sll * sx - sl * sxl) / det);
+    if minimum == Minimum::AtMostZero && found.1 > 0.0 {
+        found = (sxl / sll, 0.0);
+    }
+    let error = affine_error(x, w, n, found);
+    let better = found.0 > 0.0 && error < best.0;
+    if better {
+        *best = (error, found);
+    }
+    better
+}
+
+/// Weighted error of `x ~ d * q + m` with the nearest codes.
+pub fn affine_error(x: &[f32], w: &[f32], n: f32, (d, m): (f32, f32)) -> f32 {
+    let inverse = recip(d);
+    let mut error = 0.0;
+    for (&x, &w) in x.iter().zip(w) {
+        let l = round(((x - m) * inverse).clamp(0.0, n));
+        let e = d * l + m - x;
+        error += w * e * e;
+    }
+    error
+}
+
+/// The nearest codes `0..=n` of `x ~ d * q + m`.
+pub fn affine_codes(x: &[f32], n: u8, (d, m): (f32, f32), codes: &mut [u8]) {
+    let inverse = recip(d);
+    for (code, &x) in codes.iter_mut().zip(x) {
+        *code = round(((x - m) * inverse).clamp(0.0, f32::from(n))) as u8;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_on_a_lattice_are_found_exactly() {
+        let x: [f32; 16] = std::array::from_fn(|i| 0.25 * (i as f32 - 8.0));
+        let d = scale(&x, &[1.0; 16], signed_candidates(&x, 8), integer_levels(-8, 7));
+        assert!((d.abs() - 0.25).abs() < 1e-6, "{d}");
+        let shifted = x.map(|v| v - 0.1);
+        let (d, m) = affine(&shifted, &[1.0; 16], 15, Minimum::AtMostZero);
+        assert!((d - 0.25).abs() < 1e-5 && (m + 2.1).abs() < 1e-5, "{d} {m}");
+    }
+
+    #[test]
+    fn weights_survive_extreme_importance() {
+        let x = [1e30f32; 4];
+        assert_eq!(value_weights(&x, Some(&[0.0; 4]), Emphasis::Energy, 4), [1.0; 4]);
+        assert_eq!(value_weights(&x, None, Emphasis::Energy, 4), [1.0; 4]);
+    }
+}

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use mlxr_tensor::HostTensor;
 use serde_json::{Map, Value, json};
 
 use crate::arch::{self, ArchSpec, Naming};
 use crate::assemble::{Assembled, assemble};
-use crate::gguf::{self, GgufMetadata};
+use crate::gguf::{self, GgufFile, GgufMetadata};
 use crate::mapping::LoadOptions;
 use crate::tokenizer::{self, ChatTemplates, TokenizerSource};
 use crate::{CheckpointError, json, safetensors};
@@ -87,11 +88,18 @@ impl Checkpoint {
             let hint = "name the folder that holds it; config.json and the tokenizer are needed too";
             return Err(CheckpointError::unsupported(path, "a safetensors file on its own", hint));
         }
-        Self::open_gguf(path, options)
+        Self::from_gguf(path, gguf::open_series(path, options)?)
     }
 
-    fn open_gguf(path: &Path, options: LoadOptions) -> Result<Checkpoint, CheckpointError> {
-        let file = gguf::open_series(path, options)?;
+    /// Reads a GGUF file that is in memory already, such as one compiled into a program; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_gguf_bytes(name: &Path, bytes: &Bytes) -> Result<Checkpoint, CheckpointError> {
+        Self::from_gguf(name, GgufFile::parse(name, bytes)?)
+    }
+
+    fn from_gguf(path: &Path, file: GgufFile) -> Result<Checkpoint, CheckpointError> {
         let metadata = file.metadata;
         let Some(name) = metadata.architecture() else {
             let hint = "this may be a vocabulary, an adapter or an importance matrix instead of a model";

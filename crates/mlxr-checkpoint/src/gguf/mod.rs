@@ -9,7 +9,7 @@ mod reader;
 mod split;
 
 pub use metadata::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};
-pub(crate) use reader::RawTensor;
+pub(crate) use reader::{GgufFile, RawTensor};
 pub(crate) use split::open_series;
 
 /// The four bytes every GGUF file starts with.

@@ -1,0 +1,213 @@
+//! One tokenizer type over every vocabulary format.
+//!
+//! The formats differ in how they cut text (an [`engine`](Engine)); what an id stands for is the same
+//! [`Vocab`] for all of them, so decoding exists once.
+
+mod byte_level;
+mod charsmap;
+mod hf;
+mod splitter;
+mod vocab;
+
+use std::sync::Arc;
+
+use mlxr_checkpoint::TokenizerSource;
+use serde_json::{Map, Value};
+
+pub use hf::HfFiles;
+pub use vocab::TokenKind;
+pub(crate) use vocab::{StartRule, Vocab};
+
+use crate::{Detokenizer, TextError};
+
+/// How to read a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EncodeOptions {
+    /// Add the tokens the model expects around a text, such as a beginning-of-sequence token.
+    pub add_special: bool,
+    /// Read the spelling of a control token, such as `<|im_end|>`, as that token. Never set it for a user's text.
+    pub parse_special: bool,
+}
+
+/// A vocabulary and the rules to cut text with it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+    eog_ids: Arc<[u32]>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) engine: Engine,
+    pub(crate) vocab: Vocab,
+    pub(crate) specials: Specials,
+}
+
+/// The ids with a role of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Specials {
+    pub(crate) bos: Option<u32>,
+    pub(crate) eos: Option<u32>,
+    /// Every end-of-generation id, ascending.
+    pub(crate) eog: Vec<u32>,
+}
+
+/// The algorithm behind a vocabulary.
+#[derive(Debug)]
+pub(crate) enum Engine {
+    Hf(Box<hf::HfEngine>),
+}
+
+impl Tokenizer {
+    pub(crate) fn new(engine: Engine, vocab: Vocab, mut specials: Specials) -> Tokenizer {
+        specials.eog.sort_unstable();
+        specials.eog.dedup();
+        let eog_ids = specials.eog.clone().into();
+        Tokenizer { inner: Arc::new(Inner { engine, vocab, specials }), eog_ids }
+    }
+
+    /// The tokenizer of a checkpoint.
+    pub fn from_source(source: &TokenizerSource) -> Result<Tokenizer, TextError> {
+        match source {
+            TokenizerSource::HfJson { tokenizer_json, tokenizer_config, special_tokens_map } => {
+                Self::from_hf(&HfFiles { tokenizer_json, tokenizer_config, special_tokens_map })
+            }
+            TokenizerSource::SentencePiece { .. } => unsupported("SentencePiece"),
+            TokenizerSource::Tiktoken { .. } => unsupported("tiktoken"),
+            TokenizerSource::Gguf(_) => unsupported("GGUF"),
+            TokenizerSource::None => Err(TextError::NoTokenizer),
+        }
+    }
+
+    /// A tokenizer.json with the files beside it.
+    pub fn from_hf(files: &HfFiles<'_>) -> Result<Tokenizer, TextError> {
+        hf::load(files)
+    }
+
+    /// The same tokenizer with the end-of-generation ids of a `generation_config.json` added.
+    pub fn with_generation_config(mut self, config: &Map<String, Value>) -> Tokenizer {
+        let ids = match config.get("eos_token_id") {
+            Some(Value::Array(ids)) => ids.as_slice(),
+            Some(id) => std::slice::from_ref(id),
+            None => &[],
+        };
+        let ids = ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok());
+        let mut eog: Vec<u32> = self.eog_ids.iter().copied().chain(ids).collect();
+        eog.sort_unstable();
+        eog.dedup();
+        self.eog_ids = eog.into();
+        self
+    }
+
+    /// Token ids of a text.
+    pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TextError> {
+        match &self.inner.engine {
+            Engine::Hf(engine) => engine.encode(text, options),
+        }
+    }
+
+    /// The text of a sequence of ids. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are empty.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut detokenizer = Detokenizer::new(self).skip_special(skip_special);
+        let mut text = String::new();
+        for &id in ids {
+            text.push_str(&detokenizer.push(id));
+        }
+        text.push_str(&detokenizer.finish());
+        text
+    }
+
+    /// The bytes a token adds to a text (in the middle of it), or `None` outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.inner.vocab.pieces.get(id)
+    }
+
+    /// Number of ids; every id is below it.
+    pub fn n_vocab(&self) -> usize {
+        self.inner.vocab.pieces.len()
+    }
+
+    /// The beginning-of-sequence id.
+    pub fn bos(&self) -> Option<u32> {
+        self.inner.specials.bos
+    }
+
+    /// The end-of-sequence id.
+    pub fn eos(&self) -> Option<u32> {
+        self.inner.specials.eos
+    }
+
+    /// Every id that ends a generation, ascending.
+    pub fn eog_ids(&self) -> &[u32] {
+        &self.eog_ids
+    }
+
+    /// The id of a token by its spelling in the vocabulary file (`Ġthe`, `▁the`, `<|im_end|>`).
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        match &self.inner.engine {
+            Engine::Hf(engine) => engine.id_of(token),
+        }
+    }
+
+    /// Whether a token is control, so that skipping special tokens hides it.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.vocab.is_special(id)
+    }
+
+    /// The role of a token, or `None` outside the vocabulary.
+    pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        self.inner.vocab.kind(id)
+    }
+
+    pub(crate) fn vocab(&self) -> &Vocab {
+        &self.inner.vocab
+    }
+}
+
+fn unsupported(name: &str) -> Result<Tokenizer, TextError> {
+    Err(TextError::Unsupported { what: "tokenizer format", name: name.to_owned() })
+}
+
+/// Texts that end a generation wherever they are control tokens, from the model families that use them.
+const EOG_TEXTS: [&str; 23] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+    "<|plamo:eos|>",
+];
+
+/// The well-known end-of-generation ids of a vocabulary; `control` gives the id of a text that is a control token.
+///
+/// Harmony-like formats end a turn with `<|return|>` or `<|call|>` and use `<|end|>` inside one; where a format has its
+/// own end of turn, `</s>` is left to the caller's explicit `eos`.
+pub(crate) fn well_known_eog(control: impl Fn(&str) -> Option<u32>) -> Vec<u32> {
+    let has = |text: &str| control(text).is_some();
+    let channels = has("<|end|>")
+        && ((has("<|return|>") && has("<|call|>"))
+            || (has("<|flush|>") && (has("<|calls|>") || has("<|call|>"))));
+    let plain_s = has("<|tool_response>") || has("<|plamo:eos|>");
+    EOG_TEXTS
+        .iter()
+        .filter(|&&text| !(channels && text == "<|end|>") && !(plain_s && text == "</s>"))
+        .filter_map(|text| control(text))
+        .collect()
+}

@@ -1,0 +1,4 @@
+//! Integration tests of the text crate.
+
+mod data;
+mod house;

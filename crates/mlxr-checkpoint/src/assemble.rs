@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::CheckpointError;
 use crate::arch::{ArchSpec, Layout, Naming, Pattern, TensorRule};
 use crate::gguf::RawTensor;
+use crate::layout;
 
 /// Canonical tensors, and what no rule knows.
 #[derive(Debug, Default)]
@@ -42,6 +43,7 @@ struct Assembler<'a> {
 
 impl Assembler<'_> {
     fn add(&mut self, tensor: HostTensor, path: &Path) -> Result<(), CheckpointError> {
+        let tensor = self.rename(tensor);
         let pattern = Pattern::of(tensor.name());
         let Some(&rule) = self.rules.get(pattern.text.as_str()) else {
             let skip = self.naming == Naming::Hf
@@ -65,6 +67,22 @@ impl Assembler<'_> {
         Ok(())
     }
 
+    /// Takes off the prefixes of wrappers.
+    fn rename(&self, tensor: HostTensor) -> HostTensor {
+        if self.naming != Naming::Hf {
+            return tensor;
+        }
+        let renamed = self
+            .arch
+            .hf_renames
+            .iter()
+            .find_map(|(from, to)| tensor.name().strip_prefix(from).map(|rest| format!("{to}{rest}")));
+        match renamed {
+            Some(name) => tensor.renamed(name),
+            None => tensor,
+        }
+    }
+
     /// The canonical parts of `tensor`, in the rule's order.
     fn cut(
         &self,
@@ -72,30 +90,21 @@ impl Assembler<'_> {
         rule: &TensorRule,
         path: &Path,
     ) -> Result<Vec<HostTensor>, CheckpointError> {
-        let shares = match rule.layout {
+        let n = rule.parts.len();
+        let parts = match rule.layout {
             Layout::Whole => return Ok(vec![tensor.clone()]),
-            Layout::Qkv => self.qkv_rows(),
-            Layout::Halves => Some(vec![row_count(tensor) / rule.parts.len(); rule.parts.len()]),
-            _ => None,
+            Layout::Qkv => self.qkv_rows().and_then(|shares| layout::split_rows(tensor, &shares)),
+            Layout::Halves => layout::split_equally(tensor, n),
+            Layout::Interleaved => layout::take_in_turn(tensor, n),
+            Layout::InterleavedColumns => layout::take_columns_in_turn(tensor, n),
+            Layout::Transposed | Layout::TransposedInterleaved => layout::transpose_in_turn(tensor, n),
         };
-        let n_rows = row_count(tensor);
-        let Some(shares) = shares.filter(|s| s.iter().sum::<usize>() == n_rows) else {
-            let what = format!("tensor {:?}: rows", tensor.name());
-            return Err(CheckpointError::malformed(
-                path,
-                what,
-                0,
-                n_rows,
-                "the rows that config.json implies",
-            ));
-        };
-        let mut start = 0;
-        let mut parts = Vec::new();
-        for share in shares {
-            parts.push(slice_rows(tensor, start..start + share, path)?);
-            start += share;
-        }
-        Ok(parts)
+        parts.ok_or_else(|| {
+            let what = format!("tensor {:?}: shape", tensor.name());
+            let found = format!("{:?} of {}", tensor.shape(), tensor.format().name());
+            let expected = format!("one that divides into {}", rule.parts.join(", "));
+            CheckpointError::malformed(path, what, 0, found, expected)
+        })
     }
 
     fn qkv_rows(&self) -> Option<Vec<usize>> {
@@ -118,22 +127,4 @@ impl Assembler<'_> {
         let values: Vec<f32> = values.into_iter().map(|w| 1.0 + w).collect();
         HostTensor::from_f32(tensor.name(), tensor.shape(), &values).map_err(CheckpointError::tensor(path))
     }
-}
-
-/// Rows of a matrix; a vector has as many rows as elements.
-fn row_count(tensor: &HostTensor) -> usize {
-    if tensor.shape().len() == 1 { tensor.cols() } else { tensor.rows() }
-}
-
-fn slice_rows(
-    tensor: &HostTensor,
-    rows: std::ops::Range<usize>,
-    path: &Path,
-) -> Result<HostTensor, CheckpointError> {
-    if tensor.shape().len() != 1 {
-        return Ok(tensor.row_slice(rows));
-    }
-    let n = rows.len();
-    let column = tensor.clone().reshaped(&[tensor.cols(), 1]).map_err(CheckpointError::tensor(path))?;
-    column.row_slice(rows).reshaped(&[n]).map_err(CheckpointError::tensor(path))
 }

@@ -12,7 +12,7 @@ use crate::assemble::{Assembled, assemble};
 use crate::gguf::{self, GgufFile, GgufMetadata};
 use crate::mapping::LoadOptions;
 use crate::tokenizer::{self, ChatTemplates, TokenizerSource};
-use crate::{CheckpointError, json, safetensors};
+use crate::{CheckpointError, json, mlx, safetensors};
 
 /// Which kind of files a checkpoint came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,9 @@ impl Checkpoint {
         };
         let mut config = arch::config_from_gguf(arch, &metadata);
         let assembled = assemble(arch, Naming::Gguf, &config, file.tensors)?;
-        arch::apply_defaults(arch, &mut config);
+        arch::complete_config(arch, &mut config);
+        let attention_factor = metadata.f32(&format!("{name}.rope.scaling.attn_factor")).map(f64::from);
+        arch::fill_scaling(&mut config, |name| assembled.tensors.get(name), attention_factor);
         let has = |name: &str| assembled.tensors.contains_key(name);
         config.insert("tie_word_embeddings".to_owned(), json!(!has("lm_head.weight")));
         config.insert("attention_bias".to_owned(), json!(has("layers.0.attn.q.bias")));
@@ -149,13 +151,16 @@ impl Checkpoint {
             });
         };
         arch::normalise_config(&mut config);
-        arch::apply_defaults(arch, &mut config);
+        arch::complete_config(arch, &mut config);
         let files = safetensors::open_dir(dir, options)?;
-        let mut assembled = assemble(arch, Naming::Hf, &config, files.tensors)?;
+        let is_mlx =
+            mlx::settings(&config).is_some() || files.metadata.get("format").is_some_and(|f| f == "mlx");
+        let tensors = mlx::join_quantised(files.tensors, &config, &config_path)?;
+        let mut assembled = assemble(arch, Naming::Hf, &config, tensors)?;
         settle_tied_head(&mut config, &mut assembled);
         let tokenizer = tokenizer::source_from_dir(dir)?;
         let parts = Parts {
-            format: CheckpointFormat::Safetensors,
+            format: if is_mlx { CheckpointFormat::Mlx } else { CheckpointFormat::Safetensors },
             config,
             generation: json::read_object_if_present(&dir.join("generation_config.json"))?,
             templates: tokenizer::chat_templates_from_dir(dir, &tokenizer)?,

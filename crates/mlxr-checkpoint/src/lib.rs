@@ -10,7 +10,9 @@ mod checkpoint;
 mod error;
 pub mod gguf;
 mod json;
+mod layout;
 mod mapping;
+mod mlx;
 mod safetensors;
 mod tokenizer;
 

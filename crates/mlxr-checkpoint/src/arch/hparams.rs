@@ -58,6 +58,27 @@ pub const SLIDING_WINDOW: HParams = hparams! {
     "attention.sliding_window", "sliding_window", Int;
 };
 
+pub const SOFTCAPS: HParams = hparams! {
+    "attn_logit_softcapping", "attn_logit_softcapping", Float;
+    "final_logit_softcapping", "final_logit_softcapping", Float;
+};
+
+/// The base for layers with a window.
+pub const LOCAL_ROPE: HParams = hparams! {
+    "rope.freq_base_swa", "rope_local_base_freq", Float;
+};
+
+pub const ORIGINAL_CONTEXT: HParams = hparams! {
+    "rope.scaling.original_context_length", "original_max_position_embeddings", Int;
+};
+
+pub const MULTIPLIERS: HParams = hparams! {
+    "attention.scale", "attention_multiplier", Float;
+    "embedding_scale", "embedding_multiplier", Float;
+    "residual_scale", "residual_multiplier", Float;
+    "logit_scale", "logits_scaling", Float;
+};
+
 pub const LOCAL_EXPERTS: HParams = hparams! {
     "expert_count", "num_local_experts", Int;
     "expert_used_count", "num_experts_per_tok", Int;
@@ -104,7 +125,7 @@ fn to_json(value: &MetaValue, kind: Kind) -> Option<Value> {
 }
 
 /// The float that prints like the f32 it came from (1e-5, not 9.999999747378752e-6).
-fn shortest(v: f64) -> f64 {
+pub(super) fn shortest(v: f64) -> f64 {
     let narrow = v as f32;
     if f64::from(narrow) == v { narrow.to_string().parse().unwrap_or(v) } else { v }
 }
@@ -135,6 +156,17 @@ pub(crate) fn config_from_gguf(arch: &ArchSpec, metadata: &GgufMetadata) -> Map<
     if let Some(scaling) = rope_scaling_from_gguf(metadata, &key) {
         config.insert("rope_scaling".to_owned(), scaling);
     }
+    if let Some(pattern) = metadata.get(&key("attention.sliding_window_pattern")) {
+        let pattern = match pattern {
+            MetaValue::Array(array) => array.to_bools().map(|flags| json!(flags)),
+            period => period.as_u64().map(Value::from),
+        };
+        config.extend(pattern.map(|p| ("sliding_window_pattern".to_owned(), p)));
+    }
+    if config.get("sliding_window").and_then(Value::as_u64) == Some(0) {
+        config.insert("sliding_window".to_owned(), Value::Null);
+    }
+    fill_query_scalar(arch, &mut config);
     for (gguf, hf) in TOKEN_IDS {
         if let Some(id) = metadata.u32(&format!("tokenizer.ggml.{gguf}")) {
             config.insert(hf.to_owned(), json!(id));
@@ -150,6 +182,17 @@ fn fill_head_dim(config: &mut Map<String, Value>) {
     {
         config.insert("head_dim".to_owned(), json!(hidden / n_heads));
     }
+}
+
+fn fill_query_scalar(arch: &ArchSpec, config: &mut Map<String, Value>) {
+    let int = |key: &str| config.get(key).and_then(Value::as_u64);
+    let Some(exception) = arch.query_scalar_layers else { return };
+    let scalar = if int("num_hidden_layers") == Some(exception) {
+        int("hidden_size").zip(int("num_attention_heads").filter(|&n| n > 0)).map(|(hidden, n)| hidden / n)
+    } else {
+        int("head_dim")
+    };
+    config.extend(scalar.map(|s| ("query_pre_attn_scalar".to_owned(), json!(s))));
 }
 
 fn rope_scaling_from_gguf(metadata: &GgufMetadata, key: &dyn Fn(&str) -> String) -> Option<Value> {
@@ -218,7 +261,11 @@ pub(crate) fn normalise_config(config: &mut Map<String, Value>) {
     if let Some(Value::Object(rope)) = config.get("rope_parameters").cloned() {
         flatten_rope_parameters(config, &rope);
     }
-    fill_head_dim(config);
+    if let Some(Value::Object(scaling)) = config.get_mut("rope_scaling")
+        && let Some(kind) = scaling.get("type").cloned()
+    {
+        scaling.entry("rope_type").or_insert(kind);
+    }
 }
 
 fn flatten_rope_parameters(config: &mut Map<String, Value>, rope: &Map<String, Value>) {
@@ -242,7 +289,7 @@ fn flatten_rope_parameters(config: &mut Map<String, Value>, rope: &Map<String, V
 }
 
 /// Puts in what the family assumes where config.json is silent.
-pub(crate) fn apply_defaults(arch: &ArchSpec, config: &mut Map<String, Value>) {
+pub(crate) fn complete_config(arch: &ArchSpec, config: &mut Map<String, Value>) {
     for (key, default) in arch.defaults {
         config.entry(*key).or_insert_with(|| match *default {
             Default::Str(v) => json!(v),
@@ -251,4 +298,27 @@ pub(crate) fn apply_defaults(arch: &ArchSpec, config: &mut Map<String, Value>) {
             Default::Bool(v) => json!(v),
         });
     }
+    fill_head_dim(config);
+    fill_layer_types(arch, config);
+}
+
+/// Says of every layer whether it attends to a window, where the family mixes both kinds.
+fn fill_layer_types(arch: &ArchSpec, config: &mut Map<String, Value>) {
+    // No real model has more layers; a damaged file must not make the list long.
+    const MAX_LAYERS: u64 = 100_000;
+    let windowed = config.get("sliding_window").is_some_and(|v| !v.is_null());
+    let n_layers = config.get("num_hidden_layers").and_then(Value::as_u64).filter(|&n| n <= MAX_LAYERS);
+    let known = config.get("layer_types").is_some_and(Value::is_array);
+    let (Some(n_layers), false, true, 1..) = (n_layers, known, windowed, arch.swa_period) else { return };
+    let stated =
+        ["sliding_window_pattern", "_sliding_window_pattern"].iter().find_map(|key| config.get(*key));
+    let flags = stated.and_then(Value::as_array);
+    let period = stated.and_then(Value::as_u64).unwrap_or(arch.swa_period).max(1);
+    let is_windowed = |i: u64| match flags {
+        Some(flags) => flags.get(i as usize).and_then(Value::as_bool).unwrap_or(false),
+        None => i % period < period - 1,
+    };
+    let types: Vec<&str> =
+        (0..n_layers).map(|i| if is_windowed(i) { "sliding_attention" } else { "full_attention" }).collect();
+    config.insert("layer_types".to_owned(), json!(types));
 }

@@ -3,13 +3,15 @@
 
 mod families;
 mod hparams;
+mod rope;
 mod tensors;
 
 use std::collections::HashMap;
 
 pub use families::ALL;
 pub use hparams::{Default, HParam, Kind};
-pub(crate) use hparams::{apply_defaults, config_from_gguf, generation_from_gguf, normalise_config};
+pub(crate) use hparams::{complete_config, config_from_gguf, generation_from_gguf, normalise_config};
+pub(crate) use rope::fill_scaling;
 pub use tensors::{Layout, TensorRule};
 
 /// One model family.
@@ -31,11 +33,18 @@ pub struct ArchSpec {
     pub hf: &'static [&'static [TensorRule]],
     /// Names in GGUF files.
     pub gguf: &'static [&'static [TensorRule]],
+    /// Prefixes to replace in Hugging Face tensor names, for wrappers that put the text model inside another one.
+    pub hf_renames: &'static [(&'static str, &'static str)],
     /// Prefixes of Hugging Face tensors that a text model does not use: buffers, vision towers.
     pub hf_ignored: &'static [&'static str],
     pub hparams: &'static [&'static [HParam]],
     /// What config.json means when it does not say (and what a GGUF file never says).
     pub defaults: &'static [(&'static str, Default)],
+    /// Of this many layers the last one attends to everything, the others to a window; 0 where all are alike.
+    pub swa_period: u64,
+    /// GGUF files do not say how queries are scaled: by the head size, except in the variant with this many layers,
+    /// by `hidden_size / num_attention_heads`.
+    pub query_scalar_layers: Option<u64>,
 }
 
 impl ArchSpec {
@@ -53,7 +62,7 @@ impl ArchSpec {
 
     /// Whether the family has experts.
     pub fn is_moe(&self) -> bool {
-        self.rules(Naming::Gguf).any(|rule| rule.parts[0].contains(".moe."))
+        self.rules(Naming::Gguf).any(|rule| rule.parts.iter().any(|part| part.contains(".moe.")))
     }
 
     /// The `model_type`s of all families, for messages.

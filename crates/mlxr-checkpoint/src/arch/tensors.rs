@@ -11,6 +11,8 @@ pub enum Layout {
     Halves,
     /// Rows (of a stack: of each item) taken in turn: gate, up, gate, up, ...
     Interleaved,
+    /// Elements of a vector (of a stack: of each row) taken in turn.
+    InterleavedColumns,
     /// A stack of matrices stored `[n, in, out]`.
     Transposed,
     /// A stack of matrices stored `[n, in, out]`, the columns taken in turn.
@@ -106,6 +108,57 @@ pub const HF_QWEN_MOE: Rules = rules! {
     "model.layers.{i}.mlp.switch_mlp.down_proj.weight" => "layers.{i}.moe.down.weight"
 };
 
+/// Experts of all layers' MLPs as two stacks.
+pub const HF_STACKED_MOE: Rules = rules! {
+    "model.layers.{i}.mlp.experts.gate_up_proj" => "layers.{i}.moe.gate.weight", "layers.{i}.moe.up.weight"; Halves
+    "model.layers.{i}.mlp.experts.down_proj" => "layers.{i}.moe.down.weight"
+};
+
+/// Norms on the outputs of attention and MLP.
+pub const HF_POST_NORMS: Rules = rules! {
+    "model.layers.{i}.post_attention_layernorm.weight" => "layers.{i}.post_attn_norm.weight"
+    "model.layers.{i}.post_feedforward_layernorm.weight" => "layers.{i}.post_mlp_norm.weight"
+};
+
+/// Norms before attention and MLP where both outputs have one too.
+pub const HF_SANDWICH_PRE_NORMS: Rules = rules! {
+    "model.layers.{i}.input_layernorm.weight" => "layers.{i}.attn_norm.weight"
+    "model.layers.{i}.pre_feedforward_layernorm.weight" => "layers.{i}.mlp_norm.weight"
+};
+
+pub const HF_FUSED: Rules = rules! {
+    "model.layers.{i}.self_attn.qkv_proj.weight"
+        => "layers.{i}.attn.q.weight", "layers.{i}.attn.k.weight", "layers.{i}.attn.v.weight"; Qkv
+    "model.layers.{i}.self_attn.o_proj.weight" => "layers.{i}.attn.o.weight"
+    "model.layers.{i}.mlp.gate_up_proj.weight" => "layers.{i}.mlp.gate.weight", "layers.{i}.mlp.up.weight"; Halves
+    "model.layers.{i}.mlp.down_proj.weight" => "layers.{i}.mlp.down.weight"
+};
+
+pub const HF_GPT_OSS: Rules = rules! {
+    "model.layers.{i}.self_attn.sinks" => "layers.{i}.attn.sinks"
+    "model.layers.{i}.mlp.router.weight" => "layers.{i}.moe.router.weight"
+    "model.layers.{i}.mlp.router.bias" => "layers.{i}.moe.router.bias"
+    "model.layers.{i}.mlp.experts.gate_up_proj"
+        => "layers.{i}.moe.gate.weight", "layers.{i}.moe.up.weight"; TransposedInterleaved
+    "model.layers.{i}.mlp.experts.gate_up_proj_blocks"
+        => "layers.{i}.moe.gate.weight", "layers.{i}.moe.up.weight"; Interleaved
+    "model.layers.{i}.mlp.experts.gate_up_proj_bias"
+        => "layers.{i}.moe.gate.bias", "layers.{i}.moe.up.bias"; InterleavedColumns
+    "model.layers.{i}.mlp.experts.down_proj" => "layers.{i}.moe.down.weight"; Transposed
+    "model.layers.{i}.mlp.experts.down_proj_blocks" => "layers.{i}.moe.down.weight"
+    "model.layers.{i}.mlp.experts.down_proj_bias" => "layers.{i}.moe.down.bias"
+};
+
+/// How MLX stores the same experts.
+pub const MLX_GPT_OSS: Rules = rules! {
+    "model.layers.{i}.mlp.experts.gate_proj.weight" => "layers.{i}.moe.gate.weight"
+    "model.layers.{i}.mlp.experts.up_proj.weight" => "layers.{i}.moe.up.weight"
+    "model.layers.{i}.mlp.experts.down_proj.weight" => "layers.{i}.moe.down.weight"
+    "model.layers.{i}.mlp.experts.gate_proj.bias" => "layers.{i}.moe.gate.bias"
+    "model.layers.{i}.mlp.experts.up_proj.bias" => "layers.{i}.moe.up.bias"
+    "model.layers.{i}.mlp.experts.down_proj.bias" => "layers.{i}.moe.down.bias"
+};
+
 // --- GGUF ---
 
 pub const GGUF_EMBED: Rules = rules! {
@@ -159,6 +212,44 @@ pub const GGUF_MOE: Rules = rules! {
     "blk.{i}.ffn_gate.{e}.weight" => "layers.{i}.moe.gate.{e}.weight"
     "blk.{i}.ffn_up.{e}.weight" => "layers.{i}.moe.up.{e}.weight"
     "blk.{i}.ffn_down.{e}.weight" => "layers.{i}.moe.down.{e}.weight"
+};
+
+/// What converters write when told to fuse.
+pub const GGUF_FUSED_QKV: Rules = rules! {
+    "blk.{i}.attn_qkv.weight"
+        => "layers.{i}.attn.q.weight", "layers.{i}.attn.k.weight", "layers.{i}.attn.v.weight"; Qkv
+    "blk.{i}.attn_qkv.bias"
+        => "layers.{i}.attn.q.bias", "layers.{i}.attn.k.bias", "layers.{i}.attn.v.bias"; Qkv
+};
+
+pub const GGUF_FUSED_MOE: Rules = rules! {
+    "blk.{i}.ffn_gate_up_exps.weight" => "layers.{i}.moe.gate.weight", "layers.{i}.moe.up.weight"; Halves
+};
+
+/// The MLP where gate and up are one matrix.
+pub const GGUF_FUSED_MLP: Rules = rules! {
+    "blk.{i}.ffn_up.weight" => "layers.{i}.mlp.gate.weight", "layers.{i}.mlp.up.weight"; Halves
+    "blk.{i}.ffn_down.weight" => "layers.{i}.mlp.down.weight"
+};
+
+pub const GGUF_POST_NORMS: Rules = rules! {
+    "blk.{i}.post_attention_norm.weight" => "layers.{i}.post_attn_norm.weight"
+    "blk.{i}.post_ffw_norm.weight" => "layers.{i}.post_mlp_norm.weight"
+};
+
+pub const GGUF_GPT_OSS: Rules = rules! {
+    "blk.{i}.attn_norm.weight" => "layers.{i}.attn_norm.weight"
+    "blk.{i}.post_attention_norm.weight" => "layers.{i}.mlp_norm.weight"
+    "blk.{i}.attn_sinks.weight" => "layers.{i}.attn.sinks"
+    "blk.{i}.ffn_gate_inp.bias" => "layers.{i}.moe.router.bias"
+    "blk.{i}.ffn_gate_exps.bias" => "layers.{i}.moe.gate.bias"
+    "blk.{i}.ffn_up_exps.bias" => "layers.{i}.moe.up.bias"
+    "blk.{i}.ffn_down_exps.bias" => "layers.{i}.moe.down.bias"
+};
+
+pub const GGUF_LONG_ROPE: Rules = rules! {
+    "rope_factors_long.weight" => "rope_factors.long"
+    "rope_factors_short.weight" => "rope_factors.short"
 };
 
 pub const GGUF_ROPE_FREQS: Rules = rules! {

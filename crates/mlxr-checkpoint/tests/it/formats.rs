@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlxr_checkpoint::{Checkpoint, CheckpointFormat, RopePairing};
-use mlxr_tensor::HostTensor;
+use mlxr_tensor::{Format, HostTensor};
 use serde_json::Value;
 
 /// Names that only GGUF has as tensors; config.json says the same in numbers.
@@ -163,7 +163,7 @@ fn mlx_dirs(family: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn mlx_folders_hold_tensors_of_the_same_names_and_shapes() {
+fn mlx_folders_hold_the_same_tensors_within_what_their_bits_can_say() {
     for family in families() {
         let hf = open(&family.join("hf"));
         for dir in mlx_dirs(&family) {
@@ -171,10 +171,25 @@ fn mlx_folders_hold_tensors_of_the_same_names_and_shapes() {
             assert_eq!(mlx.format, CheckpointFormat::Mlx);
             assert_eq!(names(&hf), names(&mlx), "{}", dir.display());
             for name in names(&hf) {
-                if let Some((a, b)) = hf.tensor(&name).zip(mlx.tensor(&name)) {
-                    assert_eq!(a.shape(), b.shape(), "{} {name}", dir.display());
+                let (shape, expected) = values(&hf, &name);
+                let (mlx_shape, found) = values(&mlx, &name);
+                assert_eq!(shape, mlx_shape, "{} {name}", dir.display());
+                let worst = tolerance(mlx.tensor(&name), &expected);
+                for (a, b) in expected.iter().zip(&found) {
+                    assert!((a - b).abs() <= worst, "{} {name}: {a} {b} {worst}", dir.display());
                 }
             }
         }
     }
+}
+
+/// The largest rounding error of a format over these values.
+fn tolerance(tensor: Option<&HostTensor>, values: &[f32]) -> f32 {
+    let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let steps = match tensor.map(HostTensor::format) {
+        Some(Format::MlxAffine { bits, .. }) => f32::from((1u16 << bits) - 1),
+        Some(Format::MlxFloat(_)) => 6.0,
+        _ => 256.0,
+    };
+    2.0 * largest / steps
 }

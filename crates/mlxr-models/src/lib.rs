@@ -1,1 +1,19 @@
 //! Model families on one decoder.
+//!
+//! [`Model::load`] reads a checkpoint's config through its family's file, checks that every weight is found and
+//! every tensor used, and uploads them. [`Model::forward`] turns a batch of rows into logits.
+//! Nothing here names a device, and no op knows whether a row is prefill or decode.
+
+mod config;
+mod decoder;
+mod error;
+mod families;
+mod fields;
+mod model;
+mod rope;
+mod weights;
+
+pub use config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
+pub use error::ModelError;
+pub use model::{Model, ModelOptions};
+pub use rope::{RopeConfig, RopeScaling};

@@ -1,0 +1,252 @@
+//! The decoder: one forward for every family, over flat rows.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use mlxr_tensor::{Act, AttentionSpec, Backend, Batch, Gate, KvCache, Rope, RouterSpec, Weight};
+
+/// What every part of a step needs besides its own weights.
+pub struct Cx<'a> {
+    pub backend: &'a dyn Backend,
+    pub batch: &'a Batch,
+    pub norm_eps: f32,
+}
+
+impl Cx<'_> {
+    fn linear(&self, x: &Act, layer: &Linear) -> Act {
+        self.backend.linear(x, &layer.weight, layer.bias.as_ref())
+    }
+
+    /// Several layers on one input.
+    fn linear_each<const N: usize>(&self, x: &Act, layers: [&Linear; N]) -> [Act; N] {
+        let layers = layers.map(|layer| (&layer.weight, layer.bias.as_ref()));
+        let acts = self.backend.linear_each(x, &layers);
+        acts.try_into().expect("one activation per layer")
+    }
+
+    /// `x` through an optional norm.
+    fn norm(&self, x: Act, weight: Option<&Weight>) -> Act {
+        match weight {
+            Some(weight) => self.backend.rms_norm(&x, weight, self.norm_eps),
+            None => x,
+        }
+    }
+}
+
+/// A linear layer.
+pub struct Linear {
+    pub weight: Weight,
+    pub bias: Option<Weight>,
+}
+
+/// The decoder's weights.
+pub struct Decoder {
+    pub embed: Weight,
+    pub embed_scale: f32,
+    pub residual_scale: f32,
+    pub layers: Vec<Layer>,
+    pub norm: Weight,
+    pub lm_head: Weight,
+    pub logit_scale: f32,
+    pub logit_softcap: Option<f32>,
+}
+
+impl Decoder {
+    /// Logits of `batch.output_rows`: `[n_output_rows, vocab]`.
+    pub fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
+        let x = cx.backend.embed(&self.embed, cx.batch, self.embed_scale); // [rows, hidden]
+        let mut residual = Residual { x, pending: None, scale: self.residual_scale };
+        for (layer_idx, layer) in self.layers.iter().enumerate() {
+            let h = residual.normed(cx, layer.attn_norm.as_ref());
+            let h = layer.attn.forward(cx, kv, layer_idx, &h);
+            residual.push(cx.norm(h, layer.post_attn_norm.as_ref()));
+            let h = residual.normed(cx, layer.mlp_norm.as_ref());
+            let h = layer.mlp.forward(cx, &h);
+            residual.push(cx.norm(h, layer.post_mlp_norm.as_ref()));
+        }
+        self.logits(cx, residual.finish(cx))
+    }
+
+    fn logits(&self, cx: &Cx<'_>, x: Act) -> Act {
+        if cx.batch.output_rows.is_empty() {
+            return cx.backend.act(0, self.lm_head.shape()[0], &[]);
+        }
+        let x = cx.backend.gather_rows(&x, &cx.batch.output_rows);
+        let x = cx.backend.rms_norm(&x, &self.norm, cx.norm_eps);
+        let mut logits = cx.backend.linear(&x, &self.lm_head, None);
+        if self.logit_scale != 1.0 {
+            cx.backend.scale(&mut logits, self.logit_scale);
+        }
+        if let Some(cap) = self.logit_softcap {
+            cx.backend.softcap(&mut logits, cap);
+        }
+        logits
+    }
+}
+
+/// The residual stream: what has been summed, and the last sublayer's output still to be added, so that a backend
+/// can add and normalise in one op.
+struct Residual {
+    x: Act,
+    pending: Option<Act>,
+    scale: f32,
+}
+
+impl Residual {
+    fn push(&mut self, output: Act) {
+        debug_assert!(self.pending.is_none(), "the stream is read between two sublayers");
+        self.pending = Some(output);
+    }
+
+    /// The stream, through a norm where there is one.
+    fn normed(&mut self, cx: &Cx<'_>, weight: Option<&Weight>) -> Stream<'_> {
+        let Some(weight) = weight else {
+            self.settle(cx);
+            return Stream::Bare(&self.x);
+        };
+        Stream::Normed(match self.pending.take() {
+            Some(output) => cx.backend.add_rms_norm(&mut self.x, &output, self.scale, weight, cx.norm_eps),
+            None => cx.backend.rms_norm(&self.x, weight, cx.norm_eps),
+        })
+    }
+
+    fn finish(mut self, cx: &Cx<'_>) -> Act {
+        self.settle(cx);
+        self.x
+    }
+
+    fn settle(&mut self, cx: &Cx<'_>) {
+        if let Some(output) = self.pending.take() {
+            cx.backend.add(&mut self.x, &output, self.scale);
+        }
+    }
+}
+
+/// A sublayer's input.
+enum Stream<'a> {
+    Normed(Act),
+    Bare(&'a Act),
+}
+
+impl Deref for Stream<'_> {
+    type Target = Act;
+
+    fn deref(&self) -> &Act {
+        match self {
+            Stream::Normed(x) => x,
+            Stream::Bare(x) => x,
+        }
+    }
+}
+
+/// Attention and feed-forward with their norms.
+pub struct Layer {
+    pub attn_norm: Option<Weight>,
+    pub attn: Attention,
+    pub post_attn_norm: Option<Weight>,
+    pub mlp_norm: Option<Weight>,
+    pub mlp: Mlp,
+    pub post_mlp_norm: Option<Weight>,
+}
+
+/// Grouped-query attention over the paged cache.
+pub struct Attention {
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    pub qk_norm: Option<QkNormWeights>,
+    pub rope: Option<Arc<Rope>>,
+    pub head_dim: usize,
+    pub spec: AttentionSpec,
+}
+
+/// Norms on q and k.
+pub enum QkNormWeights {
+    PerHead { q: Weight, k: Weight },
+    FullRow { q: Weight, k: Weight },
+}
+
+impl Attention {
+    /// `x: [rows, hidden]`, returns the same shape.
+    fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, layer_idx: usize, x: &Act) -> Act {
+        let Cx { backend, batch, .. } = *cx;
+        let [q, k, v] = cx.linear_each(x, [&self.q, &self.k, &self.v]); // [rows, n_heads or n_kv_heads * head_dim]
+        let (mut q, mut k) = self.norm_qk(cx, q, k);
+        if let Some(rope) = &self.rope {
+            backend.rope(&mut q, self.head_dim, rope, batch);
+            backend.rope(&mut k, self.head_dim, rope, batch);
+        }
+        backend.store_kv(kv, layer_idx, &k, &v, batch);
+        let attn = backend.attention(&q, kv, layer_idx, batch, &self.spec); // [rows, n_heads * head_dim]
+        cx.linear(&attn, &self.o)
+    }
+
+    fn norm_qk(&self, cx: &Cx<'_>, mut q: Act, mut k: Act) -> (Act, Act) {
+        match &self.qk_norm {
+            None => (q, k),
+            Some(QkNormWeights::PerHead { q: q_norm, k: k_norm }) => {
+                cx.backend.rms_norm_heads(&mut q, q_norm, cx.norm_eps);
+                cx.backend.rms_norm_heads(&mut k, k_norm, cx.norm_eps);
+                (q, k)
+            }
+            Some(QkNormWeights::FullRow { q: q_norm, k: k_norm }) => {
+                (cx.norm(q, Some(q_norm)), cx.norm(k, Some(k_norm)))
+            }
+        }
+    }
+}
+
+/// The feed-forward part.
+pub enum Mlp {
+    Dense(DenseMlp),
+    Experts(ExpertMlp),
+}
+
+impl Mlp {
+    /// `x: [rows, hidden]`, returns the same shape.
+    fn forward(&self, cx: &Cx<'_>, x: &Act) -> Act {
+        match self {
+            Mlp::Dense(mlp) => mlp.forward(cx, x),
+            Mlp::Experts(mlp) => mlp.forward(cx, x),
+        }
+    }
+}
+
+/// `down(activation(gate(x)) * up(x))`.
+pub struct DenseMlp {
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub kind: Gate,
+}
+
+impl DenseMlp {
+    fn forward(&self, cx: &Cx<'_>, x: &Act) -> Act {
+        let [gate, up] = cx.linear_each(x, [&self.gate, &self.up]); // [rows, intermediate]
+        cx.linear(&cx.backend.gated(&gate, &up, self.kind), &self.down)
+    }
+}
+
+/// The gated MLP of a few experts per row, weighted by the router.
+pub struct ExpertMlp {
+    pub router: Linear,
+    pub spec: RouterSpec,
+    /// Stacks `[n_experts, out, in]`, biases `[n_experts, out]`.
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub kind: Gate,
+}
+
+impl ExpertMlp {
+    fn forward(&self, cx: &Cx<'_>, x: &Act) -> Act {
+        let routing = cx.backend.route(&cx.linear(x, &self.router), &self.spec);
+        let experts = |x: &Act, layer: &Linear| {
+            cx.backend.expert_linear(x, &layer.weight, layer.bias.as_ref(), &routing)
+        };
+        let (gate, up) = (experts(x, &self.gate), experts(x, &self.up)); // [rows * top_k, intermediate]
+        let h = experts(&cx.backend.gated(&gate, &up, self.kind), &self.down); // [rows * top_k, hidden]
+        cx.backend.combine(&h, &routing)
+    }
+}

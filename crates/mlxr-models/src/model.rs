@@ -1,0 +1,129 @@
+//! A model that is ready to run.
+
+use std::sync::Arc;
+
+use mlxr_checkpoint::{Checkpoint, CheckpointFormat};
+use mlxr_tensor::{Act, Backend, Batch, DType, KvCache, KvSpec};
+
+use crate::ModelError;
+use crate::config::{DecoderConfig, MlpConfig};
+use crate::decoder::{Cx, Decoder};
+use crate::families;
+use crate::fields::Fields;
+use crate::rope::RopeFactors;
+use crate::weights::Loader;
+
+/// How to open a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ModelOptions {
+    /// Longest sequence the model will be asked for; `None` is the trained length.
+    ///
+    /// Rotary embeddings whose frequencies depend on the length (LongRoPE's short and long factors, dynamic NTK) are
+    /// fixed by this: a LongRoPE model opened beyond its original length uses the long factors from the first token.
+    /// Switching while a sequence grows would leave keys in the cache that were rotated by other frequencies.
+    pub n_ctx: Option<u32>,
+}
+
+/// A decoder with its weights on a backend.
+pub struct Model {
+    backend: Arc<dyn Backend>,
+    config: DecoderConfig,
+    decoder: Decoder,
+    n_ctx: u32,
+    weights_bytes: usize,
+    bytes_per_token: usize,
+}
+
+impl Model {
+    /// Reads the config, checks every tensor and uploads the weights.
+    ///
+    /// # Errors
+    /// [`ModelError`] names the config field, tensor or limit that stands in the way; no checkpoint makes this panic.
+    pub fn load(
+        ckpt: &Checkpoint,
+        backend: Arc<dyn Backend>,
+        options: &ModelOptions,
+    ) -> Result<Model, ModelError> {
+        let name = ckpt.path.display().to_string();
+        let factors = RopeFactors {
+            short: read_factors(ckpt, "rope_factors.short")?,
+            long: read_factors(ckpt, "rope_factors.long")?,
+            llama3: read_factors(ckpt, "rope_factors.llama3")?,
+        };
+        let fields = Fields::new(&name, &ckpt.config, ckpt.format == CheckpointFormat::Gguf, &factors);
+        let config = families::read_config(&name, ckpt.arch.model_type, &fields)?;
+        let n_ctx = options.n_ctx.unwrap_or(config.n_ctx_train);
+        if n_ctx > config.n_ctx_max {
+            return Err(ModelError::ContextTooLong { model: name, n_ctx, n_ctx_max: config.n_ctx_max });
+        }
+        let loader = Loader::new(&name, &config, ckpt, &*backend, n_ctx)?;
+        let (decoder, weights_bytes) = loader.load()?;
+        let bytes_per_token = weights_bytes - idle_bytes(&config, ckpt);
+        Ok(Model { backend, config, decoder, n_ctx, weights_bytes, bytes_per_token })
+    }
+
+    /// Logits of `batch.output_rows`: `[n_output_rows, vocab]`, scaled and capped as the family does.
+    /// Stores the rows' keys and values at `batch.slots`.
+    ///
+    /// # Panics
+    /// When a token id is not below [`DecoderConfig::vocab`], or `kv` was not made from [`Self::kv_spec`].
+    pub fn forward(&self, batch: &Batch, kv: &mut KvCache) -> Act {
+        let cx = Cx { backend: &*self.backend, batch, norm_eps: self.config.norm_eps };
+        self.decoder.forward(&cx, kv)
+    }
+
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The context length the model was opened with.
+    pub fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+
+    /// The arena that holds this model's keys and values.
+    pub fn kv_spec(&self, n_blocks: usize, block_tokens: usize, dtype: DType) -> KvSpec {
+        KvSpec { n_blocks, block_tokens, dtype, layers: self.config.kv_layers() }
+    }
+
+    /// Bytes of all weights as stored in the checkpoint.
+    pub fn weights_bytes(&self) -> usize {
+        self.weights_bytes
+    }
+
+    /// Weight bytes read to decode one token: all of them, but for experts not chosen and an embedding table of which
+    /// one row is looked up.
+    pub fn bytes_per_token(&self) -> usize {
+        self.bytes_per_token
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model({} layers, {} bytes)", self.config.layers.len(), self.weights_bytes)
+    }
+}
+
+fn read_factors(ckpt: &Checkpoint, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
+    Ok(ckpt.tensor(name).map(|tensor| tensor.to_f32()).transpose()?)
+}
+
+/// Weight bytes a decode step leaves alone.
+fn idle_bytes(config: &DecoderConfig, ckpt: &Checkpoint) -> usize {
+    let mut idle = 0;
+    if let (false, Some(table)) = (config.tied, ckpt.tensor("embed_tokens.weight")) {
+        idle += table.n_bytes() - table.n_bytes() / config.vocab;
+    }
+    for (i, layer) in config.layers.iter().enumerate() {
+        let MlpConfig::Experts { n_experts, router, .. } = layer.mlp else { continue };
+        let stacked = |part| ckpt.tensor(&format!("layers.{i}.moe.{part}.weight")).map(|t| t.n_bytes());
+        let single =
+            |part| ckpt.tensor(&format!("layers.{i}.moe.{part}.0.weight")).map(|t| t.n_bytes() * n_experts);
+        for bytes in
+            ["gate", "up", "down"].into_iter().filter_map(|part| stacked(part).or_else(|| single(part)))
+        {
+            idle += bytes / n_experts * (n_experts - router.top_k);
+        }
+    }
+    idle
+}

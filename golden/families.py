@@ -187,6 +187,7 @@ FAMILIES = {
     "granite": config(
         "granite",
         "GraniteForCausalLM",
+        intermediate_size=64,
         attention_bias=False,
         mlp_bias=False,
         attention_multiplier=0.4,
@@ -248,6 +249,7 @@ N_GREEDY = {"phi3_longrope": [43, 25, 64]}
 
 # What a GGUF cannot say or what llama.cpp fixes by name: the same weights under these changes are the truth for the GGUF.
 GGUF_CHANGES = {
+    "gpt_oss": {"rope_scaling": {**FAMILIES["gpt_oss"]["rope_scaling"], "truncate": True}},
     "mistral": {"sliding_window": None},
     "gemma3_text": {"query_pre_attn_scalar": 16},
 }

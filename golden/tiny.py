@@ -174,6 +174,25 @@ def write_folder(folder, family, tensors, **changes):
     write_tokenizer(folder)
 
 
+def write_new_style(folder, tensors):
+    """llama3 as transformers 5 writes it (`rope_parameters`, `dtype`), in two shards with an index."""
+    folder.mkdir(parents=True)
+    config = {key: value for key, value in FAMILIES["llama3"].items() if key not in ("rope_scaling", "rope_theta", "torch_dtype")}
+    config["rope_parameters"] = {**FAMILIES["llama3"]["rope_scaling"], "rope_theta": FAMILIES["llama3"]["rope_theta"]}
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_tokenizer(folder)
+    names = sorted(tensors)
+    weight_map = {}
+    for i, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
+        file = f"model-{i:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
 def check_reload(folder, model, dtype=torch.float32):
     """The files on disk are the model whose outputs were recorded."""
     again = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval().float()
@@ -195,6 +214,9 @@ def make(family, first_seed):
     else:
         write_folder(folder / "hf", family, tensors)
         check_reload(folder / "hf", model)
+    if family == "llama3":
+        write_new_style(folder / "hf-new-style", tensors)
+        check_reload(folder / "hf-new-style", model)
     result = {"note": NOTE, "versions": versions("torch", "transformers"), "seed": seed}
     result["min_margin"] = min(record["min_margin"] for record in records)
     result["cache_error"] = float(f"{error:.1e}")

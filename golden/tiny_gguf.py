@@ -3,7 +3,7 @@
 usage: python golden/tiny_gguf.py LLAMA_CPP [FAMILY...]
 
 LLAMA_CPP is the `vendor/llama.cpp` folder of llama-cpp-python's source archive (PyPI).
-Writes `tiny/FAMILY/model.gguf`, and `tiny/llama/split/` as a file in parts.
+Writes `tiny/FAMILY/model.gguf` in f32, `tiny/gpt_oss/model-mxfp4.gguf` and, as a file in parts, `tiny/llama/split/`.
 The converter knows a tokenizer by a hash of what it does and some families by `tokenizer.model` only;
 the tiny tokenizer is none of those, so its name and its way of reading are given here.
 """
@@ -32,7 +32,8 @@ def patch_vocab(llama_cpp):
 
 def convert(llama_cpp, folder, out, *options):
     out.parent.mkdir(parents=True, exist_ok=True)
-    name = f"tiny {folder.parent.name}"
+    # llama.cpp wants certain special tokens where the name holds "phi3"
+    name = f"tiny {folder.parent.name}".replace("phi3", "phi")
     sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", "f32", "--model-name", name, *options]
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 
@@ -44,7 +45,10 @@ def main():
     args = parser.parse_args()
     patch_vocab(args.llama_cpp)
     for family in args.families:
-        convert(args.llama_cpp, TINY / family / "hf", TINY / family / "model.gguf")
+        plain = "hf-bf16" if family == "gpt_oss" else "hf"
+        convert(args.llama_cpp, TINY / family / plain, TINY / family / "model.gguf")
+    if "gpt_oss" in args.families:
+        convert(args.llama_cpp, TINY / "gpt_oss" / "hf", TINY / "gpt_oss" / "model-mxfp4.gguf")
     if "llama" in args.families:
         convert(args.llama_cpp, TINY / "llama" / "hf", TINY / "llama" / "split" / "model.gguf", "--split-max-tensors", "9")
 

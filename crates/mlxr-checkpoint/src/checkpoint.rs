@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use mlxr_tensor::HostTensor;
+use mlxr_tensor::{HostTensor, RopePairing};
 use serde_json::{Map, Value, json};
 
 use crate::arch::{self, ArchSpec, Naming};
@@ -31,15 +31,6 @@ impl CheckpointFormat {
             CheckpointFormat::Mlx => "MLX",
         }
     }
-}
-
-/// Which elements of a head RoPE turns together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopePairing {
-    /// Element `j` with element `j + rotated / 2`.
-    Half,
-    /// Element `2j` with element `2j + 1`.
-    Interleaved,
 }
 
 /// An opened model. Tensors are mapped, so cloning and slicing them costs nothing.

@@ -17,7 +17,7 @@ mod safetensors;
 mod tokenizer;
 
 pub use arch::ArchSpec;
-pub use checkpoint::{Checkpoint, CheckpointFormat, RopePairing};
+pub use checkpoint::{Checkpoint, CheckpointFormat};
 pub use error::{CheckpointError, Fault};
 pub use gguf::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};
 pub use mapping::{LoadOptions, Prefetch};

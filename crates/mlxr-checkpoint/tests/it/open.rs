@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use mlxr_checkpoint::{Checkpoint, CheckpointError, CheckpointFormat, RopePairing, TokenizerSource};
+use mlxr_checkpoint::{Checkpoint, CheckpointError, CheckpointFormat, TokenizerSource};
+use mlxr_tensor::RopePairing;
 
 const HIDDEN: usize = 4;
 

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mlxr_checkpoint::{Checkpoint, CheckpointFormat, RopePairing};
-use mlxr_tensor::{Format, HostTensor};
+use mlxr_checkpoint::{Checkpoint, CheckpointFormat};
+use mlxr_tensor::{Format, HostTensor, RopePairing};
 use serde_json::Value;
 
 /// Names that only GGUF has as tensors; config.json says the same in numbers.

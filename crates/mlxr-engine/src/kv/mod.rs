@@ -1,0 +1,7 @@
+//! Bookkeeping of the KV arena: which block belongs to which sequences. The bytes themselves are the backend's.
+
+pub mod block_pool;
+pub mod block_table;
+
+pub use block_pool::{BlockPool, IntegrityError, PoolStats};
+pub use block_table::{BlockTable, BlockTables, OutOfBlocks};

@@ -1,0 +1,82 @@
+//! Log-probabilities as the model gave them: the log-softmax of the raw logits, before any bias, penalty, truncation
+//! or temperature.
+
+use super::SampleError;
+
+/// A token and its log-probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    pub id: u32,
+    pub logprob: f32,
+}
+
+/// The log-probability of a token and of the likeliest ones in its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    pub token: TokenLogprob,
+    /// Most likely first.
+    pub top: Vec<TokenLogprob>,
+}
+
+/// Log-probabilities of `id` and of the `n_top` largest logits.
+///
+/// # Errors
+/// When the logits are no distribution, or `id` is not among them.
+pub fn logprobs(logits: &[f32], id: u32, n_top: usize) -> Result<Logprobs, SampleError> {
+    check_logits(logits)?;
+    let n_vocab = logits.len();
+    let own = *logits.get(id as usize).ok_or(SampleError::NoSuchToken { id, n_vocab })?;
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(libm::expf(logit - max))).sum();
+    let log_sum = libm::log(sum);
+    let of = |id: u32, logit: f32| TokenLogprob { id, logprob: (f64::from(logit - max) - log_sum) as f32 };
+    let top = largest(logits, n_top).into_iter().map(|id| of(id, logits[id as usize])).collect();
+    Ok(Logprobs { token: of(id, own), top })
+}
+
+/// Ids of the `n` largest logits, by rank.
+fn largest(logits: &[f32], n: usize) -> Vec<u32> {
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let by_rank = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+    if n < ids.len() {
+        ids.select_nth_unstable_by(n - 1, by_rank);
+        ids.truncate(n);
+    }
+    ids.sort_unstable_by(by_rank);
+    ids
+}
+
+/// A row of logits is usable when none is NaN or positive infinity and one is finite.
+pub(super) fn check_logits(logits: &[f32]) -> Result<(), SampleError> {
+    let mut has_finite = false;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return Err(SampleError::BadLogit { id: id as u32, logit });
+        }
+        has_finite |= logit.is_finite();
+    }
+    if has_finite { Ok(()) } else { Err(SampleError::NoCandidate) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logprobs_are_those_of_the_softmax_and_ranked() {
+        let logits = [1.0f32, 3.0, -2.0, 3.0, f32::NEG_INFINITY];
+        let found = logprobs(&logits, 2, 3).unwrap();
+        let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        let expected = |id: usize| (f64::from(logits[id]).exp() / sum).ln();
+        assert!((f64::from(found.token.logprob) - expected(2)).abs() < 1e-6);
+        assert_eq!(found.top.iter().map(|t| t.id).collect::<Vec<_>>(), [1, 3, 0]);
+        for token in &found.top {
+            assert!((f64::from(token.logprob) - expected(token.id as usize)).abs() < 1e-6);
+        }
+        assert_eq!(logprobs(&logits, 4, 0).unwrap().token.logprob, f32::NEG_INFINITY);
+        assert_eq!(logprobs(&logits, 9, 0), Err(SampleError::NoSuchToken { id: 9, n_vocab: 5 }));
+    }
+}

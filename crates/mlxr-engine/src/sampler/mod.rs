@@ -1,0 +1,161 @@
+//! From a row of logits to the next token.
+//!
+//! A [`Sampler`] belongs to one choice of a request. What it returns is a function of the logits, the tokens so far
+//! and `(seed, choice, token index)`: not of the batch, the schedule, or the platform.
+
+mod candidates;
+mod dry;
+mod logprobs;
+mod mirostat;
+mod params;
+mod penalties;
+mod rng;
+mod temperature;
+mod truncate;
+
+use std::sync::Arc;
+
+pub use candidates::{Candidate, Candidates};
+pub use dry::{BreakTracker, Dry, MAX_BREAKER_BYTES, MAX_BREAKERS};
+pub use logprobs::{Logprobs, TokenLogprob, logprobs};
+pub use mirostat::Mirostat;
+pub use params::{MAX_LOGIT_BIASES, MIN_TEMPERATURE, ParamError, SamplingParams, Stage};
+pub use penalties::Penalties;
+pub use rng::{Draw, TokenRng};
+
+/// No token can be chosen. Ends the sequence, not the engine.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SampleError {
+    #[error("the model's logit for token {id} is {logit}")]
+    BadLogit { id: u32, logit: f32 },
+    #[error("no token is left to choose from")]
+    NoCandidate,
+    #[error("token {id} is outside the vocabulary of {n_vocab}")]
+    NoSuchToken { id: u32, n_vocab: usize },
+}
+
+/// Chooses the tokens of one sequence.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: Arc<SamplingParams>,
+    /// Tokens `ignore_eos` forbids.
+    forbidden: Arc<[u32]>,
+    rng: TokenRng,
+    /// Mirostat's bound on surprise.
+    mu: f32,
+    breaks: Option<BreakTracker>,
+}
+
+impl Sampler {
+    /// A sampler that has seen no token. `eog_ids` are the ids `ignore_eos` forbids.
+    pub fn new(params: Arc<SamplingParams>, seed: u64, eog_ids: &[u32]) -> Self {
+        let forbidden: Arc<[u32]> = if params.ignore_eos { eog_ids.into() } else { Arc::new([]) };
+        let breaks = (!params.dry.is_off()).then(|| BreakTracker::new(&params.dry.breakers));
+        Self { mu: params.mirostat.initial_mu(), rng: TokenRng::new(seed, 0), forbidden, breaks, params }
+    }
+
+    /// The same state with the random numbers of another choice.
+    pub fn for_choice(&self, seed: u64, choice: u32) -> Self {
+        Self { rng: TokenRng::new(seed, choice), ..self.clone() }
+    }
+
+    /// Takes in one token's text, of the prompt or of the output, in order.
+    pub fn accept(&mut self, bytes: &[u8]) {
+        if let Some(breaks) = &mut self.breaks {
+            breaks.push(bytes);
+        }
+    }
+
+    /// Chooses the generated token `token_idx` (counted from 0) from `logits`. `history` is every token so far, the
+    /// prompt included; `scratch` is only there to be reused.
+    ///
+    /// # Errors
+    /// [`SampleError`] when the logits are no distribution or nothing is left of it.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        token_idx: u64,
+        scratch: &mut Candidates,
+    ) -> Result<u32, SampleError> {
+        logprobs::check_logits(logits)?;
+        scratch.reset(logits);
+        penalties::logit_bias(scratch, &self.params.logit_bias);
+        for &id in &*self.forbidden {
+            scratch.update(id, |_| f32::NEG_INFINITY);
+        }
+        if scratch.best().is_none_or(|best| best.logit == f32::NEG_INFINITY) {
+            return Err(SampleError::NoCandidate);
+        }
+        for &stage in &self.params.order {
+            if self.runs(stage) {
+                self.apply(stage, scratch, history, token_idx);
+            }
+        }
+        let u = self.rng.uniform(token_idx, Draw::Token);
+        let chosen = if self.params.is_greedy() {
+            scratch.best().copied()
+        } else if self.params.mirostat != Mirostat::Off {
+            self.params.mirostat.sample(scratch, &mut self.mu, logits.len(), u)
+        } else {
+            scratch.softmax();
+            scratch.pick(u).copied()
+        };
+        chosen.map(|candidate| candidate.id).ok_or(SampleError::NoCandidate)
+    }
+
+    /// Whether a stage takes part, see [`SamplingParams`].
+    fn runs(&self, stage: Stage) -> bool {
+        match stage {
+            Stage::Penalties | Stage::Dry => true,
+            Stage::Temperature => !self.params.is_greedy(),
+            _ => !self.params.is_greedy() && self.params.mirostat == Mirostat::Off,
+        }
+    }
+
+    fn apply(&self, stage: Stage, candidates: &mut Candidates, history: &[u32], token_idx: u64) {
+        let params = &*self.params;
+        match stage {
+            Stage::Penalties => params.penalties.apply(candidates, history),
+            Stage::Dry => {
+                if let Some(breaks) = &self.breaks {
+                    params.dry.apply(candidates, history, breaks.breaks());
+                }
+            }
+            Stage::TopNSigma => truncate::top_n_sigma(candidates, params.top_n_sigma),
+            Stage::TopK => truncate::top_k(candidates, params.top_k),
+            Stage::Typical => truncate::typical(candidates, params.typical_p),
+            Stage::TopP => truncate::top_p(candidates, params.top_p),
+            Stage::MinP => truncate::min_p(candidates, params.min_p),
+            Stage::Xtc if params.xtc_probability > 0.0 => {
+                let u = self.rng.uniform(token_idx, Draw::Xtc);
+                truncate::xtc(candidates, params.xtc_probability, params.xtc_threshold, u);
+            }
+            Stage::Xtc => {}
+            Stage::Temperature if params.dynatemp_range > 0.0 => temperature::dynamic_temperature(
+                candidates,
+                params.temperature,
+                params.dynatemp_range,
+                params.dynatemp_exponent,
+            ),
+            Stage::Temperature => temperature::temperature(candidates, params.temperature),
+        }
+    }
+
+    /// The distribution the next draw comes from, most likely first: the chain without mirostat and without XTC's
+    /// chance, which is taken as `xtc_u`.
+    #[cfg(test)]
+    fn distribution(&self, logits: &[f32], history: &[u32], token_idx: u64) -> Vec<(u32, f32)> {
+        let mut candidates = Candidates::default();
+        candidates.reset(logits);
+        penalties::logit_bias(&mut candidates, &self.params.logit_bias);
+        for &stage in &self.params.order {
+            self.apply(stage, &mut candidates, history, token_idx);
+        }
+        candidates.softmax();
+        candidates.items().iter().map(|c| (c.id, c.p)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,32 @@
 //! CPU backend: kernels per instruction set, chosen at run time, and the thread pool they run on.
+//!
+//! [`CpuBackend`] implements [`mlxr_tensor::Backend`]. Below it, path = instruction set and file = algorithm:
+//! `scalar/` is the plain form of every kernel, `lanes/` holds element-wise loops written once and compiled for each
+//! instruction set, and [`Kernels`] is the table of what one instruction set offers.
+#![expect(
+    unsafe_code,
+    reason = "SIMD loads and stores, disjoint writes from several threads, aligned memory"
+)]
+
+mod acts;
+mod aligned;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod backend;
+pub mod bandwidth;
+mod disjoint;
+mod kernels;
+mod kv;
+mod lanes;
+mod linear;
+mod moe;
+mod pool;
+mod rope;
+mod scalar;
+mod tiles;
+mod weight;
+
+pub use backend::{CpuBackend, CpuOptions};
+pub use kernels::{Isa, Kernels};
+pub use pool::ThreadPool;

@@ -1,0 +1,63 @@
+//! Zeroed memory on cache-line boundaries.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+const ALIGNMENT: usize = 64;
+
+/// Bytes aligned to 64, zero at first. Untouched pages cost no memory until written.
+pub(crate) struct AlignedBytes {
+    ptr: NonNull<u8>,
+    n_bytes: usize,
+}
+
+// SAFETY: the memory is owned and plain; access follows the borrow of `self`.
+unsafe impl Send for AlignedBytes {}
+// SAFETY: as above, shared references only read.
+unsafe impl Sync for AlignedBytes {}
+
+impl AlignedBytes {
+    /// `None` when the allocator has no such amount.
+    pub(crate) fn zeroed(n_bytes: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(n_bytes.max(ALIGNMENT), ALIGNMENT).ok()?;
+        // SAFETY: the layout's size is at least `ALIGNMENT`, so not zero.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self { ptr, n_bytes })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `n_bytes` initialised bytes were allocated at `ptr` and live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.n_bytes) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.n_bytes) }
+    }
+
+    /// The whole memory as f32 (a last partial element is left out).
+    pub(crate) fn floats(&self) -> &[f32] {
+        // SAFETY: aligned to 64, `n_bytes / 4` floats fit, every bit pattern is a float.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.n_bytes / 4) }
+    }
+
+    pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `floats`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.n_bytes / 4) }
+    }
+}
+
+impl Drop for AlignedBytes {
+    fn drop(&mut self) {
+        let layout = Layout::from_size_align(self.n_bytes.max(ALIGNMENT), ALIGNMENT)
+            .expect("the layout was valid when the memory was allocated");
+        // SAFETY: allocated in `zeroed` with this layout and freed only here.
+        unsafe { dealloc(self.ptr.as_ptr(), layout) }
+    }
+}
+
+/// The bytes behind a slice of floats.
+pub(crate) fn as_bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: same memory, four bytes a float, any byte is valid.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) }
+}

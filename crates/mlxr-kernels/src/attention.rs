@@ -1,0 +1,263 @@
+//! Causal attention over the paged cache, with an online softmax (Milakov and Gimelshein, arXiv 1805.02867).
+//!
+//! A query meets its KV blocks in order; blocks form segments of [`SEGMENT_TOKENS`] that start at fixed positions, each
+//! with a softmax state of its own, and the states are merged in order. Nothing in that order depends on the batch, on
+//! chunking or on the number of threads, so a row's result never does either.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Span};
+
+use crate::aligned::as_bytes;
+use crate::disjoint::{Disjoint, split};
+use crate::kernels::{DotFloats, Kernels, TILE};
+use crate::kv::{LayerKv, decode};
+use crate::pool::ThreadPool;
+use crate::weight::vector;
+
+/// Tokens whose softmax state is kept apart.
+const SEGMENT_TOKENS: usize = 512;
+
+/// Queries (rows times heads of one KV head) that share one pass over the keys.
+const TILE_QUERIES: usize = 32;
+
+/// One attention op.
+pub(crate) struct Attention<'a> {
+    pub(crate) kernels: &'a Kernels,
+    /// `[rows, n_heads * k_dim]`
+    pub(crate) q: &'a [f32],
+    pub(crate) layer: &'a LayerKv,
+    pub(crate) batch: &'a Batch,
+    pub(crate) spec: &'a AttentionSpec,
+}
+
+/// Some rows of one sequence and the query heads of one KV head.
+struct Tile<'a> {
+    span: &'a Span,
+    rows: Range<usize>,
+    kv_head: usize,
+}
+
+/// Softmax state of each query of a tile: largest score, sum of exponentials, weighted values.
+#[derive(Default)]
+struct State {
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    /// `[queries, v_dim]`
+    acc: Vec<f32>,
+}
+
+/// One thread's buffers.
+#[derive(Default)]
+struct Scratch {
+    total: State,
+    segment: State,
+    /// `[queries, block_tokens]`
+    scores: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+}
+
+impl State {
+    fn reset(&mut self, n_queries: usize, v_dim: usize) {
+        self.max.clear();
+        self.max.resize(n_queries, f32::NEG_INFINITY);
+        self.sum.clear();
+        self.sum.resize(n_queries, 0.0);
+        self.acc.clear();
+        self.acc.resize(n_queries * v_dim, 0.0);
+    }
+}
+
+impl Attention<'_> {
+    /// Fills `out: [rows, n_heads * v_dim]`.
+    pub(crate) fn run(&self, pool: &ThreadPool, out: &mut [f32]) {
+        let tiles = self.tiles();
+        let out = Disjoint::new(out);
+        pool.run(|part, n_parts| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                for tile in &tiles[split(tiles.len(), part, n_parts, 1)] {
+                    self.tile(tile, scratch);
+                    self.finish(tile, &scratch.total, &out);
+                }
+            });
+        });
+    }
+
+    fn group(&self) -> usize {
+        self.spec.n_heads / self.layer.layout.n_kv_heads
+    }
+
+    fn tiles(&self) -> Vec<Tile<'_>> {
+        let rows_per_tile = (TILE_QUERIES / self.group()).max(1);
+        let mut tiles = Vec::new();
+        for span in &self.batch.spans {
+            for start in span.rows.clone().step_by(rows_per_tile) {
+                let rows = start..(start + rows_per_tile).min(span.rows.end);
+                let heads = 0..self.layer.layout.n_kv_heads;
+                tiles.extend(heads.map(|kv_head| Tile { span, rows: rows.clone(), kv_head }));
+            }
+        }
+        tiles
+    }
+
+    /// Positions a row sees.
+    fn visible(&self, row: usize) -> Range<usize> {
+        let end = self.batch.positions[row] as usize + 1;
+        self.spec.window.map_or(0, |window| end.saturating_sub(window as usize))..end
+    }
+
+    /// Computes the state of all queries of a tile into `scratch.total`.
+    fn tile(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
+        let layout = &self.layer.layout;
+        let n_queries = tile.rows.len() * self.group();
+        // Rows of a tile are consecutive positions, so the first row reaches back furthest and the last one ahead.
+        let seen = self.visible(tile.rows.start).start..self.visible(tile.rows.end - 1).end;
+        let blocks = seen.start / layout.block_tokens..seen.end.div_ceil(layout.block_tokens);
+        let per_segment = (SEGMENT_TOKENS / layout.block_tokens).max(1);
+        scratch.total.reset(n_queries, layout.v_dim);
+        let mut start = blocks.start;
+        while start < blocks.end {
+            let end = ((start / per_segment + 1) * per_segment).min(blocks.end);
+            scratch.segment.reset(n_queries, layout.v_dim);
+            for block_idx in start..end {
+                self.block(tile, block_idx, seen.end, scratch);
+            }
+            self.merge(&mut scratch.total, &scratch.segment);
+            start = end;
+        }
+    }
+
+    /// Adds one KV block to the segment's states.
+    fn block(&self, tile: &Tile<'_>, block_idx: usize, seen_end: usize, scratch: &mut Scratch) {
+        let layout = &self.layer.layout;
+        let (block_tokens, v_dim) = (layout.block_tokens, layout.v_dim);
+        let first = block_idx * block_tokens;
+        let n_keys = block_tokens.min(seen_end - first);
+        let block = tile.span.block_table[block_idx] as usize;
+        self.scores(tile, block, n_keys, scratch);
+        let values = &self.layer.bytes()[layout.values(block, tile.kv_head)][..n_keys * layout.v_bytes];
+        scratch.values.resize(block_tokens * v_dim, 0.0);
+        decode(layout.dtype, values, &mut scratch.values[..n_keys * v_dim]);
+        let group = self.group();
+        for (query, scores) in scratch.scores.chunks_exact_mut(block_tokens).enumerate() {
+            let visible = self.visible(tile.rows.start + query / group);
+            let from = visible.start.max(first) - first;
+            let to = visible.end.min(first + n_keys).saturating_sub(first);
+            if from >= to {
+                continue;
+            }
+            let state = &mut scratch.segment;
+            let acc = &mut state.acc[query * v_dim..(query + 1) * v_dim];
+            let scores = &mut scores[from..to];
+            self.kernels.scale(scores, self.spec.scale);
+            if let Some(cap) = self.spec.softcap {
+                self.kernels.softcap(scores, cap);
+            }
+            let max = state.max[query].max(self.kernels.max(scores));
+            if state.max[query] != f32::NEG_INFINITY && state.max[query] != max {
+                let shrink = self.kernels.exp(state.max[query] - max);
+                state.sum[query] *= shrink;
+                self.kernels.scale(acc, shrink);
+            }
+            state.max[query] = max;
+            state.sum[query] += self.kernels.exp_sum(scores, max);
+            self.kernels.weighted_sum(acc, scores, &scratch.values[from * v_dim..to * v_dim]);
+        }
+    }
+
+    /// Dot products of all queries of a tile with the first `n_keys` keys of a block.
+    fn scores(&self, tile: &Tile<'_>, block: usize, n_keys: usize, scratch: &mut Scratch) {
+        let layout = &self.layer.layout;
+        let keys = &self.layer.bytes()[layout.keys(block, tile.kv_head)];
+        let n_queries = tile.rows.len() * self.group();
+        scratch.scores.resize(n_queries * layout.block_tokens, 0.0);
+        scratch.scores.truncate(n_queries * layout.block_tokens);
+        let (dot, keys, key_bytes): (DotFloats, &[u8], usize) =
+            match self.kernels.dot_floats(Format::Plain(layout.dtype)) {
+                Some(dot) => (dot, keys, layout.k_bytes),
+                None => {
+                    scratch.keys.resize(layout.block_tokens * layout.k_dim, 0.0);
+                    let keys = &keys[..n_keys * layout.k_bytes];
+                    decode(layout.dtype, keys, &mut scratch.keys[..n_keys * layout.k_dim]);
+                    (self.kernels.dot_f32, as_bytes(&scratch.keys), layout.k_dim * DType::F32.block_bytes())
+                }
+            };
+        for first_query in (0..n_queries).step_by(TILE) {
+            let n = TILE.min(n_queries - first_query);
+            let mut queries: [&[f32]; TILE] = [&[]; TILE];
+            for (i, query) in queries[..n].iter_mut().enumerate() {
+                *query = self.query(tile, first_query + i);
+            }
+            for first_key in (0..n_keys).step_by(TILE) {
+                let n_tile = TILE.min(n_keys - first_key);
+                let rows: [&[u8]; TILE] = std::array::from_fn(|i| {
+                    let key = (first_key + i).min(n_keys - 1);
+                    &keys[key * key_bytes..(key + 1) * key_bytes]
+                });
+                let mut out = [0f32; TILE * TILE];
+                // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+                unsafe { dot(&rows[..n_tile], &queries[..n], &mut out) };
+                for i in 0..n {
+                    let at = (first_query + i) * layout.block_tokens + first_key;
+                    scratch.scores[at..at + n_tile].copy_from_slice(&out[i * TILE..][..n_tile]);
+                }
+            }
+        }
+    }
+
+    /// The vector of query `query` of a tile: queries of a row are the heads of the KV head's group.
+    fn query(&self, tile: &Tile<'_>, query: usize) -> &[f32] {
+        let group = self.group();
+        let row = tile.rows.start + query / group;
+        let head = tile.kv_head * group + query % group;
+        let k_dim = self.layer.layout.k_dim;
+        &self.q[(row * self.spec.n_heads + head) * k_dim..][..k_dim]
+    }
+
+    /// Merges the state of the next segment into the total.
+    fn merge(&self, total: &mut State, segment: &State) {
+        let v_dim = self.layer.layout.v_dim;
+        for query in 0..total.max.len() {
+            if segment.sum[query] == 0.0 {
+                continue;
+            }
+            let acc = &mut total.acc[query * v_dim..(query + 1) * v_dim];
+            let added = &segment.acc[query * v_dim..(query + 1) * v_dim];
+            let max = total.max[query].max(segment.max[query]);
+            let keep = self.kernels.exp(total.max[query] - max);
+            let add = self.kernels.exp(segment.max[query] - max);
+            total.max[query] = max;
+            total.sum[query] = total.sum[query] * keep + segment.sum[query] * add;
+            self.kernels.scale(acc, keep);
+            self.kernels.add_scaled(acc, added, add);
+        }
+    }
+
+    /// Takes the sinks in, divides, and writes a tile's results.
+    fn finish(&self, tile: &Tile<'_>, total: &State, out: &Disjoint<'_, f32>) {
+        let v_dim = self.layer.layout.v_dim;
+        let group = self.group();
+        let sinks = self.spec.sinks.as_ref().map(vector);
+        for (query, acc) in total.acc.chunks_exact(v_dim).enumerate() {
+            let row = tile.rows.start + query / group;
+            let head = tile.kv_head * group + query % group;
+            let (mut sum, mut factor) = (total.sum[query], 1.0);
+            if let Some(sinks) = sinks {
+                let max = total.max[query].max(sinks[head]);
+                factor = self.kernels.exp(total.max[query] - max);
+                sum = sum * factor + self.kernels.exp(sinks[head] - max);
+            }
+            let start = (row * self.spec.n_heads + head) * v_dim;
+            // SAFETY: one tile has this row and head, and a tile belongs to one thread.
+            let target = unsafe { out.slice(start..start + v_dim) };
+            target.copy_from_slice(acc);
+            self.kernels.scale(target, factor / sum);
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! [`Backend`] on the CPU.
+
+use std::fmt;
+use std::sync::Arc;
+
+use mlxr_tensor::{
+    Act, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope, RouterSpec,
+    Routing, TensorError, Weight,
+};
+
+use crate::acts::{ActPool, values, values_mut};
+use crate::attention::Attention;
+use crate::disjoint::for_each_row;
+use crate::kernels::{Isa, Kernels};
+use crate::kv::CpuKv;
+use crate::linear::{Inputs, Output, Product, RowMap, matmul};
+use crate::moe::{CpuRouting, combine, group_by_expert, route};
+use crate::pool::ThreadPool;
+use crate::rope::rope;
+use crate::weight::{CpuWeight, check_format, dequantise_row, vector};
+
+/// How a [`CpuBackend`] is set up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads that compute; the physical cores available to this process when not given.
+    pub n_threads: Option<usize>,
+    /// The instruction set to use; the fastest this CPU has when not given.
+    pub isa: Option<Isa>,
+}
+
+/// Computes on the CPU, synchronously, with the kernels of one instruction set.
+pub struct CpuBackend {
+    kernels: Kernels,
+    pool: ThreadPool,
+    acts: Arc<ActPool>,
+}
+
+impl fmt::Debug for CpuBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuBackend({})", self.describe())
+    }
+}
+
+impl CpuBackend {
+    /// Starts the thread pool and picks the kernels.
+    ///
+    /// # Errors
+    /// [`TensorError::DeviceLost`] when this CPU does not have the instruction set asked for.
+    pub fn new(options: CpuOptions) -> Result<Self, TensorError> {
+        let kernels = match options.isa {
+            None => Kernels::best(),
+            Some(isa) => Kernels::available().into_iter().find(|k| k.isa() == isa).ok_or_else(|| {
+                TensorError::DeviceLost { backend: "cpu", reason: format!("no {} on this CPU", isa.name()) }
+            })?,
+        };
+        let pool = ThreadPool::new(options.n_threads.unwrap_or_else(ThreadPool::default_threads));
+        Ok(Self { kernels, pool, acts: Arc::default() })
+    }
+
+    /// Calls `work` on every row of `x`.
+    fn rows_in_place(&self, x: &mut Act, work: impl Fn(usize, &mut [f32]) + Sync) {
+        let cols = x.cols();
+        for_each_row(&self.pool, values_mut(x), cols, work);
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn describe(&self) -> String {
+        let n = self.pool.n_threads();
+        format!("{}, {n} thread{}", self.kernels.isa().name(), if n == 1 { "" } else { "s" })
+    }
+
+    fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
+        check_format(tensor)?;
+        Ok(Weight::new(tensor.shape(), tensor.format(), CpuWeight::new(vec![tensor.clone()])))
+    }
+
+    fn upload_experts(&self, experts: &[HostTensor]) -> Result<Weight, TensorError> {
+        let Some(first) = experts.first() else {
+            return Err(TensorError::Unsupported {
+                name: String::new(),
+                backend: "cpu",
+                reason: "a stack of no experts".to_owned(),
+            });
+        };
+        check_format(first)?;
+        let odd = experts.iter().find(|e| e.shape() != first.shape() || e.format() != first.format());
+        if let Some(odd) = odd {
+            let reason = format!("shape or format differs from {:?}", first.name());
+            return Err(TensorError::Unsupported { name: odd.name().to_owned(), backend: "cpu", reason });
+        }
+        let shape: Vec<usize> = [experts.len()].iter().chain(first.shape()).copied().collect();
+        Ok(Weight::new(&shape, first.format(), CpuWeight::new(experts.to_vec())))
+    }
+
+    fn act(&self, rows: usize, cols: usize, source: &[f32]) -> Act {
+        let mut act = self.acts.act(rows, cols);
+        values_mut(&mut act).copy_from_slice(source);
+        act
+    }
+
+    fn read(&self, x: &Act) -> Result<Vec<f32>, TensorError> {
+        Ok(values(x).to_vec())
+    }
+
+    fn kv_cache(&self, spec: &KvSpec) -> Result<KvCache, TensorError> {
+        Ok(KvCache::new(spec.clone(), CpuKv::new(spec)?))
+    }
+
+    fn embed(&self, table: &Weight, batch: &Batch, scale: f32) -> Act {
+        let matrix = table.handle::<CpuWeight>().matrix();
+        let mut out = self.acts.act(batch.n_rows(), table.cols());
+        self.rows_in_place(&mut out, |row, values| {
+            dequantise_row(matrix, batch.tokens[row] as usize, values);
+            if scale != 1.0 {
+                self.kernels.scale(values, scale);
+            }
+        });
+        out
+    }
+
+    fn linear(&self, x: &Act, w: &Weight, bias: Option<&Weight>) -> Act {
+        self.linear_each(x, &[(w, bias)]).pop().expect("one layer, one result")
+    }
+
+    fn linear_each(&self, x: &Act, layers: &[(&Weight, Option<&Weight>)]) -> Vec<Act> {
+        let mut products = Vec::with_capacity(layers.len());
+        let mut results = Vec::with_capacity(layers.len());
+        for (result, &(w, bias)) in layers.iter().enumerate() {
+            assert_eq!(x.cols(), w.cols(), "columns of the input and of {w:?}");
+            let weight = w.handle::<CpuWeight>().matrix();
+            let bias = bias.map(vector);
+            assert!(bias.is_none_or(|b| b.len() == weight.rows()), "bias of {w:?}");
+            results.push(self.acts.act(x.rows(), weight.rows()));
+            products.push(Product { weight, bias, rows: RowMap::All(x.rows()), result });
+        }
+        let outputs: Vec<Output<'_>> = results
+            .iter_mut()
+            .map(|act| {
+                let cols = act.cols();
+                Output::new(values_mut(act), cols)
+            })
+            .collect();
+        matmul(&self.kernels, &self.pool, &mut Inputs::new(values(x), x.cols()), &products, &outputs);
+        drop(outputs);
+        results
+    }
+
+    fn gather_rows(&self, x: &Act, rows: &[u32]) -> Act {
+        let mut out = self.acts.act(rows.len(), x.cols());
+        let source = values(x);
+        let cols = x.cols();
+        self.rows_in_place(&mut out, |i, row| {
+            let start = rows[i] as usize * cols;
+            row.copy_from_slice(&source[start..start + cols]);
+        });
+        out
+    }
+
+    fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act {
+        let weight = vector(weight);
+        assert_eq!(x.cols(), weight.len(), "columns of the input and of the norm");
+        let mut out = self.acts.act(x.rows(), x.cols());
+        let source = values(x);
+        self.rows_in_place(&mut out, |i, row| {
+            let x = &source[i * row.len()..(i + 1) * row.len()];
+            self.kernels.norm(row, x, weight, self.norm_factor(x, eps));
+        });
+        out
+    }
+
+    fn rms_norm_heads(&self, x: &mut Act, weight: &Weight, eps: f32) {
+        let weight = vector(weight);
+        assert!(x.cols().is_multiple_of(weight.len()), "columns of the input and of the norm");
+        self.rows_in_place(x, |_, row| {
+            for head in row.chunks_exact_mut(weight.len()) {
+                let factor = self.norm_factor(head, eps);
+                self.kernels.norm_in_place(head, weight, factor);
+            }
+        });
+    }
+
+    fn add(&self, x: &mut Act, y: &Act, scale: f32) {
+        assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "shapes of a sum");
+        let y = values(y);
+        self.rows_in_place(x, |i, row| {
+            self.kernels.add_scaled(row, &y[i * row.len()..(i + 1) * row.len()], scale);
+        });
+    }
+
+    fn scale(&self, x: &mut Act, factor: f32) {
+        self.rows_in_place(x, |_, row| self.kernels.scale(row, factor));
+    }
+
+    fn softcap(&self, x: &mut Act, cap: f32) {
+        self.rows_in_place(x, |_, row| self.kernels.softcap(row, cap));
+    }
+
+    fn gated(&self, gate: &Act, up: &Act, kind: Gate) -> Act {
+        assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "shapes of gate and up");
+        let mut out = self.acts.act(gate.rows(), gate.cols());
+        let (gate, up) = (values(gate), values(up));
+        self.rows_in_place(&mut out, |i, row| {
+            let range = i * row.len()..(i + 1) * row.len();
+            self.kernels.gated(row, &gate[range.clone()], &up[range], kind);
+        });
+        out
+    }
+
+    fn rope(&self, x: &mut Act, head_dim: usize, spec: &Rope, batch: &Batch) {
+        rope(&self.kernels, &self.pool, values_mut(x), head_dim, spec, batch);
+    }
+
+    fn store_kv(&self, kv: &mut KvCache, layer_idx: usize, k: &Act, v: &Act, batch: &Batch) {
+        kv.handle_mut::<CpuKv>().store(&self.pool, layer_idx, k, v, batch);
+    }
+
+    fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act {
+        let layer = kv.handle::<CpuKv>().layer(layer_idx);
+        assert_eq!(q.cols(), spec.n_heads * layer.layout.k_dim, "columns of the queries");
+        let mut out = self.acts.act(q.rows(), spec.n_heads * layer.layout.v_dim);
+        let op = Attention { kernels: &self.kernels, q: values(q), layer, batch, spec };
+        op.run(&self.pool, values_mut(&mut out));
+        out
+    }
+
+    fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]) {
+        kv.handle_mut::<CpuKv>().copy_blocks(copies);
+    }
+
+    fn route(&self, logits: &Act, spec: &RouterSpec) -> Routing {
+        let routing = route(&self.kernels, values(logits), logits.cols(), spec);
+        Routing::new(logits.rows(), spec.top_k, routing)
+    }
+
+    fn expert_linear(&self, x: &Act, experts: &Weight, bias: Option<&Weight>, routing: &Routing) -> Act {
+        let parts = &experts.handle::<CpuWeight>().parts;
+        let n_out = parts[0].rows();
+        assert_eq!(x.cols(), experts.cols(), "columns of the input and of {experts:?}");
+        let top_k = routing.top_k();
+        let per_choice = x.rows() == routing.n_rows() * top_k;
+        assert!(per_choice || x.rows() == routing.n_rows(), "rows of the input and of the routing");
+        let input_row = |choice: usize| if per_choice { choice } else { choice / top_k };
+        let groups = group_by_expert(routing.handle::<CpuRouting>(), parts.len(), input_row);
+        let bias = bias.map(vector);
+        let products: Vec<Product<'_>> = groups
+            .iter()
+            .map(|(expert, pairs)| Product {
+                weight: &parts[*expert],
+                bias: bias.map(|b| &b[expert * n_out..(expert + 1) * n_out]),
+                rows: RowMap::Pairs(pairs),
+                result: 0,
+            })
+            .collect();
+        let mut out = self.acts.act(routing.n_rows() * top_k, n_out);
+        let outputs = [Output::new(values_mut(&mut out), n_out)];
+        matmul(&self.kernels, &self.pool, &mut Inputs::new(values(x), x.cols()), &products, &outputs);
+        out
+    }
+
+    fn combine(&self, x: &Act, routing: &Routing) -> Act {
+        let mut out = self.acts.act(routing.n_rows(), x.cols());
+        combine(&self.kernels, &self.pool, values(x), routing, values_mut(&mut out));
+        out
+    }
+
+    fn argmax(&self, x: &Act) -> Result<Vec<u32>, TensorError> {
+        let best = |row: &[f32]| {
+            let mut best = 0;
+            for (i, v) in row.iter().enumerate() {
+                if row[best] < *v || row[best].is_nan() && !v.is_nan() {
+                    best = i;
+                }
+            }
+            best as u32
+        };
+        Ok(values(x).chunks_exact(x.cols().max(1)).map(best).collect())
+    }
+}
+
+impl CpuBackend {
+    /// `1 / sqrt(mean(x^2) + eps)`.
+    fn norm_factor(&self, x: &[f32], eps: f32) -> f32 {
+        1.0 / (self.kernels.sum_squares(x) / x.len() as f32 + eps).sqrt()
+    }
+}

@@ -1,0 +1,72 @@
+//! One output slice, written in parts by several threads.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::pool::ThreadPool;
+
+/// A mutable slice whose parts are handed to threads.
+pub(crate) struct Disjoint<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the only access is `slice`, whose callers promise ranges that do not overlap.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+// SAFETY: it is a mutable borrow.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { ptr: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+    }
+
+    /// The part `range`.
+    ///
+    /// # Safety
+    /// While the result lives no other part that overlaps `range` may exist.
+    #[expect(clippy::mut_from_ref, reason = "the caller keeps parts disjoint")]
+    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
+    }
+}
+
+/// Elements below which a row-wise op is not worth waking other threads for.
+const MIN_PARALLEL: usize = 16 * 1024;
+
+/// Calls `work` on every row of `out`, in parallel when there is enough of it.
+pub(crate) fn for_each_row<T: Send>(
+    pool: &ThreadPool,
+    out: &mut [T],
+    row_len: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
+    if row_len == 0 || out.is_empty() {
+        return;
+    }
+    let n_rows = out.len() / row_len;
+    if n_rows == 1 || out.len() < MIN_PARALLEL {
+        for (i, row) in out.chunks_exact_mut(row_len).enumerate() {
+            work(i, row);
+        }
+        return;
+    }
+    let out = Disjoint::new(out);
+    pool.run(|part, n_parts| {
+        for i in split(n_rows, part, n_parts, 1) {
+            // SAFETY: `split` gives each row to one part only.
+            let row = unsafe { out.slice(i * row_len..(i + 1) * row_len) };
+            work(i, row);
+        }
+    });
+}
+
+/// The share of `part` when `n` items are cut into `n_parts` runs at multiples of `grain`.
+pub(crate) fn split(n: usize, part: usize, n_parts: usize, grain: usize) -> Range<usize> {
+    let n_grains = n.div_ceil(grain);
+    let cut = |i: usize| (n_grains * i / n_parts * grain).min(n);
+    cut(part)..cut(part + 1)
+}

@@ -1,0 +1,134 @@
+//! The table of kernels of one instruction set.
+
+use std::fmt;
+
+use mlxr_tensor::{DType, Format};
+
+#[cfg(target_arch = "x86_64")]
+use crate::avx2;
+use crate::lanes::Lanes;
+use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
+use crate::scalar;
+
+/// Weight rows, and activation rows, that one call of a dot kernel takes at most.
+pub(crate) const TILE: usize = 4;
+
+/// Dot products of up to [`TILE`] weight rows with up to [`TILE`] activation rows: `out[x * TILE + w]`.
+///
+/// Each product is computed the same way whatever the numbers of rows are.
+pub(crate) type DotFloats = unsafe fn(&[&[u8]], &[&[f32]], &mut [f32]);
+
+/// As [`DotFloats`], for unpacked weights and quantised activations.
+pub(crate) type DotCodes = unsafe fn(CodeKind, &[CodeRow<'_>], &[QuantRow<'_>], &mut [f32]);
+
+/// Turns a stored row into codes, scales and offsets.
+pub(crate) type Unpack = unsafe fn(StoredRow<'_>, UnpackedRow<'_>);
+
+/// Quantises one activation row.
+pub(crate) type Quantise = unsafe fn(&[f32], QuantRowMut<'_>);
+
+/// An instruction set with a table of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust, any CPU.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+    /// AArch64 with NEON and the dot product extension.
+    Neon,
+}
+
+impl Isa {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "AVX2",
+            Isa::Avx512 => "AVX-512",
+            Isa::Neon => "NEON",
+        }
+    }
+}
+
+/// The kernels of one instruction set, chosen once; this CPU has what they need.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    pub(crate) isa: Isa,
+    pub(crate) dot_f32: DotFloats,
+    pub(crate) dot_f16: DotFloats,
+    pub(crate) dot_bf16: DotFloats,
+    pub(crate) dot_codes: DotCodes,
+    pub(crate) quantise: Quantise,
+    /// The unpacking kernel of a format, if it has one.
+    pub(crate) unpack: fn(Format) -> Option<(CodeKind, Unpack)>,
+    pub(crate) lanes: Lanes,
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kernels({})", self.isa.name())
+    }
+}
+
+impl Kernels {
+    /// Every table this CPU can run, slowest first.
+    pub fn available() -> Vec<Kernels> {
+        let mut tables = vec![scalar::TABLE];
+        #[cfg(target_arch = "x86_64")]
+        if avx2::is_available() {
+            tables.push(avx2::TABLE);
+        }
+        tables
+    }
+
+    /// The fastest table this CPU can run.
+    pub fn best() -> Kernels {
+        *Self::available().last().expect("the scalar table always runs")
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The dot kernel for weights of a plain float type.
+    pub(crate) fn dot_floats(&self, format: Format) -> Option<DotFloats> {
+        match format {
+            Format::Plain(DType::F32) => Some(self.dot_f32),
+            Format::Plain(DType::F16) => Some(self.dot_f16),
+            Format::Plain(DType::BF16) => Some(self.dot_bf16),
+            _ => None,
+        }
+    }
+}
+
+/// Safe calls through the table of [`Lanes`].
+macro_rules! lane_methods {
+    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+        impl Kernels {
+            $(
+                #[inline]
+                pub(crate) fn $name(&self, $($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: a table is only handed out where the CPU has its features (`available`).
+                    unsafe { (self.lanes.$name)($($arg),*) }
+                }
+            )*
+        }
+    };
+}
+
+lane_methods! {
+    max(x: &[f32]) -> f32;
+    exp_sum(x: &mut [f32], max: f32) -> f32;
+    exp(x: f32) -> f32;
+    sum_squares(x: &[f32]) -> f32;
+    norm(out: &mut [f32], x: &[f32], weight: &[f32], factor: f32);
+    norm_in_place(x: &mut [f32], weight: &[f32], factor: f32);
+    gated(out: &mut [f32], gate: &[f32], up: &[f32], kind: mlxr_tensor::Gate);
+    softcap(x: &mut [f32], cap: f32);
+    add_scaled(x: &mut [f32], y: &[f32], factor: f32);
+    scale(x: &mut [f32], factor: f32);
+    weighted_sum(acc: &mut [f32], weights: &[f32], rows: &[f32]);
+    rotate_half(x: &mut [f32], cos: &[f32], sin: &[f32]);
+    rotate_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]);
+}

@@ -1,0 +1,212 @@
+//! The KV arena: per layer, blocks of `[keys then values, n_kv_heads, block_tokens, dim]` in the cache's type.
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use mlxr_tensor::{Act, Batch, BlockCopy, DType, KvSpec, TensorError};
+
+use crate::acts;
+use crate::aligned::AlignedBytes;
+use crate::disjoint::Disjoint;
+use crate::pool::ThreadPool;
+
+/// What stands behind a `KvCache` of this backend.
+pub(crate) struct CpuKv {
+    layers: Vec<LayerKv>,
+}
+
+/// One layer's blocks.
+pub(crate) struct LayerKv {
+    memory: AlignedBytes,
+    pub(crate) layout: KvLayout,
+}
+
+/// Where things are in a layer's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvLayout {
+    pub(crate) dtype: DType,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) block_tokens: usize,
+    pub(crate) k_dim: usize,
+    pub(crate) v_dim: usize,
+    pub(crate) k_bytes: usize,
+    pub(crate) v_bytes: usize,
+}
+
+impl KvLayout {
+    fn block_bytes(&self) -> usize {
+        self.n_kv_heads * self.block_tokens * (self.k_bytes + self.v_bytes)
+    }
+
+    /// The keys of one head in one block: `block_tokens` rows.
+    pub(crate) fn keys(&self, block: usize, head: usize) -> Range<usize> {
+        let n = self.block_tokens * self.k_bytes;
+        let start = block * self.block_bytes() + head * n;
+        start..start + n
+    }
+
+    /// The values of one head in one block: `block_tokens` rows.
+    pub(crate) fn values(&self, block: usize, head: usize) -> Range<usize> {
+        let n = self.block_tokens * self.v_bytes;
+        let keys = self.n_kv_heads * self.block_tokens * self.k_bytes;
+        let start = block * self.block_bytes() + keys + head * n;
+        start..start + n
+    }
+}
+
+impl CpuKv {
+    pub(crate) fn new(spec: &KvSpec) -> Result<Self, TensorError> {
+        if !matches!(spec.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0) {
+            let reason = "the KV cache holds F32, F16, BF16 or Q8_0".to_owned();
+            return Err(TensorError::Quantise { dtype: spec.dtype, reason });
+        }
+        let Some(needed) = spec.n_bytes() else {
+            let reason = format!("heads are not a multiple of {} wide", spec.dtype.block_len());
+            return Err(TensorError::Quantise { dtype: spec.dtype, reason });
+        };
+        let layers = spec.layers.iter().map(|layer| {
+            let (k_bytes, v_bytes) =
+                spec.dtype.bytes_for(layer.k_dim).zip(spec.dtype.bytes_for(layer.v_dim))?;
+            let layout = KvLayout {
+                dtype: spec.dtype,
+                n_kv_heads: layer.n_kv_heads,
+                block_tokens: spec.block_tokens,
+                k_dim: layer.k_dim,
+                v_dim: layer.v_dim,
+                k_bytes,
+                v_bytes,
+            };
+            let memory = AlignedBytes::zeroed(layout.block_bytes().checked_mul(spec.n_blocks)?)?;
+            Some(LayerKv { memory, layout })
+        });
+        let layers = layers.collect::<Option<Vec<_>>>().ok_or_else(|| TensorError::OutOfMemory {
+            backend: "cpu",
+            what: "the KV cache".to_owned(),
+            needed_bytes: needed as u64,
+        })?;
+        Ok(Self { layers })
+    }
+
+    pub(crate) fn layer(&self, layer_idx: usize) -> &LayerKv {
+        &self.layers[layer_idx]
+    }
+
+    pub(crate) fn copy_blocks(&mut self, copies: &[BlockCopy]) {
+        for layer in &mut self.layers {
+            let n = layer.layout.block_bytes();
+            let memory = layer.memory.bytes_mut();
+            for copy in copies {
+                let from = copy.from as usize * n;
+                memory.copy_within(from..from + n, copy.to as usize * n);
+            }
+        }
+    }
+
+    /// Stores rows of keys and values at the batch's slots.
+    pub(crate) fn store(&mut self, pool: &ThreadPool, layer_idx: usize, k: &Act, v: &Act, batch: &Batch) {
+        let LayerKv { memory, layout } = &mut self.layers[layer_idx];
+        let n_heads = layout.n_kv_heads;
+        let (k, v) = (acts::values(k), acts::values(v));
+        let n_blocks = memory.bytes().len() / layout.block_bytes().max(1);
+        let memory = Disjoint::new(memory.bytes_mut());
+        let store_row = |row: usize| {
+            let slot = batch.slots[row] as usize;
+            let (block, offset) = (slot / layout.block_tokens, slot % layout.block_tokens);
+            assert!(block < n_blocks, "slot {slot} of {n_blocks} blocks");
+            for head in 0..n_heads {
+                let from = (row * n_heads + head) * layout.k_dim;
+                let to = layout.keys(block, head).start + offset * layout.k_bytes;
+                // SAFETY: slots of a batch differ, so no two rows write the same token; one thread has the row.
+                let target = unsafe { memory.slice(to..to + layout.k_bytes) };
+                encode(layout.dtype, &k[from..from + layout.k_dim], target);
+                let from = (row * n_heads + head) * layout.v_dim;
+                let to = layout.values(block, head).start + offset * layout.v_bytes;
+                // SAFETY: as above; keys and values have ranges of their own.
+                let target = unsafe { memory.slice(to..to + layout.v_bytes) };
+                encode(layout.dtype, &v[from..from + layout.v_dim], target);
+            }
+        };
+        // Distinct slots are what makes the parallel writes sound, so they are checked, not trusted.
+        let mut slots = batch.slots.clone();
+        slots.sort_unstable();
+        let distinct = slots.windows(2).all(|pair| pair[0] != pair[1]);
+        if batch.n_rows() < 16 || !distinct {
+            (0..batch.n_rows()).for_each(store_row);
+        } else {
+            pool.run(|part, n_parts| {
+                crate::disjoint::split(batch.n_rows(), part, n_parts, 1).for_each(&store_row);
+            });
+        }
+    }
+}
+
+impl LayerKv {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+}
+
+/// Stores `values` as `dtype`.
+fn encode(dtype: DType, values: &[f32], out: &mut [u8]) {
+    match dtype {
+        DType::F32 => {
+            out.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes())
+        }
+        DType::F16 => {
+            let target = out.as_chunks_mut::<2>().0.iter_mut().zip(values);
+            target.for_each(|(o, &v)| *o = f16::from_f32(v).to_le_bytes());
+        }
+        DType::BF16 => {
+            let target = out.as_chunks_mut::<2>().0.iter_mut().zip(values);
+            target.for_each(|(o, &v)| *o = bf16::from_f32(v).to_le_bytes());
+        }
+        DType::Q8_0 => {
+            let blocks = out.as_chunks_mut::<34>().0.iter_mut().zip(values.as_chunks::<32>().0);
+            blocks.for_each(|(block, values)| encode_q8_0(values, block));
+        }
+        _ => unreachable!("CpuKv::new accepts these types only"),
+    }
+}
+
+/// One Q8_0 block: an f16 scale, then 32 codes.
+fn encode_q8_0(values: &[f32; 32], block: &mut [u8; 34]) {
+    let largest = values.iter().fold(0f32, |m, v| if m < v.abs() { v.abs() } else { m });
+    let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+    block[..2].copy_from_slice(&f16::from_f32(largest / 127.0).to_le_bytes());
+    for (byte, v) in block[2..].iter_mut().zip(values) {
+        *byte = (v * inverse).round() as i8 as u8;
+    }
+}
+
+/// Reads `out.len()` values stored as `dtype`.
+pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        DType::F32 => {
+            out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, &b)| *o = f32::from_le_bytes(b));
+        }
+        DType::F16 => {
+            let (prefix, halves, _) = f16_slice(bytes);
+            debug_assert!(prefix.is_empty(), "KV memory is aligned");
+            halves.convert_to_f32_slice(out);
+        }
+        DType::BF16 => {
+            let values = bytes.as_chunks::<2>().0;
+            let to_f32 = |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
+            out.iter_mut().zip(values).for_each(|(o, &b)| *o = to_f32(b));
+        }
+        DType::Q8_0 => {
+            for (block, out) in bytes.as_chunks::<34>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+                let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+                out.iter_mut().zip(&block[2..]).for_each(|(o, &b)| *o = scale * f32::from(b as i8));
+            }
+        }
+        _ => unreachable!("CpuKv::new accepts these types only"),
+    }
+}
+
+/// Bytes seen as halves: what lies before the first aligned one, the halves, the rest.
+fn f16_slice(bytes: &[u8]) -> (&[u8], &[f16], &[u8]) {
+    // SAFETY: `f16` is a transparent `u16`, valid for every bit pattern.
+    unsafe { bytes.align_to::<f16>() }
+}

@@ -1,0 +1,263 @@
+//! Matrix products: activation rows times the transpose of weights in any format.
+//!
+//! Output columns (weight rows) are cut among the threads; a thread walks its weight rows in tiles of [`TILE`], makes a
+//! tile usable once (in registers for floats, unpacked to codes or dequantised into scratch for the rest) and meets all
+//! activation rows with it. One (row, column) product never depends on the others.
+
+pub(crate) mod codes;
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use mlxr_tensor::{Format, HostTensor};
+
+use crate::aligned::as_bytes;
+use crate::disjoint::{Disjoint, split};
+use crate::kernels::{DotFloats, Kernels, TILE};
+use crate::pool::ThreadPool;
+use crate::weight::dequantise_row;
+use codes::{CodeRow, Panel, QuantActs, QuantRow, StoredRow};
+
+/// Activation rows `[rows, cols]`, with their quantised form once something asked for it.
+pub(crate) struct Inputs<'a> {
+    values: &'a [f32],
+    cols: usize,
+    quantised: Option<QuantActs>,
+}
+
+/// Which rows of the inputs a matrix meets, and which rows of the result it writes.
+#[derive(Clone, Copy)]
+pub(crate) enum RowMap<'a> {
+    /// Row `i` to row `i`, for so many rows.
+    All(usize),
+    /// `(input row, result row)` pairs.
+    Pairs(&'a [(u32, u32)]),
+}
+
+/// One matrix of a product.
+pub(crate) struct Product<'a> {
+    pub(crate) weight: &'a HostTensor,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) rows: RowMap<'a>,
+    /// Which of the results it writes to.
+    pub(crate) result: usize,
+}
+
+/// A result `[rows, cols]` shared by the threads.
+pub(crate) struct Output<'a> {
+    values: Disjoint<'a, f32>,
+    cols: usize,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new(values: &'a mut [f32], cols: usize) -> Self {
+        Self { values: Disjoint::new(values), cols }
+    }
+}
+
+impl RowMap<'_> {
+    fn len(&self) -> usize {
+        match self {
+            RowMap::All(n) => *n,
+            RowMap::Pairs(pairs) => pairs.len(),
+        }
+    }
+
+    fn at(&self, i: usize) -> (usize, usize) {
+        match self {
+            RowMap::All(_) => (i, i),
+            RowMap::Pairs(pairs) => (pairs[i].0 as usize, pairs[i].1 as usize),
+        }
+    }
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn new(values: &'a [f32], cols: usize) -> Self {
+        Self { values, cols, quantised: None }
+    }
+
+    fn n_rows(&self) -> usize {
+        self.values.len() / self.cols.max(1)
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.cols..(row + 1) * self.cols]
+    }
+
+    /// Quantises every row, unless that was done before.
+    fn quantise(&mut self, kernels: &Kernels, pool: &ThreadPool) {
+        if self.quantised.is_some() {
+            return;
+        }
+        let n_rows = self.n_rows();
+        let mut acts = QuantActs::zeroed(n_rows, self.cols);
+        let lens @ (codes_len, floats_len) = acts.row_lens();
+        let (codes, floats) = acts.parts_mut();
+        let (codes, floats) = (Disjoint::new(codes), Disjoint::new(floats));
+        let quantise_row = |row: usize| {
+            // SAFETY: each row is quantised by one thread, and the rows' ranges do not overlap.
+            let codes = unsafe { codes.slice(row * codes_len..(row + 1) * codes_len) };
+            // SAFETY: as above.
+            let floats = unsafe { floats.slice(row * floats_len..(row + 1) * floats_len) };
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { (kernels.quantise)(self.row(row), QuantActs::row_mut(lens, codes, floats)) };
+        };
+        if n_rows < 2 * pool.n_threads() {
+            (0..n_rows).for_each(quantise_row);
+        } else {
+            pool.run(|part, n_parts| split(n_rows, part, n_parts, 1).for_each(&quantise_row));
+        }
+        self.quantised = Some(acts);
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { panel: Panel::empty(), floats: Vec::new() });
+}
+
+/// What a thread unpacks weight rows into.
+struct Scratch {
+    panel: Panel,
+    floats: Vec<f32>,
+}
+
+/// Computes all `products` of the same inputs, each into its result, in one pass of the pool.
+pub(crate) fn matmul(
+    kernels: &Kernels,
+    pool: &ThreadPool,
+    inputs: &mut Inputs<'_>,
+    products: &[Product<'_>],
+    outputs: &[Output<'_>],
+) {
+    if products.iter().any(|p| (kernels.unpack)(p.weight.format()).is_some()) {
+        inputs.quantise(kernels, pool);
+    }
+    let inputs = &*inputs;
+    pool.run(|part, n_parts| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for product in products {
+                let columns = split(product.weight.rows(), part, n_parts, TILE);
+                let pass = Pass { kernels, inputs, product, output: &outputs[product.result] };
+                pass.columns(columns, scratch);
+            }
+        });
+    });
+}
+
+/// One thread's walk over one matrix.
+struct Pass<'a> {
+    kernels: &'a Kernels,
+    inputs: &'a Inputs<'a>,
+    product: &'a Product<'a>,
+    output: &'a Output<'a>,
+}
+
+impl Pass<'_> {
+    fn columns(&self, columns: Range<usize>, scratch: &mut Scratch) {
+        let format = self.product.weight.format();
+        let starts = columns.clone().step_by(TILE);
+        let tiles = starts.map(|start| start..(start + TILE).min(columns.end));
+        if let Some(dot) = self.kernels.dot_floats(format) {
+            tiles.for_each(|tile| self.float_tile(dot, tile));
+        } else if (self.kernels.unpack)(format).is_some() {
+            tiles.for_each(|tile| self.code_tile(tile, &mut scratch.panel));
+        } else {
+            tiles.for_each(|tile| self.dequantised_tile(tile, &mut scratch.floats));
+        }
+    }
+
+    fn float_tile(&self, dot: DotFloats, tile: Range<usize>) {
+        let data = self.product.weight.data();
+        let row_bytes = data.len() / self.product.weight.rows();
+        let mut rows: [&[u8]; TILE] = [&[]; TILE];
+        for (row, column) in rows.iter_mut().zip(tile.clone()) {
+            *row = &data[column * row_bytes..(column + 1) * row_bytes];
+        }
+        self.float_products(dot, tile.clone(), &rows[..tile.len()]);
+    }
+
+    fn dequantised_tile(&self, tile: Range<usize>, floats: &mut Vec<f32>) {
+        let cols = self.inputs.cols;
+        floats.resize(TILE * cols, 0.0);
+        for (row, column) in floats.chunks_exact_mut(cols.max(1)).zip(tile.clone()) {
+            dequantise_row(self.product.weight, column, row);
+        }
+        let mut rows: [&[u8]; TILE] = [&[]; TILE];
+        for (row, values) in rows.iter_mut().zip(floats.chunks_exact(cols.max(1))) {
+            *row = as_bytes(values);
+        }
+        self.float_products(self.kernels.dot_f32, tile.clone(), &rows[..tile.len()]);
+    }
+
+    fn float_products(&self, dot: DotFloats, tile: Range<usize>, weights: &[&[u8]]) {
+        let n_rows = self.product.rows.len();
+        for start in (0..n_rows).step_by(TILE) {
+            let n = TILE.min(n_rows - start);
+            let mut xs: [&[f32]; TILE] = [&[]; TILE];
+            for (i, x) in xs[..n].iter_mut().enumerate() {
+                *x = self.inputs.row(self.product.rows.at(start + i).0);
+            }
+            let mut out = [0f32; TILE * TILE];
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { dot(weights, &xs[..n], &mut out) };
+            self.write(start, n, &tile, &out);
+        }
+    }
+
+    fn code_tile(&self, tile: Range<usize>, panel: &mut Panel) {
+        let weight = self.product.weight;
+        let Some((kind, unpack)) = (self.kernels.unpack)(weight.format()) else { return };
+        let acts = self.inputs.quantised.as_ref().expect("quantised before the pass");
+        panel.reshape(TILE, self.inputs.cols, kind.group);
+        for (i, column) in tile.clone().enumerate() {
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { unpack(stored_row(weight, column), panel.row_mut(i)) };
+        }
+        let rows: [CodeRow<'_>; TILE] = std::array::from_fn(|i| panel.row(i));
+        let n_rows = self.product.rows.len();
+        for start in (0..n_rows).step_by(TILE) {
+            let n = TILE.min(n_rows - start);
+            let row_at = |i: usize| acts.row(self.product.rows.at((start + i).min(n_rows - 1)).0);
+            let xs: [QuantRow<'_>; TILE] = std::array::from_fn(row_at);
+            let mut out = [0f32; TILE * TILE];
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { (self.kernels.dot_codes)(kind, &rows[..tile.len()], &xs[..n], &mut out) };
+            self.write(start, n, &tile, &out);
+        }
+    }
+
+    /// Writes a tile of products, adding the bias.
+    fn write(&self, start: usize, n: usize, tile: &Range<usize>, out: &[f32; TILE * TILE]) {
+        for i in 0..n {
+            let first = self.product.rows.at(start + i).1 * self.output.cols;
+            // SAFETY: a result row is written by one product only, and `split` gives its columns to one thread each.
+            let target = unsafe { self.output.values.slice(first + tile.start..first + tile.end) };
+            match self.product.bias {
+                Some(bias) => {
+                    let sums = out[i * TILE..].iter().zip(&bias[tile.clone()]);
+                    target.iter_mut().zip(sums).for_each(|(t, (&sum, &b))| *t = sum + b);
+                }
+                None => target.copy_from_slice(&out[i * TILE..][..tile.len()]),
+            }
+        }
+    }
+}
+
+fn stored_row(weight: &HostTensor, row: usize) -> StoredRow<'_> {
+    fn part(bytes: &[u8], rows: usize, row: usize) -> &[u8] {
+        let n = bytes.len() / rows;
+        &bytes[row * n..(row + 1) * n]
+    }
+    let rows = weight.rows();
+    let group_size = match weight.format() {
+        Format::Plain(dtype) => dtype.block_len(),
+        Format::MlxAffine { group_size, .. } => group_size as usize,
+        Format::MlxFloat(mode) => mode.group_size(),
+    };
+    StoredRow {
+        data: part(weight.data(), rows, row),
+        scales: part(weight.scales(), rows, row),
+        biases: part(weight.biases(), rows, row),
+        group_size,
+    }
+}

@@ -1,0 +1,23 @@
+//! The plain form of every kernel: runs anywhere, and what the others are tested against.
+
+mod dot;
+mod quantise;
+mod unpack;
+
+pub(crate) use unpack::unpack;
+
+use crate::kernels::{Isa, Kernels};
+use crate::lanes::{self, lane_table};
+
+lane_table!(lanes::Separate);
+
+pub(crate) const TABLE: Kernels = Kernels {
+    isa: Isa::Scalar,
+    dot_f32: dot::dot_f32,
+    dot_f16: dot::dot_f16,
+    dot_bf16: dot::dot_bf16,
+    dot_codes: dot::dot_codes,
+    quantise: quantise::quantise,
+    unpack,
+    lanes: LANES,
+};

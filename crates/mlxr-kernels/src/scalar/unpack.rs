@@ -1,0 +1,174 @@
+//! Stored blocks to codes, scales and offsets in plain Rust.
+//!
+//! Block layouts are those of ggml-common.h, as the GGUF types use them, and MLX's affine groups.
+
+use half::{bf16, f16};
+use mlxr_tensor::{DType, Format};
+
+use crate::kernels::Unpack;
+use crate::linear::codes::{CodeKind, StoredRow, UnpackedRow};
+
+const SIGNED_32: CodeKind = CodeKind { signed: true, group: 32, offsets: false };
+const SIGNED_16: CodeKind = CodeKind { signed: true, group: 16, offsets: false };
+const OFFSET_32: CodeKind = CodeKind { signed: false, group: 32, offsets: true };
+const SIGNED_OFFSET_32: CodeKind = CodeKind { signed: true, group: 32, offsets: true };
+
+/// The unpacking kernel of a format, if it has one.
+pub(crate) fn unpack(format: Format) -> Option<(CodeKind, Unpack)> {
+    match format {
+        Format::Plain(DType::Q8_0) => Some((SIGNED_32, q8_0)),
+        Format::Plain(DType::Q4_0) => Some((OFFSET_32, q4_0)),
+        Format::Plain(DType::Q4_K) => Some((OFFSET_32, q4_k)),
+        Format::Plain(DType::Q5_K) => Some((OFFSET_32, q5_k)),
+        Format::Plain(DType::Q6_K) => Some((SIGNED_16, q6_k)),
+        Format::MlxAffine { bits, group_size, scale } if group_size.is_multiple_of(32) => match (bits, scale)
+        {
+            (4, DType::F16) => Some((OFFSET_32, |row, out| mlx4(row, out, f16_value))),
+            (4, DType::BF16) => Some((OFFSET_32, |row, out| mlx4(row, out, bf16_value))),
+            (4, DType::F32) => Some((OFFSET_32, |row, out| mlx4(row, out, f32::from_le_bytes))),
+            (8, DType::F16) => Some((SIGNED_OFFSET_32, |row, out| mlx8(row, out, f16_value))),
+            (8, DType::BF16) => Some((SIGNED_OFFSET_32, |row, out| mlx8(row, out, bf16_value))),
+            (8, DType::F32) => Some((SIGNED_OFFSET_32, |row, out| mlx8(row, out, f32::from_le_bytes))),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn f16_value(bytes: [u8; 2]) -> f32 {
+    f16::from_le_bytes(bytes).to_f32()
+}
+
+fn bf16_value(bytes: [u8; 2]) -> f32 {
+    bf16::from_le_bytes(bytes).to_f32()
+}
+
+pub(crate) fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16_value([bytes[at], bytes[at + 1]])
+}
+
+fn q8_0(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<34>().0;
+    for ((block, codes), scale) in blocks.iter().zip(out.codes.as_chunks_mut::<32>().0).zip(out.scales) {
+        *scale = half_at(block, 0);
+        for (code, &byte) in codes.iter_mut().zip(&block[2..]) {
+            *code = byte as i8;
+        }
+    }
+}
+
+fn q4_0(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<18>().0;
+    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<32>().0).enumerate() {
+        let scale = half_at(block, 0);
+        out.scales[b] = scale;
+        out.offsets[b] = -8.0 * scale;
+        for (i, &byte) in block[2..].iter().enumerate() {
+            codes[i] = (byte & 15) as i8;
+            codes[i + 16] = (byte >> 4) as i8;
+        }
+    }
+}
+
+/// The 6-bit scales and minima of the eight sub-blocks of Q4_K and Q5_K, unpacked from 12 bytes.
+pub(crate) fn scales_and_minima(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
+    let (mut scales, mut minima) = ([0; 8], [0; 8]);
+    for i in 0..4 {
+        scales[i] = packed[i] & 63;
+        minima[i] = packed[i + 4] & 63;
+        scales[i + 4] = packed[i + 8] & 15 | packed[i] >> 6 << 4;
+        minima[i + 4] = packed[i + 8] >> 4 | packed[i + 4] >> 6 << 4;
+    }
+    (scales, minima)
+}
+
+/// Fills the scales and offsets of a super-block of Q4_K or Q5_K from its 16-byte head.
+pub(crate) fn k_scales(head: &[u8], scales: &mut [f32], offsets: &mut [f32]) {
+    let (d, d_min) = (half_at(head, 0), half_at(head, 2));
+    let (s, m) = scales_and_minima(&head[4..16]);
+    for i in 0..8 {
+        scales[i] = d * f32::from(s[i]);
+        offsets[i] = -d_min * f32::from(m[i]);
+    }
+}
+
+fn q4_k(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<144>().0;
+    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
+        k_scales(block, &mut out.scales[b * 8..][..8], &mut out.offsets[b * 8..][..8]);
+        for (bytes, codes) in block[16..].chunks_exact(32).zip(codes.chunks_exact_mut(64)) {
+            for (i, &byte) in bytes.iter().enumerate() {
+                codes[i] = (byte & 15) as i8;
+                codes[i + 32] = (byte >> 4) as i8;
+            }
+        }
+    }
+}
+
+fn q5_k(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<176>().0;
+    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
+        k_scales(block, &mut out.scales[b * 8..][..8], &mut out.offsets[b * 8..][..8]);
+        let (high, low) = block[16..].split_at(32);
+        for (pair, (bytes, codes)) in low.chunks_exact(32).zip(codes.chunks_exact_mut(64)).enumerate() {
+            for (i, &byte) in bytes.iter().enumerate() {
+                let high = high[i] >> (2 * pair);
+                codes[i] = (byte & 15 | (high & 1) << 4) as i8;
+                codes[i + 32] = (byte >> 4 | (high >> 1 & 1) << 4) as i8;
+            }
+        }
+    }
+}
+
+fn q6_k(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<210>().0;
+    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
+        let d = half_at(block, 208);
+        for (scale, &s) in out.scales[b * 16..][..16].iter_mut().zip(&block[192..208]) {
+            *scale = d * f32::from(s as i8);
+        }
+        for (half, codes) in codes.chunks_exact_mut(128).enumerate() {
+            let (low, high) = (&block[half * 64..][..64], &block[128 + half * 32..][..32]);
+            for i in 0..32 {
+                let code = |low: u8, shift: u8| (low | (high[i] >> shift & 3) << 4) as i8 - 32;
+                codes[i] = code(low[i] & 15, 0);
+                codes[i + 32] = code(low[i + 32] & 15, 2);
+                codes[i + 64] = code(low[i] >> 4, 4);
+                codes[i + 96] = code(low[i + 32] >> 4, 6);
+            }
+        }
+    }
+}
+
+/// Repeats MLX's scale and bias of a group over the 32-column groups it covers; `shift` was taken off the codes.
+#[inline(always)]
+pub(crate) fn mlx_scales<const N: usize>(
+    row: StoredRow<'_>,
+    scales: &mut [f32],
+    offsets: &mut [f32],
+    shift: f32,
+    to_f32: impl Fn([u8; N]) -> f32,
+) {
+    let repeat = row.group_size / 32;
+    let stored = row.scales.as_chunks::<N>().0.iter().zip(row.biases.as_chunks::<N>().0);
+    let groups = scales.chunks_exact_mut(repeat).zip(offsets.chunks_exact_mut(repeat));
+    for ((&scale, &bias), (scales, offsets)) in stored.zip(groups) {
+        let scale = to_f32(scale);
+        scales.fill(scale);
+        offsets.fill(to_f32(bias) + shift * scale);
+    }
+}
+
+fn mlx4<const N: usize>(row: StoredRow<'_>, out: UnpackedRow<'_>, to_f32: impl Fn([u8; N]) -> f32) {
+    mlx_scales(row, out.scales, out.offsets, 0.0, to_f32);
+    for (pair, &byte) in out.codes.as_chunks_mut::<2>().0.iter_mut().zip(row.data) {
+        *pair = [(byte & 15) as i8, (byte >> 4) as i8];
+    }
+}
+
+fn mlx8<const N: usize>(row: StoredRow<'_>, out: UnpackedRow<'_>, to_f32: impl Fn([u8; N]) -> f32) {
+    mlx_scales(row, out.scales, out.offsets, 128.0, to_f32);
+    for (code, &byte) in out.codes.iter_mut().zip(row.data) {
+        *code = (byte ^ 0x80) as i8;
+    }
+}

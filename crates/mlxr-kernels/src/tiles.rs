@@ -1,0 +1,29 @@
+//! From a tile of any size to micro-kernels of fixed sizes.
+
+/// Calls `$micro::<W, X>(..)` over a tile of `$weights` by `$xs` rows: 4 by 4 where it is full, smaller elsewhere.
+/// `$micro` must compute each product the same way for all sizes.
+macro_rules! for_micro_tiles {
+    ($weights:ident, $xs:ident, |$ws:ident, $x:ident, $w0:ident, $x0:ident| $micro:ident($($arg:expr),*)) => {{
+        let mut $w0 = 0;
+        while $w0 < $weights.len() {
+            let n_w = if $weights.len() - $w0 >= 4 { 4 } else { 1 };
+            let mut $x0 = 0;
+            while $x0 < $xs.len() {
+                let left = $xs.len() - $x0;
+                let n_x = if left >= 4 { 4 } else if left >= 2 { 2 } else { 1 };
+                let ($ws, $x) = (&$weights[$w0..$w0 + n_w], &$xs[$x0..$x0 + n_x]);
+                match (n_w, n_x) {
+                    (4, 4) => $micro::<4, 4>($($arg),*),
+                    (4, 2) => $micro::<4, 2>($($arg),*),
+                    (4, _) => $micro::<4, 1>($($arg),*),
+                    (_, 4) => $micro::<1, 4>($($arg),*),
+                    (_, 2) => $micro::<1, 2>($($arg),*),
+                    _ => $micro::<1, 1>($($arg),*),
+                }
+                $x0 += n_x;
+            }
+            $w0 += n_w;
+        }
+    }};
+}
+pub(crate) use for_micro_tiles;

@@ -1,0 +1,3 @@
+//! The CPU backend against plain references.
+
+mod products;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mlxr_checkpoint::Checkpoint;
-use mlxr_tensor::{AttentionSpec, Backend, HostTensor, Rope, RopePairing, Weight};
+use mlxr_tensor::{AttentionSpec, Backend, HostTensor, Rope, Weight};
 
 use crate::ModelError;
 use crate::config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
@@ -176,11 +176,7 @@ impl<'a> Loader<'a> {
         n_ctx: u32,
     ) -> Result<Self, ModelError> {
         Expected::of(config, ckpt).check(model, config, ckpt)?;
-        let pairing = match ckpt.rope_pairing {
-            mlxr_checkpoint::RopePairing::Half => RopePairing::Half,
-            mlxr_checkpoint::RopePairing::Interleaved => RopePairing::Interleaved,
-        };
-        let ropes = config.ropes.iter().map(|rope| Arc::new(rope.rope(pairing, n_ctx))).collect();
+        let ropes = config.ropes.iter().map(|rope| Arc::new(rope.rope(ckpt.rope_pairing, n_ctx))).collect();
         Ok(Self { model, config, ckpt, backend, ropes, n_bytes: 0 })
     }
 

@@ -31,7 +31,7 @@ NOTE = (
     "float32, CPU, eager attention. logits: position in the prompt -> all logits. "
     "greedy_ids are not stopped at an end id. decode_logits: n -> all logits after the first n greedy ids were fed. "
     "min_margin: the smallest gap between the two best logits over the greedy steps. "
-    "gguf, where present: the same weights under the changes that model.gguf means."
+    "gguf, where present: the same weights as llama.cpp means model.gguf, under the given changes."
 )
 
 

@@ -19,22 +19,22 @@ TINY = pathlib.Path(__file__).with_name("tiny")
 PRE_TOKENIZER = "gpt-2"
 
 
-def patch_vocab(llama_cpp):
+def patch_vocab(llama_cpp, pre_tokenizer=PRE_TOKENIZER):
     sys.path.insert(0, str(llama_cpp))
     import conversion
     from conversion import base
 
     conversion.load_all_models()
-    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: PRE_TOKENIZER
+    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
     for model in base.ModelBase._model_classes[base.ModelType.TEXT].values():
         model.set_vocab = lambda self: self._set_vocab_gpt2()
 
 
-def convert(llama_cpp, folder, out, *options):
+def convert(llama_cpp, folder, out, *options, kind="f32"):
     out.parent.mkdir(parents=True, exist_ok=True)
     # llama.cpp wants certain special tokens where the name holds "phi3"
     name = f"tiny {folder.parent.name}".replace("phi3", "phi")
-    sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", "f32", "--model-name", name, *options]
+    sys.argv = ["convert", str(folder), "--outfile", str(out), "--outtype", kind, "--model-name", name, *options]
     runpy.run_path(str(llama_cpp / "convert_hf_to_gguf.py"), run_name="__main__")
 
 

@@ -96,8 +96,9 @@ impl Checkpoint {
             let hint = "this may be a vocabulary, an adapter or an importance matrix instead of a model";
             return Err(CheckpointError::missing(path, "metadata \"general.architecture\"", hint));
         };
-        let n_experts = metadata.u64(&format!("{name}.expert_count")).unwrap_or(0);
-        let Some(arch) = ArchSpec::for_gguf(name, n_experts) else {
+        let number = |key: &str| metadata.u64(&format!("{name}.{key}")).unwrap_or(0);
+        let found = ArchSpec::for_gguf(name, number("expert_count"), number("attention.sliding_window"));
+        let Some(arch) = found else {
             return Err(CheckpointError::UnknownArchitecture {
                 path: path.to_owned(),
                 found: name.to_owned(),

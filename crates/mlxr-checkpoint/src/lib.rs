@@ -6,6 +6,7 @@
 
 pub mod arch;
 mod assemble;
+mod atomic;
 mod checkpoint;
 mod error;
 pub mod gguf;

@@ -45,6 +45,7 @@ const LLAMA: ArchSpec = ArchSpec {
         t::GGUF_MLP_BIAS,
         t::GGUF_ROPE_FREQS,
     ],
+    mlx: &[],
     hf_renames: &[],
     hf_ignored: BUFFERS,
     hparams: &[hp::DECODER, hp::DENSE],
@@ -64,6 +65,7 @@ const MIXTRAL: ArchSpec = ArchSpec {
     model_type: "mixtral",
     hf_class: "MixtralForCausalLM",
     hf: &[t::HF_EMBED, t::HF_PRE_NORMS, t::HF_ATTN, t::HF_MIXTRAL_MOE],
+    mlx: &[t::MLX_MIXTRAL_MOE],
     gguf: &[
         t::GGUF_EMBED,
         t::GGUF_PRE_NORMS,
@@ -127,6 +129,7 @@ const QWEN3_MOE: ArchSpec = ArchSpec {
         t::HF_QWEN_MOE,
         t::HF_STACKED_MOE,
     ],
+    mlx: &[t::MLX_QWEN_MOE],
     gguf: &[
         t::GGUF_EMBED,
         t::GGUF_PRE_NORMS,
@@ -242,8 +245,8 @@ const PHI3: ArchSpec = ArchSpec {
     gguf: &[
         t::GGUF_EMBED,
         t::GGUF_PRE_NORMS,
-        t::GGUF_ATTN,
         t::GGUF_FUSED_QKV,
+        t::GGUF_ATTN,
         t::GGUF_FUSED_MLP,
         t::GGUF_LONG_ROPE,
     ],
@@ -303,7 +306,8 @@ const GPT_OSS: ArchSpec = ArchSpec {
     hf_class: "GptOssForCausalLM",
     gguf_arch: "gpt-oss",
     gguf_permutes_qk: false,
-    hf: &[t::HF_EMBED, t::HF_PRE_NORMS, t::HF_ATTN, t::HF_ATTN_BIAS, t::HF_GPT_OSS, t::MLX_GPT_OSS],
+    hf: &[t::HF_EMBED, t::HF_PRE_NORMS, t::HF_ATTN, t::HF_ATTN_BIAS, t::HF_GPT_OSS],
+    mlx: &[t::MLX_GPT_OSS],
     gguf: &[
         t::GGUF_EMBED,
         t::GGUF_ATTN,

@@ -29,9 +29,11 @@ pub struct ArchSpec {
     pub gguf_permutes_qk: bool,
     /// Hugging Face files store norm weights as `w` and multiply by `1 + w`.
     pub hf_norm_plus_one: bool,
-    /// Names in Hugging Face and MLX files.
+    /// Names in Hugging Face files; of rules for the same tensor a writer takes the first.
     pub hf: &'static [&'static [TensorRule]],
-    /// Names in GGUF files.
+    /// Names in MLX files where they differ from Hugging Face's.
+    pub mlx: &'static [&'static [TensorRule]],
+    /// Names in GGUF files; of rules for the same tensor a writer takes the first.
     pub gguf: &'static [&'static [TensorRule]],
     /// Prefixes to replace in Hugging Face tensor names, for wrappers that put the text model inside another one.
     pub hf_renames: &'static [(&'static str, &'static str)],
@@ -53,11 +55,19 @@ impl ArchSpec {
         ALL.iter().copied().find(|a| a.model_type == model_type || a.aliases.contains(&model_type))
     }
 
-    /// The family of a GGUF architecture name; several families share `llama`, told apart by `n_experts`.
-    pub fn for_gguf(name: &str, n_experts: u64) -> Option<&'static ArchSpec> {
+    /// The family of a GGUF architecture name; several families share `llama`, told apart by what they
+    /// have: experts, a window.
+    pub fn for_gguf(name: &str, n_experts: u64, window: u64) -> Option<&'static ArchSpec> {
         let mut same = ALL.iter().copied().filter(|a| a.gguf_arch == name);
         let first = same.next()?;
-        if n_experts == 0 { Some(first) } else { Some(same.find(|a| a.is_moe()).unwrap_or(first)) }
+        let windowed = |a: &&ArchSpec| a.hparams.iter().copied().flatten().any(|h| h.hf == "sliding_window");
+        if n_experts > 0 {
+            Some(same.find(|a| a.is_moe()).unwrap_or(first))
+        } else if window > 0 && !windowed(&first) {
+            Some(same.find(windowed).unwrap_or(first))
+        } else {
+            Some(first)
+        }
     }
 
     /// Whether the family has experts.
@@ -79,11 +89,12 @@ impl ArchSpec {
     }
 
     pub(crate) fn rules(&self, naming: Naming) -> impl Iterator<Item = &'static TensorRule> + use<> {
-        let groups = match naming {
-            Naming::Hf => self.hf,
-            Naming::Gguf => self.gguf,
+        let (first, then) = match naming {
+            Naming::Hf => (self.hf, self.mlx),
+            Naming::Mlx => (self.mlx, self.hf),
+            Naming::Gguf => (self.gguf, &[][..]),
         };
-        groups.iter().copied().flatten()
+        first.iter().chain(then).copied().flatten()
     }
 
     /// The rules by file name pattern.
@@ -92,10 +103,11 @@ impl ArchSpec {
     }
 }
 
-/// Whose tensor names a file uses; MLX files use Hugging Face's.
+/// Whose tensor names a file uses. Readers take Hugging Face's and MLX's as one; writers prefer their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Naming {
     Hf,
+    Mlx,
     Gguf,
 }
 
@@ -156,9 +168,12 @@ mod tests {
     }
 
     #[test]
-    fn gguf_llama_with_experts_is_mixtral() {
-        assert_eq!(ArchSpec::for_gguf("llama", 0).map(|a| a.model_type), Some("llama"));
-        assert_eq!(ArchSpec::for_gguf("llama", 8).map(|a| a.model_type), Some("mixtral"));
-        assert!(ArchSpec::for_gguf("rwkv", 0).is_none());
+    fn gguf_llama_with_experts_is_mixtral_and_with_a_window_mistral() {
+        let found = |n_experts, window| ArchSpec::for_gguf("llama", n_experts, window).map(|a| a.model_type);
+        assert_eq!(found(0, 0), Some("llama"));
+        assert_eq!(found(8, 0), Some("mixtral"));
+        assert_eq!(found(0, 4096), Some("mistral"));
+        assert_eq!(ArchSpec::for_gguf("qwen2", 0, 9).map(|a| a.model_type), Some("qwen2"));
+        assert!(ArchSpec::for_gguf("rwkv", 0, 0).is_none());
     }
 }

@@ -93,9 +93,6 @@ pub const HF_MIXTRAL_MOE: Rules = rules! {
     "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight" => "layers.{i}.moe.gate.{e}.weight"
     "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight" => "layers.{i}.moe.down.{e}.weight"
     "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight" => "layers.{i}.moe.up.{e}.weight"
-    "model.layers.{i}.block_sparse_moe.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"
-    "model.layers.{i}.block_sparse_moe.switch_mlp.up_proj.weight" => "layers.{i}.moe.up.weight"
-    "model.layers.{i}.block_sparse_moe.switch_mlp.down_proj.weight" => "layers.{i}.moe.down.weight"
 };
 
 pub const HF_QWEN_MOE: Rules = rules! {
@@ -103,9 +100,6 @@ pub const HF_QWEN_MOE: Rules = rules! {
     "model.layers.{i}.mlp.experts.{e}.gate_proj.weight" => "layers.{i}.moe.gate.{e}.weight"
     "model.layers.{i}.mlp.experts.{e}.up_proj.weight" => "layers.{i}.moe.up.{e}.weight"
     "model.layers.{i}.mlp.experts.{e}.down_proj.weight" => "layers.{i}.moe.down.{e}.weight"
-    "model.layers.{i}.mlp.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"
-    "model.layers.{i}.mlp.switch_mlp.up_proj.weight" => "layers.{i}.moe.up.weight"
-    "model.layers.{i}.mlp.switch_mlp.down_proj.weight" => "layers.{i}.moe.down.weight"
 };
 
 /// Experts of all layers' MLPs as two stacks.
@@ -149,7 +143,21 @@ pub const HF_GPT_OSS: Rules = rules! {
     "model.layers.{i}.mlp.experts.down_proj_bias" => "layers.{i}.moe.down.bias"
 };
 
-/// How MLX stores the same experts.
+/// How MLX stores the experts of mixtral.
+pub const MLX_MIXTRAL_MOE: Rules = rules! {
+    "model.layers.{i}.block_sparse_moe.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"
+    "model.layers.{i}.block_sparse_moe.switch_mlp.up_proj.weight" => "layers.{i}.moe.up.weight"
+    "model.layers.{i}.block_sparse_moe.switch_mlp.down_proj.weight" => "layers.{i}.moe.down.weight"
+};
+
+/// How MLX stores the experts of the qwens.
+pub const MLX_QWEN_MOE: Rules = rules! {
+    "model.layers.{i}.mlp.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"
+    "model.layers.{i}.mlp.switch_mlp.up_proj.weight" => "layers.{i}.moe.up.weight"
+    "model.layers.{i}.mlp.switch_mlp.down_proj.weight" => "layers.{i}.moe.down.weight"
+};
+
+/// How MLX stores the experts of gpt-oss.
 pub const MLX_GPT_OSS: Rules = rules! {
     "model.layers.{i}.mlp.experts.gate_proj.weight" => "layers.{i}.moe.gate.weight"
     "model.layers.{i}.mlp.experts.up_proj.weight" => "layers.{i}.moe.up.weight"

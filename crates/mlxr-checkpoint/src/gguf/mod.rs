@@ -7,10 +7,12 @@ mod cursor;
 mod metadata;
 mod reader;
 mod split;
+mod writer;
 
 pub use metadata::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};
 pub(crate) use reader::{GgufFile, RawTensor};
 pub(crate) use split::open_series;
+pub use writer::{GgufWriter, TensorPlan};
 
 /// The four bytes every GGUF file starts with.
 pub const MAGIC: [u8; 4] = *b"GGUF";

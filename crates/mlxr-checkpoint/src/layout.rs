@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use mlxr_tensor::{Format, HostTensor};
+use mlxr_tensor::{Format, HostTensor, RopePairing};
 
 /// Parts with the given numbers of rows (of elements, for a vector), sharing the bytes.
 pub(crate) fn split_rows(tensor: &HostTensor, shares: &[usize]) -> Option<Vec<HostTensor>> {
@@ -87,6 +87,29 @@ pub(crate) fn transpose_in_turn(tensor: &HostTensor, n: usize) -> Option<Vec<Hos
     (0..n).map(part).collect()
 }
 
+/// The rows of every head in the order in which RoPE's pairs lie as `wanted` says, from the other order.
+pub(crate) fn reorder_heads(tensor: &HostTensor, n_heads: usize, wanted: RopePairing) -> Option<HostTensor> {
+    let is_vector = tensor.shape().len() == 1;
+    let n_rows = if is_vector { tensor.cols() } else { tensor.rows() };
+    let head_dim = n_rows.checked_div(n_heads)?;
+    if head_dim * n_heads != n_rows || !head_dim.is_multiple_of(2) || tensor.shape().len() > 2 {
+        return None;
+    }
+    let half = head_dim / 2;
+    let source = |row: usize| {
+        let (head, j) = (row / head_dim, row % head_dim);
+        let from = match wanted {
+            RopePairing::Interleaved => j % 2 * half + j / 2,
+            RopePairing::Half => j % half * 2 + j / half,
+        };
+        head * head_dim + from
+    };
+    let matrix = if is_vector { tensor.clone().reshaped(&[n_rows, 1]).ok()? } else { tensor.clone() };
+    let rows = (0..n_rows).map(|row| source(row)..source(row) + 1);
+    let done = gather(&matrix, matrix.shape(), rows)?;
+    if is_vector { done.reshaped(&[n_rows]).ok() } else { Some(done) }
+}
+
 /// A new tensor of the given rows of the flattened `[rows, cols]` view.
 fn gather(
     tensor: &HostTensor,
@@ -142,6 +165,17 @@ mod tests {
         let parts = values(take_columns_in_turn(&counting(&[2, 4]), 2));
         assert_eq!(parts[0], (vec![2, 2], vec![0., 2., 4., 6.]));
         assert!(take_in_turn(&counting(&[3, 2]), 2).is_none());
+    }
+
+    #[test]
+    fn heads_reorder_there_and_back() {
+        let halves = counting(&[8, 1]);
+        let pairs = reorder_heads(&halves, 2, RopePairing::Interleaved).unwrap();
+        assert_eq!(pairs.to_f32().unwrap(), [0., 2., 1., 3., 4., 6., 5., 7.]);
+        let back = reorder_heads(&pairs, 2, RopePairing::Half).unwrap();
+        assert_eq!(back.to_f32().unwrap(), halves.to_f32().unwrap());
+        assert!(reorder_heads(&halves, 3, RopePairing::Half).is_none());
+        assert!(reorder_heads(&halves, 0, RopePairing::Half).is_none());
     }
 
     #[test]

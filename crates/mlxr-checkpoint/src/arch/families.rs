@@ -317,7 +317,7 @@ const GPT_OSS: ArchSpec = ArchSpec {
         t::GGUF_FUSED_MOE,
         t::GGUF_GPT_OSS,
     ],
-    hparams: &[hp::DECODER, hp::DENSE, hp::SLIDING_WINDOW, hp::LOCAL_EXPERTS],
+    hparams: &[hp::DECODER, hp::DENSE, hp::SLIDING_WINDOW, hp::LOCAL_EXPERTS, hp::EXPERT_WIDTH],
     defaults: &[
         SILU,
         EPS_1E_5,

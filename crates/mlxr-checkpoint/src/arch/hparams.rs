@@ -79,6 +79,10 @@ pub const MULTIPLIERS: HParams = hparams! {
     "logit_scale", "logits_scaling", Float;
 };
 
+pub const EXPERT_WIDTH: HParams = hparams! {
+    "expert_feed_forward_length", "intermediate_size", Int;
+};
+
 pub const LOCAL_EXPERTS: HParams = hparams! {
     "expert_count", "num_local_experts", Int;
     "expert_used_count", "num_experts_per_tok", Int;
@@ -261,10 +265,16 @@ pub(crate) fn normalise_config(config: &mut Map<String, Value>) {
     if let Some(Value::Object(rope)) = config.get("rope_parameters").cloned() {
         flatten_rope_parameters(config, &rope);
     }
-    if let Some(Value::Object(scaling)) = config.get_mut("rope_scaling")
-        && let Some(kind) = scaling.get("type").cloned()
-    {
+    let Some(Value::Object(scaling)) = config.get_mut("rope_scaling") else { return };
+    if let Some(kind) = scaling.get("type").cloned() {
         scaling.entry("rope_type").or_insert(kind);
+    }
+    // The long-context phis say it beside the scaling or inside it.
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    if scaling.get("rope_type").is_some_and(|kind| kind == "longrope")
+        && let Some(n) = scaling.get(ORIGINAL).cloned()
+    {
+        config.entry(ORIGINAL).or_insert(n);
     }
 }
 

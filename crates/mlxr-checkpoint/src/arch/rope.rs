@@ -47,6 +47,17 @@ pub(crate) struct Llama3 {
 }
 
 impl Llama3 {
+    /// The rule in a config's `rope_scaling`.
+    pub fn from_json(scaling: &Map<String, Value>) -> Option<Self> {
+        let float = |key: &str| scaling.get(key).and_then(Value::as_f64);
+        Some(Self {
+            factor: float("factor")?,
+            low_freq_factor: float("low_freq_factor")?,
+            high_freq_factor: float("high_freq_factor")?,
+            original_context: float("original_max_position_embeddings")?,
+        })
+    }
+
     fn to_json(self) -> Value {
         json!({
             "rope_type": "llama3",

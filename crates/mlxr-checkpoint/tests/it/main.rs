@@ -2,5 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it panics")]
 
+mod convert;
 mod formats;
 mod open;

@@ -4,11 +4,11 @@ use std::fmt;
 
 use mlxr_tensor::{DType, Format};
 
-#[cfg(target_arch = "x86_64")]
-use crate::avx2;
 use crate::lanes::Lanes;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
 use crate::scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2, avx512};
 
 /// Weight rows, and activation rows, that one call of a dot kernel takes at most.
 pub(crate) const TILE: usize = 4;
@@ -23,9 +23,6 @@ pub(crate) type DotCodes = unsafe fn(CodeKind, &[CodeRow<'_>], &[QuantRow<'_>], 
 
 /// Turns a stored row into codes, scales and offsets.
 pub(crate) type Unpack = unsafe fn(StoredRow<'_>, UnpackedRow<'_>);
-
-/// Quantises one activation row.
-pub(crate) type Quantise = unsafe fn(&[f32], QuantRowMut<'_>);
 
 /// An instruction set with a table of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +56,6 @@ pub struct Kernels {
     pub(crate) dot_f16: DotFloats,
     pub(crate) dot_bf16: DotFloats,
     pub(crate) dot_codes: DotCodes,
-    pub(crate) quantise: Quantise,
     /// The unpacking kernel of a format, if it has one.
     pub(crate) unpack: fn(Format) -> Option<(CodeKind, Unpack)>,
     pub(crate) lanes: Lanes,
@@ -78,6 +74,9 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         if avx2::is_available() {
             tables.push(avx2::TABLE);
+            if avx512::is_available() {
+                tables.push(avx512::TABLE);
+            }
         }
         tables
     }
@@ -118,6 +117,7 @@ macro_rules! lane_methods {
 }
 
 lane_methods! {
+    quantise(x: &[f32], out: QuantRowMut<'_>);
     max(x: &[f32]) -> f32;
     exp_sum(x: &mut [f32], max: f32) -> f32;
     exp(x: f32) -> f32;

@@ -1,7 +1,7 @@
 //! CPU backend: kernels per instruction set, chosen at run time, and the thread pool they run on.
 //!
 //! [`CpuBackend`] implements [`mlxr_tensor::Backend`]. Below it, path = instruction set and file = algorithm:
-//! `scalar/` is the plain form of every kernel, `lanes/` holds element-wise loops written once and compiled for each
+//! `scalar/` is the plain form of every kernel, `lanes/` and `unpack/` hold loops written once and compiled for each
 //! instruction set, and [`Kernels`] is the table of what one instruction set offers.
 #![expect(
     unsafe_code,
@@ -13,6 +13,8 @@ mod aligned;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod backend;
 pub mod bandwidth;
 mod disjoint;
@@ -25,6 +27,7 @@ mod pool;
 mod rope;
 mod scalar;
 mod tiles;
+mod unpack;
 mod weight;
 
 pub use backend::{CpuBackend, CpuOptions};

@@ -5,8 +5,11 @@
 //! their order does not depend on the vector width.
 
 mod math;
+pub(crate) mod quantise;
 
 use mlxr_tensor::Gate;
+
+use crate::linear::codes::QuantRowMut;
 
 pub(crate) use math::{Fused, Separate};
 
@@ -16,6 +19,7 @@ const LANES: usize = 16;
 /// The loops of one instruction set; the functions may only be called where its features are present.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes {
+    pub(crate) quantise: unsafe fn(&[f32], QuantRowMut<'_>),
     pub(crate) max: unsafe fn(&[f32]) -> f32,
     pub(crate) exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     pub(crate) exp: unsafe fn(f32) -> f32,
@@ -37,7 +41,10 @@ macro_rules! lane_table {
         /// The element-wise loops compiled for this instruction set.
         pub(crate) const LANES: $crate::lanes::Lanes = {
             use $crate::lanes::bodies;
+            use $crate::linear::codes::QuantRowMut;
             use mlxr_tensor::Gate;
+            $(#[target_feature(enable = $feature)])?
+            fn quantise(x: &[f32], out: QuantRowMut<'_>) { $crate::lanes::quantise::quantise(x, out) }
             $(#[target_feature(enable = $feature)])?
             fn max(x: &[f32]) -> f32 { bodies::max(x) }
             $(#[target_feature(enable = $feature)])?
@@ -79,6 +86,7 @@ macro_rules! lane_table {
                 bodies::rotate_pairs::<$madd>(x, cos, sin);
             }
             $crate::lanes::Lanes {
+                quantise,
                 max,
                 exp_sum,
                 exp,

@@ -99,8 +99,7 @@ impl<'a> Inputs<'a> {
             let codes = unsafe { codes.slice(row * codes_len..(row + 1) * codes_len) };
             // SAFETY: as above.
             let floats = unsafe { floats.slice(row * floats_len..(row + 1) * floats_len) };
-            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { (kernels.quantise)(self.row(row), QuantActs::row_mut(lens, codes, floats)) };
+            kernels.quantise(self.row(row), QuantActs::row_mut(lens, codes, floats));
         };
         if n_rows < 2 * pool.n_threads() {
             (0..n_rows).for_each(quantise_row);

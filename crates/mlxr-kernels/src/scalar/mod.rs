@@ -1,15 +1,13 @@
 //! The plain form of every kernel: runs anywhere, and what the others are tested against.
 
 mod dot;
-mod quantise;
-mod unpack;
-
-pub(crate) use unpack::unpack;
 
 use crate::kernels::{Isa, Kernels};
 use crate::lanes::{self, lane_table};
+use crate::unpack::{Portable, unpack_table};
 
 lane_table!(lanes::Separate);
+unpack_table!(Portable);
 
 pub(crate) const TABLE: Kernels = Kernels {
     isa: Isa::Scalar,
@@ -17,7 +15,6 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
     dot_codes: dot::dot_codes,
-    quantise: quantise::quantise,
     unpack,
     lanes: LANES,
 };

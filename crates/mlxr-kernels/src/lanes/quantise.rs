@@ -2,6 +2,8 @@
 
 use crate::linear::codes::{ACT_GROUP, QuantRowMut};
 
+/// Fills a quantised row; a NaN becomes 0.
+#[inline(always)]
 pub(crate) fn quantise(x: &[f32], out: QuantRowMut<'_>) {
     for (g, group) in x.chunks(ACT_GROUP).enumerate() {
         let largest = group.iter().fold(0f32, |m, v| if m < v.abs() { v.abs() } else { m });

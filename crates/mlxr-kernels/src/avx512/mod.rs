@@ -1,0 +1,30 @@
+//! x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI; includes everything the AVX2 table needs.
+
+mod dot;
+
+use crate::avx2;
+use crate::kernels::{Isa, Kernels};
+use crate::lanes::{self, lane_table};
+use crate::unpack::unpack_table;
+
+lane_table!(lanes::Fused, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
+unpack_table!(avx2::F16c, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
+
+/// Whether this CPU, known to run the AVX2 table, runs this one.
+pub(crate) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+pub(crate) const TABLE: Kernels = Kernels {
+    isa: Isa::Avx512,
+    dot_f32: dot::dot_f32,
+    dot_f16: dot::dot_f16,
+    dot_bf16: dot::dot_bf16,
+    dot_codes: dot::dot_codes,
+    unpack,
+    lanes: LANES,
+};

@@ -352,3 +352,80 @@ fn n_ctx_original(
         _ => Err(whose.refuse(NAME, "must be at least 2 and fit 32 bits")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlxr_tensor::RopePairing;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Expected values are from transformers 5.23.0 (`ROPE_INIT_FUNCTIONS`), head_dim 16, base 10000, 256 positions.
+    fn check(settings: Value, n_ctx: u32, expected: [f32; 8], magnitude: f32) {
+        let (empty, factors) = (Map::new(), RopeFactors::default());
+        let fields = Fields::new("test", &empty, false, &factors);
+        let defaults = RopeDefaults { theta: 10_000.0, head_dim: 16, n_ctx: 256, truncate: true };
+        let settings = ("rope_scaling", settings.as_object().expect("an object"));
+        let rope = RopeConfig::read(&fields, Some(settings), &defaults).expect("valid settings");
+        let rope = rope.rope(RopePairing::Half, n_ctx);
+        for (found, expected) in rope.inv_freq.iter().zip(expected) {
+            assert!((found - expected).abs() < 2e-6 * expected, "{:?}, expected {expected}", rope.inv_freq);
+        }
+        assert!((rope.magnitude - magnitude).abs() < 1e-6, "{}", rope.magnitude);
+    }
+
+    #[test]
+    fn linear_divides_every_frequency() {
+        let expected = [0.25, 0.07905694, 0.025, 0.007905695, 0.0025, 0.0007905695, 0.00025, 7.905695e-05];
+        check(json!({"type": "linear", "factor": 4.0}), 256, expected, 1.0);
+    }
+
+    #[test]
+    fn dynamic_ntk_follows_the_context_the_model_is_opened_with() {
+        let settings = json!({"rope_type": "dynamic", "factor": 2.0});
+        let trained = [1.0, 0.3162278, 0.1, 0.03162278, 0.01, 0.003162278, 0.001, 0.0003162278];
+        check(settings.clone(), 100, trained, 1.0);
+        let longer =
+            [1.0, 0.2702961, 0.07306, 0.01974783, 0.005337763, 0.001442777, 0.0003899769, 0.0001054093];
+        check(settings, 512, longer, 1.0);
+    }
+
+    #[test]
+    fn yarn_blends_between_whole_dimensions_unless_told_otherwise() {
+        let plain = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        let expected = [1.0, 0.2371708, 0.05, 0.007905695, 0.0025, 0.0007905695, 0.00025, 7.905695e-05];
+        check(plain, 256, expected, 1.138_629_4);
+        let untruncated = json!({
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": false,
+            "mscale": 0.5, "mscale_all_dim": 1.0, "beta_fast": 8.0,
+        });
+        let expected = [1.0, 0.2124687, 0.0256644, 0.007905695, 0.0025, 0.0007905695, 0.00025, 7.905695e-05];
+        check(untruncated, 256, expected, 0.939_124_4);
+    }
+
+    #[test]
+    fn llama3_keeps_short_waves() {
+        let settings = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        });
+        let expected =
+            [1.0, 0.2443846, 0.01304226, 0.003952847, 0.00125, 0.0003952847, 0.000125, 3.952847e-05];
+        check(settings, 256, expected, 1.0);
+    }
+
+    #[test]
+    fn longrope_takes_long_factors_beyond_the_original_context() {
+        let settings = json!({
+            "rope_type": "longrope", "original_max_position_embeddings": 64,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+            "long_factor": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+        });
+        let short =
+            [1.0, 0.2874798, 0.08333334, 0.02432521, 0.007142857, 0.002108185, 0.000625, 0.0001860163];
+        check(settings.clone(), 64, short, 1.154_700_5);
+        let long =
+            [0.6666667, 0.1581139, 0.03333334, 0.007905695, 0.002, 0.0005270463, 0.0001428571, 3.952847e-05];
+        check(settings, 65, long, 1.154_700_5);
+    }
+}

@@ -1,0 +1,193 @@
+//! What is refused, and how the message reads.
+
+use std::fs;
+
+use mlxr_checkpoint::Checkpoint;
+use mlxr_models::{MlpConfig, Model, RopeScaling};
+use serde_json::{Value, json};
+
+use crate::harness::{load, open, tiny};
+
+/// The family's folder with some config fields replaced (or removed, by `null` written as `"-"`).
+fn changed(family: &str, changes: &Value, n_ctx: Option<u32>) -> Result<Model, String> {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(tiny(family).join("hf")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    for (name, value) in changes.as_object().unwrap() {
+        match value.as_str() {
+            Some("-") => drop(config.as_object_mut().unwrap().remove(name)),
+            _ => config[name] = value.clone(),
+        }
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    let prefix = format!("{}: ", dir.path().display());
+    let ckpt = Checkpoint::open(dir.path()).map_err(|e| e.to_string())?;
+    load(&ckpt, n_ctx).map_err(|e| e.to_string().replace(&prefix, ""))
+}
+
+fn refused(family: &str, changes: Value, message: &str) {
+    match changed(family, &changes, None) {
+        Ok(_) => panic!("{family} with {changes} was accepted"),
+        Err(found) => assert_eq!(found, message, "{family} with {changes}"),
+    }
+}
+
+#[test]
+fn fields_that_cannot_be_honoured_are_named() {
+    refused(
+        "llama",
+        json!({"hidden_act": "relu2"}),
+        "config field hidden_act = \"relu2\": not one of silu, gelu, gelu_pytorch_tanh",
+    );
+    refused(
+        "llama",
+        json!({"rope_scaling": {"rope_type": "spiral", "factor": 2}}),
+        "config field rope_scaling.rope_type = \"spiral\": not one of default, linear, dynamic, yarn, longrope, llama3",
+    );
+    refused(
+        "llama",
+        json!({"rope_scaling": {"rope_type": "linear", "factor": 2, "spin": 3}}),
+        "config field rope_scaling.spin = 3: not a setting this program knows",
+    );
+    refused(
+        "llama",
+        json!({"rope_scaling": {"rope_type": "yarn", "factor": "four"}}),
+        "config field rope_scaling.factor = \"four\": expected a finite number",
+    );
+    refused(
+        "llama",
+        json!({"rope_scaling": {"rope_type": "linear"}}),
+        "config field rope_scaling.factor is missing: this rope type needs it",
+    );
+    refused(
+        "llama",
+        json!({"sliding_window": 64}),
+        "config field sliding_window = 64: not supported for this model type",
+    );
+    refused(
+        "gemma",
+        json!({"use_bidirectional_attention": true}),
+        "config field use_bidirectional_attention = true: not supported for this model type",
+    );
+    refused(
+        "qwen2",
+        json!({"layer_types": ["full_attention", "linear_attention"]}),
+        "config field layer_types = [\"full_attention\",\"linear_attention\"]: layers of type \"linear_attention\" are not supported",
+    );
+    refused(
+        "phi3_longrope",
+        json!({"rope_scaling": {"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1]}}),
+        "config field rope_scaling.short_factor = [1,1]: has 2 factors, expected 6",
+    );
+}
+
+#[test]
+fn sizes_that_make_no_sense_are_refused() {
+    for (changes, field) in [
+        (json!({"num_key_value_heads": 3}), "num_key_value_heads = 3"),
+        (json!({"num_attention_heads": 0}), "num_attention_heads = 0"),
+        (json!({"num_attention_heads": 1e18}), "num_attention_heads = 1e18"),
+        (json!({"head_dim": 7}), "head_dim = 7"),
+        (json!({"hidden_size": 1e12}), "hidden_size = 1000000000000.0"),
+        (json!({"max_position_embeddings": -1}), "max_position_embeddings = -1"),
+        (json!({"rms_norm_eps": 0}), "rms_norm_eps = 0"),
+        (json!({"rope_theta": -5}), "rope_theta = -5"),
+        (json!({"vocab_size": "many"}), "vocab_size = \"many\""),
+    ] {
+        let message = changed("llama", &changes, None).err().unwrap();
+        assert!(message.contains(field), "{changes}: {message}");
+    }
+}
+
+#[test]
+fn tensors_that_disagree_with_the_config_are_named() {
+    refused(
+        "llama",
+        json!({"num_hidden_layers": 3}),
+        "9 tensors are missing: layers.2.attn.k.weight, layers.2.attn.o.weight, layers.2.attn.q.weight, \
+         layers.2.attn.v.weight, layers.2.attn_norm.weight, ...",
+    );
+    refused(
+        "llama",
+        json!({"num_hidden_layers": 1}),
+        "9 tensors have no place in this model: layers.1.attn.k.weight, layers.1.attn.o.weight, \
+         layers.1.attn.q.weight, layers.1.attn.v.weight, layers.1.attn_norm.weight, ...",
+    );
+    refused(
+        "llama",
+        json!({"intermediate_size": 64}),
+        "tensor \"layers.0.mlp.down.weight\" has shape [64, 96], expected [64, 64]",
+    );
+    refused(
+        "llama_bias",
+        json!({"mlp_bias": false}),
+        "6 tensors have no place in this model: layers.0.mlp.down.bias, layers.0.mlp.gate.bias, \
+         layers.0.mlp.up.bias, layers.1.mlp.down.bias, layers.1.mlp.gate.bias, ...",
+    );
+    refused(
+        "llama",
+        json!({"attention_bias": true}),
+        "8 tensors are missing: layers.0.attn.k.bias, layers.0.attn.o.bias, layers.0.attn.q.bias, \
+         layers.0.attn.v.bias, layers.1.attn.k.bias, ...",
+    );
+}
+
+#[test]
+fn a_config_may_leave_unsaid_what_its_class_assumes() {
+    let changes = json!({
+        "rms_norm_eps": "-", "hidden_act": "-", "rope_theta": "-", "attention_bias": "-", "mlp_bias": "-",
+        "rope_scaling": "-", "tie_word_embeddings": "-",
+    });
+    let model = changed("llama", &changes, None).unwrap();
+    assert_eq!(model.config().norm_eps, 1e-6);
+    assert_eq!(model.config().ropes[0].theta, 10_000.0);
+    assert!(!model.config().tied);
+}
+
+#[test]
+fn per_type_rope_parameters_reach_their_layers() {
+    let changes = json!({
+        "rope_theta": "-", "rope_local_base_freq": "-", "rope_scaling": "-",
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+        },
+    });
+    let model = changed("gemma3_text", &changes, None).unwrap();
+    let config = model.config();
+    let rope = |layer: usize| &config.ropes[config.layers[layer].rope.unwrap()];
+    assert_eq!((rope(0).theta, &rope(0).scaling), (70.0, &RopeScaling::None));
+    assert_eq!((rope(5).theta, &rope(5).scaling), (500.0, &RopeScaling::Linear { factor: 4.0 }));
+}
+
+#[test]
+fn a_context_beyond_the_model_is_refused() {
+    let message = changed("llama", &json!({}), Some(1000)).err().unwrap();
+    assert_eq!(message, "a context of 1000 tokens was asked for, the model can use at most 512");
+    let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}});
+    assert_eq!(changed("llama", &yarn, Some(1000)).unwrap().n_ctx(), 1000);
+}
+
+#[test]
+fn bytes_per_token_count_what_a_step_reads() {
+    let dense = open("llama/hf", None);
+    let table = dense.config().vocab * dense.config().hidden * 4;
+    assert_eq!(dense.weights_bytes() - dense.bytes_per_token(), table - dense.config().hidden * 4);
+
+    let tied = open("llama3/hf", None);
+    assert_eq!(tied.weights_bytes(), tied.bytes_per_token());
+
+    let moe = open("qwen3_moe/hf", None);
+    let config = moe.config();
+    let MlpConfig::Experts { n_experts, intermediate, router } = config.layers[0].mlp else {
+        panic!("qwen3_moe has experts")
+    };
+    let idle_experts =
+        config.layers.len() * (n_experts - router.top_k) * 3 * intermediate * config.hidden * 4;
+    let idle_table = (config.vocab - 1) * config.hidden * 4;
+    assert_eq!(moe.weights_bytes() - moe.bytes_per_token(), idle_experts + idle_table);
+}

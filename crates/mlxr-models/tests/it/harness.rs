@@ -1,0 +1,109 @@
+//! Runs a model over sequences whose blocks lie scattered in the arena.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use mlxr_checkpoint::Checkpoint;
+use mlxr_kernels::{CpuBackend, CpuOptions};
+use mlxr_models::{Model, ModelError, ModelOptions};
+use mlxr_tensor::{Backend, Batch, DType, KvCache};
+
+/// Longest sequence the tests run: 70 prompt ids and 64 more.
+const MAX_TOKENS: usize = 160;
+
+/// A path under `golden/tiny`.
+pub fn tiny(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tiny").join(path)
+}
+
+pub fn backend() -> Arc<dyn Backend> {
+    static BACKEND: OnceLock<Arc<CpuBackend>> = OnceLock::new();
+    let make = || Arc::new(CpuBackend::new(CpuOptions { n_threads: Some(1), isa: None }).unwrap());
+    BACKEND.get_or_init(make).clone()
+}
+
+/// Opens a model under `golden/tiny`.
+pub fn open(path: &str, n_ctx: Option<u32>) -> Model {
+    let ckpt = Checkpoint::open(&tiny(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+    load(&ckpt, n_ctx).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+pub fn load(ckpt: &Checkpoint, n_ctx: Option<u32>) -> Result<Model, ModelError> {
+    Model::load(ckpt, backend(), &ModelOptions { n_ctx })
+}
+
+/// Where the blocks of sequences lie in the arena.
+#[derive(Clone, Copy, Debug)]
+pub enum Blocks {
+    InOrder,
+    /// Neighbours in a sequence are far apart and in no order.
+    Scattered,
+}
+
+/// Some sequences being run by one model.
+pub struct Session<'a> {
+    model: &'a Model,
+    kv: KvCache,
+    block_tokens: usize,
+    tables: Vec<Vec<u32>>,
+    lens: Vec<u32>,
+}
+
+/// Rows of one sequence in a step.
+pub struct Rows<'a> {
+    pub sequence: usize,
+    pub tokens: &'a [u32],
+    /// Logits for every row, not the last alone.
+    pub all: bool,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(model: &'a Model, n_sequences: usize, block_tokens: usize, blocks: Blocks) -> Self {
+        let per_sequence = MAX_TOKENS.div_ceil(block_tokens);
+        let n_blocks = n_sequences * per_sequence;
+        let kv = backend().kv_cache(&model.kv_spec(n_blocks, block_tokens, DType::F32)).unwrap();
+        // A step without a common divisor visits every block once.
+        let step = (3..).find(|step| gcd(*step, n_blocks) == 1).unwrap();
+        let place = |i: usize| match blocks {
+            Blocks::InOrder => i as u32,
+            Blocks::Scattered => (n_blocks - 1 - i * step % n_blocks) as u32,
+        };
+        let table = |s: usize| (0..per_sequence).map(|b| place(s * per_sequence + b)).collect();
+        let tables = (0..n_sequences).map(table).collect();
+        Self { model, kv, block_tokens, tables, lens: vec![0; n_sequences] }
+    }
+
+    /// One forward; returns the logits of the wanted rows in order.
+    pub fn step(&mut self, plan: &[Rows<'_>]) -> Vec<Vec<f32>> {
+        let mut batch = Batch::new();
+        for rows in plan {
+            let first = batch.n_rows() as u32;
+            let s = rows.sequence;
+            batch.push(rows.tokens, self.lens[s], &self.tables[s], self.block_tokens);
+            self.lens[s] += rows.tokens.len() as u32;
+            if rows.all {
+                batch.output_rows.extend(first..batch.n_rows() as u32);
+            } else {
+                batch.want_last();
+            }
+        }
+        let logits = self.model.forward(&batch, &mut self.kv);
+        assert_eq!(logits.rows(), batch.output_rows.len());
+        let vocab = self.model.config().vocab;
+        backend().read(&logits).unwrap().chunks_exact(vocab).map(<[f32]>::to_vec).collect()
+    }
+
+    /// The first sequence's next rows, all logits.
+    pub fn feed(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        self.step(&[Rows { sequence: 0, tokens, all: true }])
+    }
+}
+
+pub fn best(logits: &[f32]) -> u32 {
+    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).reduce(better).unwrap() as u32
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}

@@ -1,0 +1,8 @@
+//! The families against their reference outputs, on the tiny checkpoints under `golden/tiny`.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
+
+mod configs;
+mod golden;
+mod harness;
+mod invariance;

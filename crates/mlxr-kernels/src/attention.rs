@@ -1,6 +1,6 @@
 //! Causal attention over the paged cache, with an online softmax (Milakov and Gimelshein, arXiv 1805.02867).
 //!
-//! A query meets its KV blocks in order; blocks form segments of [`SEGMENT_TOKENS`] that start at fixed positions, each
+//! A query meets its KV blocks in order, cut into units of [`UNIT_TOKENS`]; units form segments of [`SEGMENT_TOKENS`] that start at fixed positions, each
 //! with a softmax state of its own, and the states are merged in order. Nothing in that order depends on the batch, on
 //! chunking or on the number of threads, so a row's result never does either.
 
@@ -18,6 +18,9 @@ use crate::weight::vector;
 
 /// Tokens whose softmax state is kept apart.
 const SEGMENT_TOKENS: usize = 512;
+
+/// Keys met in one go, where blocks hold a multiple of it: a result then does not depend on the size of the blocks.
+const UNIT_TOKENS: usize = 16;
 
 /// Queries (rows times heads of one KV head) that share one pass over the keys.
 const TILE_QUERIES: usize = 32;
@@ -53,7 +56,7 @@ struct State {
 struct Scratch {
     total: State,
     segment: State,
-    /// `[queries, block_tokens]`
+    /// `[queries, unit_tokens]`
     scores: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -106,6 +109,12 @@ impl Attention<'_> {
         tiles
     }
 
+    /// Keys of a block met in one go.
+    fn unit_tokens(&self) -> usize {
+        let block_tokens = self.layer.layout.block_tokens;
+        if block_tokens.is_multiple_of(UNIT_TOKENS) { UNIT_TOKENS } else { block_tokens }
+    }
+
     /// Positions a row sees.
     fn visible(&self, row: usize) -> Range<usize> {
         let end = self.batch.positions[row] as usize + 1;
@@ -118,34 +127,37 @@ impl Attention<'_> {
         let n_queries = tile.rows.len() * self.group();
         // Rows of a tile are consecutive positions, so the first row reaches back furthest and the last one ahead.
         let seen = self.visible(tile.rows.start).start..self.visible(tile.rows.end - 1).end;
-        let blocks = seen.start / layout.block_tokens..seen.end.div_ceil(layout.block_tokens);
-        let per_segment = (SEGMENT_TOKENS / layout.block_tokens).max(1);
+        let unit_tokens = self.unit_tokens();
+        let units = seen.start / unit_tokens..seen.end.div_ceil(unit_tokens);
+        let per_segment = (SEGMENT_TOKENS / unit_tokens).max(1);
         scratch.total.reset(n_queries, layout.v_dim);
-        let mut start = blocks.start;
-        while start < blocks.end {
-            let end = ((start / per_segment + 1) * per_segment).min(blocks.end);
+        let mut start = units.start;
+        while start < units.end {
+            let end = ((start / per_segment + 1) * per_segment).min(units.end);
             scratch.segment.reset(n_queries, layout.v_dim);
-            for block_idx in start..end {
-                self.block(tile, block_idx, seen.end, scratch);
+            for unit in start..end {
+                self.unit(tile, unit * unit_tokens, seen.end, scratch);
             }
             self.merge(&mut scratch.total, &scratch.segment);
             start = end;
         }
     }
 
-    /// Adds one KV block to the segment's states.
-    fn block(&self, tile: &Tile<'_>, block_idx: usize, seen_end: usize, scratch: &mut Scratch) {
+    /// Adds the keys and values of the unit that starts at position `first` to the segment's states.
+    fn unit(&self, tile: &Tile<'_>, first: usize, seen_end: usize, scratch: &mut Scratch) {
         let layout = &self.layer.layout;
-        let (block_tokens, v_dim) = (layout.block_tokens, layout.v_dim);
-        let first = block_idx * block_tokens;
-        let n_keys = block_tokens.min(seen_end - first);
-        let block = tile.span.block_table[block_idx] as usize;
-        self.scores(tile, block, n_keys, scratch);
-        let values = &self.layer.bytes()[layout.values(block, tile.kv_head)][..n_keys * layout.v_bytes];
-        scratch.values.resize(block_tokens * v_dim, 0.0);
+        let (unit_tokens, v_dim) = (self.unit_tokens(), layout.v_dim);
+        let n_keys = unit_tokens.min(seen_end - first);
+        let block = tile.span.block_table[first / layout.block_tokens] as usize;
+        let offset = first % layout.block_tokens;
+        let keys = &self.layer.bytes()[layout.keys(block, tile.kv_head)];
+        self.scores(tile, &keys[offset * layout.k_bytes..][..n_keys * layout.k_bytes], n_keys, scratch);
+        let values = &self.layer.bytes()[layout.values(block, tile.kv_head)];
+        let values = &values[offset * layout.v_bytes..][..n_keys * layout.v_bytes];
+        scratch.values.resize(unit_tokens * v_dim, 0.0);
         decode(layout.dtype, values, &mut scratch.values[..n_keys * v_dim]);
         let group = self.group();
-        for (query, scores) in scratch.scores.chunks_exact_mut(block_tokens).enumerate() {
+        for (query, scores) in scratch.scores.chunks_exact_mut(unit_tokens).enumerate() {
             let visible = self.visible(tile.rows.start + query / group);
             let from = visible.start.max(first) - first;
             let to = visible.end.min(first + n_keys).saturating_sub(first);
@@ -171,19 +183,18 @@ impl Attention<'_> {
         }
     }
 
-    /// Dot products of all queries of a tile with the first `n_keys` keys of a block.
-    fn scores(&self, tile: &Tile<'_>, block: usize, n_keys: usize, scratch: &mut Scratch) {
+    /// Dot products of all queries of a tile with `n_keys` stored keys.
+    fn scores(&self, tile: &Tile<'_>, keys: &[u8], n_keys: usize, scratch: &mut Scratch) {
         let layout = &self.layer.layout;
-        let keys = &self.layer.bytes()[layout.keys(block, tile.kv_head)];
+        let unit_tokens = self.unit_tokens();
         let n_queries = tile.rows.len() * self.group();
-        scratch.scores.resize(n_queries * layout.block_tokens, 0.0);
-        scratch.scores.truncate(n_queries * layout.block_tokens);
+        scratch.scores.resize(n_queries * unit_tokens, 0.0);
+        scratch.scores.truncate(n_queries * unit_tokens);
         let (dot, keys, key_bytes): (DotFloats, &[u8], usize) =
             match self.kernels.dot_floats(Format::Plain(layout.dtype)) {
                 Some(dot) => (dot, keys, layout.k_bytes),
                 None => {
-                    scratch.keys.resize(layout.block_tokens * layout.k_dim, 0.0);
-                    let keys = &keys[..n_keys * layout.k_bytes];
+                    scratch.keys.resize(unit_tokens * layout.k_dim, 0.0);
                     decode(layout.dtype, keys, &mut scratch.keys[..n_keys * layout.k_dim]);
                     (self.kernels.dot_f32, as_bytes(&scratch.keys), layout.k_dim * DType::F32.block_bytes())
                 }
@@ -204,7 +215,7 @@ impl Attention<'_> {
                 // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
                 unsafe { dot(&rows[..n_tile], &queries[..n], &mut out) };
                 for i in 0..n {
-                    let at = (first_query + i) * layout.block_tokens + first_key;
+                    let at = (first_query + i) * unit_tokens + first_key;
                     scratch.scores[at..at + n_tile].copy_from_slice(&out[i * TILE..][..n_tile]);
                 }
             }

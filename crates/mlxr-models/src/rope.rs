@@ -213,7 +213,10 @@ fn read_scaling(
     let factors = fields.rope_factors;
     match kind {
         "default" | "none" if factors.short.is_some() => longrope(fields, inside, n_pairs, defaults),
-        "default" | "none" | "llama3" if factors.llama3.is_some() => {
+        "linear" | "dynamic" | "yarn" if factors.llama3.is_some() => {
+            Err(inside.refuse("rope_type", "cannot be combined with frequency factors stored as a tensor"))
+        }
+        "default" | "none" if factors.llama3.is_some() => {
             let factors = factors.llama3.clone().unwrap_or_default();
             check_factors(inside, "rope_factors", &factors, n_pairs)?;
             Ok(RopeScaling::Factors(factors))

@@ -90,7 +90,7 @@ fn sizes_that_make_no_sense_are_refused() {
     for (changes, field) in [
         (json!({"num_key_value_heads": 3}), "num_key_value_heads = 3"),
         (json!({"num_attention_heads": 0}), "num_attention_heads = 0"),
-        (json!({"num_attention_heads": 1e18}), "num_attention_heads = 1e18"),
+        (json!({"num_attention_heads": 1e18}), "num_attention_heads = 1e+18"),
         (json!({"head_dim": 7}), "head_dim = 7"),
         (json!({"hidden_size": 1e12}), "hidden_size = 1000000000000.0"),
         (json!({"max_position_embeddings": -1}), "max_position_embeddings = -1"),

@@ -8,6 +8,8 @@ use mlxr_kernels::{CpuBackend, CpuOptions};
 use mlxr_models::{Model, ModelError, ModelOptions};
 use mlxr_tensor::{Backend, Batch, DType, KvCache};
 
+use crate::exact::Exact;
+
 /// Longest sequence the tests run: 70 prompt ids and 64 more.
 const MAX_TOKENS: usize = 160;
 
@@ -24,8 +26,17 @@ pub fn backend() -> Arc<dyn Backend> {
 
 /// Opens a model under `golden/tiny`.
 pub fn open(path: &str, n_ctx: Option<u32>) -> Model {
+    open_on(backend(), path, n_ctx)
+}
+
+/// [`open`], with weights made f32.
+pub fn open_exact(path: &str, n_ctx: Option<u32>) -> Model {
+    open_on(Arc::new(Exact(backend())), path, n_ctx)
+}
+
+fn open_on(backend: Arc<dyn Backend>, path: &str, n_ctx: Option<u32>) -> Model {
     let ckpt = Checkpoint::open(&tiny(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
-    load(&ckpt, n_ctx).unwrap_or_else(|e| panic!("{path}: {e}"))
+    Model::load(&ckpt, backend, &ModelOptions { n_ctx }).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
 pub fn load(ckpt: &Checkpoint, n_ctx: Option<u32>) -> Result<Model, ModelError> {
@@ -61,7 +72,7 @@ impl<'a> Session<'a> {
     pub fn new(model: &'a Model, n_sequences: usize, block_tokens: usize, blocks: Blocks) -> Self {
         let per_sequence = MAX_TOKENS.div_ceil(block_tokens);
         let n_blocks = n_sequences * per_sequence;
-        let kv = backend().kv_cache(&model.kv_spec(n_blocks, block_tokens, DType::F32)).unwrap();
+        let kv = new_cache(model, n_blocks, block_tokens, DType::F32);
         // A step without a common divisor visits every block once.
         let step = (3..).find(|step| gcd(*step, n_blocks) == 1).unwrap();
         let place = |i: usize| match blocks {
@@ -71,6 +82,13 @@ impl<'a> Session<'a> {
         let table = |s: usize| (0..per_sequence).map(|b| place(s * per_sequence + b)).collect();
         let tables = (0..n_sequences).map(table).collect();
         Self { model, kv, block_tokens, tables, lens: vec![0; n_sequences] }
+    }
+
+    /// One sequence whose keys and values are kept as `dtype`.
+    pub fn with_cache(model: &'a Model, dtype: DType) -> Self {
+        let mut session = Self::new(model, 1, 16, Blocks::Scattered);
+        session.kv = new_cache(model, session.tables[0].len(), 16, dtype);
+        session
     }
 
     /// One forward; returns the logits of the wanted rows in order.
@@ -97,6 +115,10 @@ impl<'a> Session<'a> {
     pub fn feed(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
         self.step(&[Rows { sequence: 0, tokens, all: true }])
     }
+}
+
+fn new_cache(model: &Model, n_blocks: usize, block_tokens: usize, dtype: DType) -> KvCache {
+    backend().kv_cache(&model.kv_spec(n_blocks, block_tokens, dtype)).unwrap()
 }
 
 pub fn best(logits: &[f32]) -> u32 {

@@ -2,10 +2,12 @@
 
 usage: python golden/llamacpp.py logits FILE.gguf [--text TEXT]... [--ids 1,2,3]... [--every N] [--top N] [--out OUT.json]
        python golden/llamacpp.py quantize IN.gguf OUT.gguf TYPE
+       python golden/llamacpp.py perplexity FILE.gguf TEXT_FILE [--chunks N]
        python golden/llamacpp.py tiny [FAMILY...]
 
 logits: tokenisation and the best logits at every N-th position and at the last one.
 quantize: llama.cpp's own file of a type (Q4_K_M, Q8_0, IQ4_XS, ...).
+perplexity: over chunks of 512 tokens, the second half of each scored.
 tiny: checks that llama.cpp, reading `tiny/FAMILY/model.gguf`, agrees with the recorded outputs of transformers.
 """
 
@@ -121,6 +123,23 @@ def run_logits(args):
         print(json.dumps(result, ensure_ascii=False))
 
 
+def perplexity(path, text, n_chunks, n_ctx=512):
+    """Perplexity and its standard error, the way llama.cpp's own tool counts: no BOS, the second half of each chunk."""
+    model = LlamaCpp(path, n_ctx)
+    ids = model.tokenize(text, parse_special=False)
+    losses = []
+    for start in range(0, min(len(ids) // n_ctx, n_chunks) * n_ctx, n_ctx):
+        chunk = ids[start : start + n_ctx]
+        rows = model.logits(chunk)[n_ctx // 2 : -1].astype(np.float64)
+        largest = rows.max(1)
+        log_sums = np.log(np.exp(rows - largest[:, None]).sum(1)) + largest
+        losses.append(log_sums - rows[np.arange(len(rows)), chunk[n_ctx // 2 + 1 :]])
+    model.close()
+    losses = np.concatenate(losses)
+    value = float(np.exp(losses.mean()))
+    return value, value * float(losses.std() / np.sqrt(len(losses) - 1)), len(losses)
+
+
 def check_prompt(model, record):
     """The largest difference to the recorded logits, relative to the largest logit; greedy ids must be equal."""
     ids, greedy = record["ids"], record["greedy_ids"]
@@ -167,6 +186,10 @@ def main():
     one.add_argument("source", type=pathlib.Path)
     one.add_argument("target", type=pathlib.Path)
     one.add_argument("kind")
+    loss = commands.add_parser("perplexity")
+    loss.add_argument("file", type=pathlib.Path)
+    loss.add_argument("text", type=pathlib.Path)
+    loss.add_argument("--chunks", type=int, default=40)
     tiny = commands.add_parser("tiny")
     tiny.add_argument("families", nargs="*")
     tiny.add_argument("--report-only", action="store_true")
@@ -175,6 +198,9 @@ def main():
         run_logits(args)
     elif args.command == "quantize":
         quantize(args.source, args.target, args.kind)
+    elif args.command == "perplexity":
+        value, error, n_tokens = perplexity(args.file, args.text.read_text(encoding="utf-8"), args.chunks)
+        print(json.dumps({"file": args.file.name, "perplexity": value, "error": error, "n_tokens": n_tokens}))
     else:
         check_tiny(args)
 

@@ -3,8 +3,8 @@
 //! Invariant: the pieces pushed out, joined, are exactly the lossy UTF-8 reading of the tokens' bytes joined; a
 //! character whose bytes are spread over several tokens comes out whole with the last of them.
 
-use crate::Tokenizer;
 use crate::tokenizer::StartRule;
+use crate::{TokenKind, Tokenizer};
 
 /// A streaming detokeniser.
 #[derive(Debug, Clone)]
@@ -46,6 +46,10 @@ impl Detokenizer {
             return String::new();
         }
         let Some(mut piece) = vocab.pieces.get(id) else { return String::new() };
+        if vocab.kind(id) == Some(TokenKind::Unknown) {
+            // Its surface may begin with a space of its own.
+            self.at_start = false;
+        }
         if self.at_start {
             let was_blank = piece.first() == Some(&b' ');
             match &vocab.start {

@@ -18,3 +18,15 @@ pub use writer::{GgufWriter, TensorPlan};
 pub const MAGIC: [u8; 4] = *b"GGUF";
 /// Alignment of tensor data where `general.alignment` does not say otherwise.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The metadata of a GGUF file that need not be a whole model, such as one that holds a vocabulary only; `name` is for
+/// messages.
+///
+/// # Errors
+/// Says where the file breaks the format.
+pub fn read_metadata(
+    name: &std::path::Path,
+    bytes: &bytes::Bytes,
+) -> Result<GgufMetadata, crate::CheckpointError> {
+    Ok(GgufFile::parse(name, bytes)?.metadata)
+}

@@ -1,6 +1,7 @@
 //! The Jinja environment chat templates expect.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 
 use fancy_regex::Regex;
@@ -9,7 +10,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 
-use super::json;
+use super::{json, python};
 use crate::TextError;
 
 const NAME: &str = "chat_template";
@@ -39,6 +40,11 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, TextError> {
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_fuel(Some(FUEL));
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_formatter(|out, _, value| Ok(out.write_str(&python::text(value))?));
+    env.add_filter("string", |value: &Value| python::text(value));
+    env.add_filter("length", python::length);
+    env.add_filter("count", python::length);
+    env.add_test("iterable", python::is_iterable);
     env.add_filter("tojson", tojson);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", |format: &str| strftime(&Zoned::now(), format));
@@ -52,7 +58,12 @@ pub(super) fn fix_time(env: &mut Environment<'static>, unix_s: i64) {
 }
 
 pub(super) fn render(env: &Environment<'static>, context: Value) -> Result<String, TextError> {
-    env.get_template(NAME).and_then(|template| template.render(context)).map_err(error)
+    let rendering = AssertUnwindSafe(|| env.get_template(NAME).and_then(|template| template.render(context)));
+    // The engine panics on some template bugs, such as a reversing slice of an empty list (minijinja 3.0.5).
+    let Ok(rendered) = catch_unwind(rendering) else {
+        return Err(TextError::Template { line: None, reason: "the template engine failed".to_owned() });
+    };
+    rendered.map_err(error)
 }
 
 fn neutral_generation_tags(source: &str) -> String {

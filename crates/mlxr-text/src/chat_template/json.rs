@@ -114,7 +114,7 @@ impl Writer<'_> {
 }
 
 /// A float as Python's `repr` writes it: plain between 1e-4 and 1e16, with an exponent outside.
-fn float(x: f64) -> String {
+pub(super) fn float(x: f64) -> String {
     let scientific = format!("{x:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
     let exponent: i32 = exponent.parse().unwrap_or(0);

@@ -6,6 +6,7 @@
 mod environment;
 mod fallback;
 mod json;
+mod python;
 
 use std::path::Path;
 

@@ -68,7 +68,6 @@ impl Charsmap {
     }
 
     /// The longest spelling at the start of `text`: its length and its normal form.
-    #[allow(dead_code, reason = "the other formats use it")]
     pub(crate) fn longest_match(&self, text: &[u8]) -> Option<(usize, &str)> {
         let mut at = offset(*self.units.first()?);
         let mut best = None;

@@ -62,6 +62,14 @@ impl HfEngine {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// An engine from the contents of a tokenizer.json.
+    pub(crate) fn from_json(json: &Value) -> Result<HfEngine, TextError> {
+        let parsing = parse(json)?;
+        let mut literal = parsing.clone();
+        literal.set_encode_special_tokens(true);
+        Ok(HfEngine { parsing, literal })
+    }
+
     pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
         self.parsing.token_to_id(token)
     }
@@ -87,7 +95,7 @@ pub(crate) fn load(files: &HfFiles<'_>) -> Result<Tokenizer, TextError> {
     let control = |text: &str| parsing.token_to_id(text).filter(|&id| vocab.is_special(id));
     let mut eog = well_known_eog(control);
     eog.extend(eos);
-    let specials = Specials { bos, eos, eog };
+    let specials = Specials { bos, eos, eog, ..Specials::default() };
     Ok(Tokenizer::new(Engine::Hf(Box::new(HfEngine { parsing, literal })), vocab, specials))
 }
 
@@ -293,7 +301,7 @@ fn replaces_blocks(part: &Value) -> bool {
 }
 
 /// The spacing BERT's decoder repairs around punctuation and English contractions.
-fn clean_up(token: String) -> String {
+pub(super) fn clean_up(token: String) -> String {
     const REPAIRS: [(&str, &str); 11] = [
         (" .", "."),
         (" ?", "?"),

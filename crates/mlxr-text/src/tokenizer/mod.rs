@@ -5,20 +5,35 @@
 
 mod byte_level;
 mod charsmap;
+mod gguf;
 mod hf;
+mod merge;
+mod normalizer;
+mod pretokenizer;
+mod ranks;
+mod sentencepiece;
+mod special;
 mod splitter;
+mod spm;
+mod unigram;
 mod vocab;
 
 use std::sync::Arc;
 
-use mlxr_checkpoint::TokenizerSource;
+use mlxr_checkpoint::{GgufMetadata, TokenizerSource};
 use serde_json::{Map, Value};
 
 pub use hf::HfFiles;
+pub use ranks::TiktokenFiles;
+pub use sentencepiece::SentencePieceFiles;
+use special::{Fragment, SpecialTokens};
 pub use vocab::TokenKind;
 pub(crate) use vocab::{StartRule, Vocab};
 
 use crate::{Detokenizer, TextError};
+
+/// Longest text that is encoded.
+const MAX_TEXT_BYTES: usize = 1 << 30;
 
 /// How to read a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,12 +65,20 @@ pub(crate) struct Specials {
     pub(crate) eos: Option<u32>,
     /// Every end-of-generation id, ascending.
     pub(crate) eog: Vec<u32>,
+    /// Added around a text on request, by the formats that leave it to us.
+    pub(crate) prefix: Vec<u32>,
+    pub(crate) suffix: Vec<u32>,
 }
 
 /// The algorithm behind a vocabulary.
 #[derive(Debug)]
 pub(crate) enum Engine {
+    /// Whatever a tokenizer.json can say.
     Hf(Box<hf::HfEngine>),
+    /// SentencePiece's algorithms. After a special token a text begins anew where `space_after_special` says so.
+    Spm { engine: Box<spm::SpmEngine>, special: SpecialTokens, space_after_special: bool },
+    /// tiktoken's rule.
+    Ranks { engine: Box<ranks::RankEngine>, special: SpecialTokens },
 }
 
 impl Tokenizer {
@@ -72,9 +95,18 @@ impl Tokenizer {
             TokenizerSource::HfJson { tokenizer_json, tokenizer_config, special_tokens_map } => {
                 Self::from_hf(&HfFiles { tokenizer_json, tokenizer_config, special_tokens_map })
             }
-            TokenizerSource::SentencePiece { .. } => unsupported("SentencePiece"),
-            TokenizerSource::Tiktoken { .. } => unsupported("tiktoken"),
-            TokenizerSource::Gguf(_) => unsupported("GGUF"),
+            TokenizerSource::SentencePiece { model, tokenizer_config, added_tokens, special_tokens_map } => {
+                Self::from_sentencepiece(&SentencePieceFiles {
+                    model,
+                    tokenizer_config,
+                    added_tokens,
+                    special_tokens_map,
+                })
+            }
+            TokenizerSource::Tiktoken { ranks, tokenizer_config, special_tokens_map } => {
+                Self::from_tiktoken(&TiktokenFiles { ranks, tokenizer_config, special_tokens_map })
+            }
+            TokenizerSource::Gguf(metadata) => Self::from_gguf(metadata),
             TokenizerSource::None => Err(TextError::NoTokenizer),
         }
     }
@@ -82,6 +114,21 @@ impl Tokenizer {
     /// A tokenizer.json with the files beside it.
     pub fn from_hf(files: &HfFiles<'_>) -> Result<Tokenizer, TextError> {
         hf::load(files)
+    }
+
+    /// A SentencePiece model with the files beside it.
+    pub fn from_sentencepiece(files: &SentencePieceFiles<'_>) -> Result<Tokenizer, TextError> {
+        sentencepiece::load(files)
+    }
+
+    /// A tiktoken file with the files beside it.
+    pub fn from_tiktoken(files: &TiktokenFiles<'_>) -> Result<Tokenizer, TextError> {
+        ranks::load(files)
+    }
+
+    /// The vocabulary embedded in a GGUF file.
+    pub fn from_gguf(metadata: &GgufMetadata) -> Result<Tokenizer, TextError> {
+        gguf::load(metadata)
     }
 
     /// The same tokenizer with the end-of-generation ids of a `generation_config.json` added.
@@ -101,9 +148,47 @@ impl Tokenizer {
 
     /// Token ids of a text.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TextError> {
-        match &self.inner.engine {
-            Engine::Hf(engine) => engine.encode(text, options),
+        // Every position is kept in 32 bits.
+        if MAX_TEXT_BYTES < text.len() {
+            return Err(TextError::Encode {
+                reason: format!("{} bytes, more than {MAX_TEXT_BYTES}", text.len()),
+            });
         }
+        let Inner { engine, specials, .. } = &*self.inner;
+        let mut ids = Vec::new();
+        if options.add_special {
+            ids.extend_from_slice(&specials.prefix);
+        }
+        match engine {
+            Engine::Hf(engine) => ids.extend(engine.encode(text, options)?),
+            Engine::Spm { engine, special, space_after_special } => {
+                let mut anew = true;
+                for fragment in special.split(text, options.parse_special) {
+                    match fragment {
+                        Fragment::Token(id) => {
+                            ids.push(id);
+                            anew = *space_after_special;
+                        }
+                        Fragment::Text(text) => {
+                            engine.encode(text, anew, &mut ids);
+                            anew = false;
+                        }
+                    }
+                }
+            }
+            Engine::Ranks { engine, special } => {
+                for fragment in special.split(text, options.parse_special) {
+                    match fragment {
+                        Fragment::Token(id) => ids.push(id),
+                        Fragment::Text(text) => engine.encode(text, &mut ids)?,
+                    }
+                }
+            }
+        }
+        if options.add_special {
+            ids.extend_from_slice(&specials.suffix);
+        }
+        Ok(ids)
     }
 
     /// The text of a sequence of ids. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are empty.
@@ -144,8 +229,10 @@ impl Tokenizer {
 
     /// The id of a token by its spelling in the vocabulary file (`Ġthe`, `▁the`, `<|im_end|>`).
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        match &self.inner.engine {
-            Engine::Hf(engine) => engine.id_of(token),
+        let Inner { engine, vocab, .. } = &*self.inner;
+        match engine {
+            Engine::Hf(engine) if vocab.ids.is_empty() => engine.id_of(token),
+            _ => vocab.ids.get(token).copied(),
         }
     }
 
@@ -162,10 +249,6 @@ impl Tokenizer {
     pub(crate) fn vocab(&self) -> &Vocab {
         &self.inner.vocab
     }
-}
-
-fn unsupported(name: &str) -> Result<Tokenizer, TextError> {
-    Err(TextError::Unsupported { what: "tokenizer format", name: name.to_owned() })
 }
 
 /// Texts that end a generation wherever they are control tokens, from the model families that use them.
@@ -207,7 +290,11 @@ pub(crate) fn well_known_eog(control: impl Fn(&str) -> Option<u32>) -> Vec<u32> 
     let plain_s = has("<|tool_response>") || has("<|plamo:eos|>");
     EOG_TEXTS
         .iter()
-        .filter(|&&text| !(channels && text == "<|end|>") && !(plain_s && text == "</s>"))
+        .filter(|&&text| match text {
+            "<|end|>" => !channels,
+            "</s>" => !plain_s,
+            _ => true,
+        })
         .filter_map(|text| control(text))
         .collect()
 }

@@ -16,7 +16,7 @@ use crate::TextError;
 const WHAT: &str = "pre-tokenizer pattern";
 const TAILS: [&str; 3] = [r"|\s+(?!\S)|\s+", r"|\s+(?!\S)|\s", r"|\s+(?!\S)"];
 /// cl100k's possessive quantifiers never give anything back that the greedy ones could use: the classes are disjoint.
-const CL100K: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
+pub(super) const CL100K: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s";
 const CL100K_GREEDY: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+$|\s*[\r\n]|\s+(?!\S)|\s+";
 /// Groups of three digits counted from the right, as tokenizer.json spells it.
 const DIGITS_TO_BOUNDARY: &str = r"\d{1,3}(?=(?:\d{3})*\b)";
@@ -92,16 +92,18 @@ impl Splitter {
         match &self.matcher {
             Matcher::Linear { automaton, blanks } => Ok(linear_matches(automaton, *blanks, text)),
             Matcher::Digits { digits, to_boundary } => Ok(digit_matches(digits, *to_boundary, text)),
-            Matcher::Backtracking(regex) => regex
-                .find_iter(text)
-                .map(|m| m.map(|m| m.range()))
-                .collect::<Result<_, _>>()
-                .map_err(|e| TextError::Encode { reason: format!("pre-tokenizer gave up: {e}") }),
+            Matcher::Backtracking(regex) => {
+                let mut found = Vec::new();
+                for m in regex.find_iter(text) {
+                    let gave_up = |e| TextError::Encode { reason: format!("pre-tokenizer gave up: {e}") };
+                    found.push(m.map_err(gave_up)?.range());
+                }
+                Ok(found)
+            }
         }
     }
 
     /// The text cut at every match: matches and the gaps between them, in order, without empty pieces.
-    #[allow(dead_code, reason = "the other formats use it")]
     pub(crate) fn pieces(&self, text: &str) -> Result<Vec<Range<usize>>, TextError> {
         let mut pieces = Vec::new();
         let mut end = 0;
@@ -138,11 +140,13 @@ fn has_possessive(pattern: &str) -> bool {
             b'\\' => i += 1,
             b'[' => in_class = true,
             b']' => in_class = false,
-            b'+' | b'?' | b'*' | b'}' if !in_class && bytes.get(i + 1) == Some(&b'+') => {
-                // `\p{L}+` ends in a brace but repeats nothing.
-                if bytes[i] != b'}' || is_repetition(&bytes[..i]) {
-                    return true;
-                }
+            // `\p{L}+` ends in a brace but repeats nothing.
+            b'+' | b'?' | b'*' | b'}'
+                if !in_class
+                    && bytes.get(i + 1) == Some(&b'+')
+                    && (bytes[i] != b'}' || is_repetition(&bytes[..i])) =>
+            {
+                return true;
             }
             _ => {}
         }
@@ -237,6 +241,13 @@ fn digit_matches(digits: &Automaton, to_boundary: bool, text: &str) -> Vec<Range
 
 fn is_mark(c: char) -> bool {
     unicode_normalization::char::is_combining_mark(c)
+}
+
+#[cfg(test)]
+impl Splitter {
+    pub(crate) fn backtracks(&self) -> bool {
+        matches!(self.matcher, Matcher::Backtracking(_))
+    }
 }
 
 #[cfg(test)]

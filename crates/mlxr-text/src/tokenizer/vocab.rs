@@ -38,7 +38,6 @@ pub(crate) enum StartRule {
     /// One leading space is the tokenizer's own and is dropped.
     DropSpace,
     /// One leading space is dropped from every token until something is visible.
-    #[allow(dead_code, reason = "the other formats use it")]
     DropSpaces,
     /// Words are joined by spaces, so the stored bytes begin with one that the first word lacks.
     Words(Box<Pieces>),
@@ -79,7 +78,6 @@ pub(crate) struct Vocab {
     pub(crate) kinds: Vec<TokenKind>,
     pub(crate) start: StartRule,
     /// Token texts as the file spells them. Empty when the engine keeps its own index.
-    #[allow(dead_code, reason = "the other formats use it")]
     pub(crate) ids: HashMap<Box<str>, u32>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mlxr_text::{EncodeOptions, Tokenizer};
 use serde_json::Value;
 
 /// A folder named by an environment variable; says so and gives `None` when it is not set.
@@ -28,4 +29,18 @@ pub fn golden(name: &str) -> Value {
 /// A JSON list of token ids.
 pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Checks every `{text, ids, decoded}` of a golden file; `decoded` is there where the reference decodes as we do.
+pub fn check_cases(tokenizer: &Tokenizer, golden: &Value, options: EncodeOptions, skip_special: bool) {
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(!cases.is_empty());
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let expected = ids(&case["ids"]);
+        assert_eq!(tokenizer.encode(text, options).unwrap(), expected, "{text:?}");
+        if let Some(decoded) = case["decoded"].as_str() {
+            assert_eq!(tokenizer.decode(&expected, skip_special), decoded, "{text:?}");
+        }
+    }
 }

@@ -52,6 +52,20 @@ fn prompts_of_the_bundled_model_have_the_reference_ids() {
 }
 
 #[test]
+fn random_texts_have_the_reference_ids() {
+    let Some((tokenizer, _)) = house() else { return };
+    let golden = data::golden("house.json");
+    let cases = golden["cases"].as_array().unwrap();
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let options = EncodeOptions { add_special: true, parse_special: true };
+        let ids = tokenizer.encode(text, options).unwrap();
+        assert_eq!(ids, data::ids(&case["ids"]), "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, false), case["decoded"].as_str().unwrap(), "{text:?}");
+    }
+}
+
+#[test]
 fn a_user_cannot_spell_a_control_token() {
     let Some((tokenizer, _)) = house() else { return };
     let read = |parse_special| {

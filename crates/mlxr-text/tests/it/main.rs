@@ -1,4 +1,9 @@
 //! Integration tests of the text crate.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests too")]
+
 mod data;
 mod house;
+mod random;
+mod templates;
+mod vocabs;

@@ -87,7 +87,7 @@ impl Format {
 
 fn packed_row_bytes(cols: usize, bits: usize, group_size: usize) -> Option<usize> {
     let n_bits = cols.checked_mul(bits)?;
-    (cols.is_multiple_of(group_size) && n_bits.is_multiple_of(32)).then_some(n_bits / 8)
+    (group_size > 0 && cols.is_multiple_of(group_size) && n_bits.is_multiple_of(32)).then_some(n_bits / 8)
 }
 
 /// A named tensor in host memory; cloning shares the bytes.

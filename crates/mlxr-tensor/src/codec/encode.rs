@@ -1,6 +1,6 @@
 //! Encoding: checks on the input, then the encoder of the type, row after row.
 
-use super::{fp4, fp8, kquant_encode, legacy, plain, ternary};
+use super::{fp4, fp8, iquant_encode, kquant_encode, legacy, plain, ternary};
 use crate::{DType, TensorError};
 
 /// Encodes whole blocks of one row; `importance` is as long as the row.
@@ -102,14 +102,20 @@ fn row_encoder(dtype: DType) -> Option<RowEncoder> {
         DType::Q5_K => |row, w, out| blocks(row, w, out, kquant_encode::encode_q5_k),
         DType::Q6_K => |row, w, out| blocks(row, w, out, kquant_encode::encode_q6_k),
         DType::Q8_K => |row, w, out| blocks(row, w, out, kquant_encode::encode_q8_k),
+        DType::IQ1_S => |row, w, out| blocks(row, w, out, iquant_encode::encode_iq1_s),
+        DType::IQ1_M => |row, w, out| blocks(row, w, out, iquant_encode::encode_iq1_m),
+        DType::IQ2_XXS => |row, w, out| blocks(row, w, out, iquant_encode::encode_iq2_xxs),
+        DType::IQ2_XS => |row, w, out| blocks(row, w, out, iquant_encode::encode_iq2_xs),
+        DType::IQ2_S => |row, w, out| blocks(row, w, out, iquant_encode::encode_iq2_s),
+        DType::IQ3_XXS => |row, w, out| blocks(row, w, out, iquant_encode::encode_iq3_xxs),
+        DType::IQ3_S => |row, w, out| blocks(row, w, out, iquant_encode::encode_iq3_s),
         DType::IQ4_NL => |row, w, out| blocks(row, w, out, kquant_encode::encode_iq4_nl),
         DType::IQ4_XS => |row, w, out| blocks(row, w, out, kquant_encode::encode_iq4_xs),
         DType::TQ1_0 => |row, w, out| blocks(row, w, out, ternary::encode_tq1_0),
         DType::TQ2_0 => |row, w, out| blocks(row, w, out, ternary::encode_tq2_0),
         DType::MXFP4 => |row, w, out| blocks(row, w, out, fp4::encode_mxfp4),
         DType::NVFP4 => |row, w, out| blocks(row, w, out, fp4::encode_nvfp4),
-        DType::IQ1_S | DType::IQ1_M | DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS | DType::IQ3_S
-        | DType::F64 | DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::F8E5M2
+        DType::F64 | DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::F8E5M2
         | DType::U8 | DType::U16 | DType::U32 | DType::U64 | DType::BOOL => return None,
     };
     Some(encode)

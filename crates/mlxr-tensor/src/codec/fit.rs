@@ -60,24 +60,49 @@ pub fn round(v: f32) -> f32 {
     (v + SHIFT) - SHIFT
 }
 
-/// The integers `low..=high` as levels.
-pub fn integer_levels(low: i16, high: i16) -> impl Fn(f32) -> f32 + Copy {
-    let (low, high) = (f32::from(low), f32::from(high));
-    move |v: f32| round(v.clamp(low, high))
+/// The values a type can hold before its scale.
+pub trait Levels {
+    /// The levels nearest to `x * inverse`; `w` weighs the elements where levels are chosen together.
+    fn project(&self, x: &[f32], w: &[f32], inverse: f32, levels: &mut [f32]);
 }
 
-/// The scale `d` with the smallest weighted error of `x ~ d * level(x / d)`, searched from the reciprocal scales
+/// Levels chosen element by element.
+#[derive(Clone, Copy)]
+pub struct PerElement<F>(pub F);
+
+impl<F: Fn(f32) -> f32> Levels for PerElement<F> {
+    #[inline]
+    fn project(&self, x: &[f32], _w: &[f32], inverse: f32, levels: &mut [f32]) {
+        for (level, x) in levels.iter_mut().zip(x) {
+            *level = (self.0)(x * inverse);
+        }
+    }
+}
+
+/// `base + step * code` for codes `0..n`.
+pub fn arithmetic_levels(base: f32, step: f32, n: u16) -> PerElement<impl Fn(f32) -> f32 + Copy> {
+    let (inverse, last) = (1.0 / step, f32::from(n - 1));
+    PerElement(move |v: f32| base + step * round(((v - base) * inverse).clamp(0.0, last)))
+}
+
+/// The integers `low..=high`.
+pub fn integer_levels(low: i16, high: i16) -> PerElement<impl Fn(f32) -> f32 + Copy> {
+    let (low, high) = (f32::from(low), f32::from(high));
+    PerElement(move |v: f32| round(v.clamp(low, high)))
+}
+
+/// Most elements that share a scale.
+pub const MAX_RUN: usize = 32;
+
+/// The scale `d` with the smallest weighted error of `x ~ d * level`, searched from the reciprocal scales
 /// `candidates`; zero when `x` is zero or no candidate is usable.
-pub fn scale(
-    x: &[f32],
-    w: &[f32],
-    candidates: impl IntoIterator<Item = f32>,
-    level: impl Fn(f32) -> f32,
-) -> f32 {
-    let solve = |inverse: f32| {
+pub fn scale(x: &[f32], w: &[f32], candidates: impl IntoIterator<Item = f32>, levels: &impl Levels) -> f32 {
+    let mut buffer = [0.0; MAX_RUN];
+    let buffer = &mut buffer[..x.len()];
+    let mut solve = |inverse: f32| {
+        levels.project(x, w, inverse, buffer);
         let (mut lx, mut ll) = (0.0, 0.0);
-        for (&x, &w) in x.iter().zip(w) {
-            let l = level(x * inverse);
+        for ((&x, &w), &l) in x.iter().zip(w).zip(buffer.iter()) {
             lx += w * l * x;
             ll += w * l * l;
         }
@@ -101,16 +126,10 @@ pub fn scale(
     best.1
 }
 
-/// Reciprocal scales that put the element of largest magnitude near level `-n`.
-pub fn signed_candidates(x: &[f32], n: u8) -> impl Iterator<Item = f32> + use<> {
+/// Reciprocal scales that put the element of largest magnitude near level `end`, in tenths of `step`.
+pub fn candidates(x: &[f32], end: f32, step: f32) -> impl Iterator<Item = f32> + use<> {
     let inverse = recip(extreme(x));
-    (-9i8..=9).map(move |step| -(f32::from(n) + 0.1 * f32::from(step)) * inverse)
-}
-
-/// Reciprocal scales that put the largest element near level `n`, for elements of at least zero.
-pub fn unsigned_candidates(x: &[f32], n: u8) -> impl Iterator<Item = f32> + use<> {
-    let inverse = recip(extreme(x));
-    (-9i8..=9).map(move |step| (f32::from(n) + 0.1 * f32::from(step)) * inverse)
+    (-9i8..=9).map(move |n| (end + 0.1 * step * f32::from(n)) * inverse)
 }
 
 /// The element of largest magnitude, the first of equals.
@@ -213,7 +232,7 @@ mod tests {
     #[test]
     fn values_on_a_lattice_are_found_exactly() {
         let x: [f32; 16] = std::array::from_fn(|i| 0.25 * (i as f32 - 8.0));
-        let d = scale(&x, &[1.0; 16], signed_candidates(&x, 8), integer_levels(-8, 7));
+        let d = scale(&x, &[1.0; 16], candidates(&x, -8.0, 1.0), &integer_levels(-8, 7));
         assert!((d.abs() - 0.25).abs() < 1e-6, "{d}");
         let shifted = x.map(|v| v - 0.1);
         let (d, m) = affine(&shifted, &[1.0; 16], 15, Minimum::AtMostZero);

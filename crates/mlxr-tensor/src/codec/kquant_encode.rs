@@ -5,18 +5,11 @@
 //! quantised forms fit, then both are polished against the values themselves: neighbouring sub-block scales are
 //! tried, and the super-block scale is solved again.
 
-use super::fit::{self, Emphasis, Minimum};
+use super::fit::{self, Emphasis, Minimum, PerElement};
 use super::iquant::IQ4_LEVELS;
 use super::legacy::{put_f16, recip};
 use super::planes::pack;
-
-/// Rounds of polishing; the second still helps the 2- and 3-bit types.
-const POLISHES: usize = 2;
-
-/// An f32 that an f16 holds exactly.
-fn f16_rounded(v: f32) -> f32 {
-    half::f16::from_f32(v).to_f32()
-}
+use super::scaled::{POLISHES, Problem, Scaled, Series, f16_rounded};
 
 /// `d * scale * q - dmin * min` over sub-blocks of `256 / SUBS`, with codes `0..=n` and scales `0..=n_scale`.
 struct AffineFit<'a, const SUBS: usize> {
@@ -110,8 +103,9 @@ impl<'a, const SUBS: usize> AffineFit<'a, SUBS> {
         };
         let before = (self.error(), self.d, self.dmin);
         (self.d, self.dmin) = (f16_rounded(d), f16_rounded(dmin));
-        // A negative `dmin` is representable but was never searched for; NaN and infinity fail the comparison.
-        if !(self.dmin >= 0.0 && self.error() < before.0) {
+        // A negative `dmin` is representable but was never searched for; NaN and infinity are no improvement.
+        let improved = self.dmin >= 0.0 && self.error() < before.0;
+        if !improved {
             (self.d, self.dmin) = (before.1, before.2);
         }
     }
@@ -127,10 +121,10 @@ impl<'a, const SUBS: usize> AffineFit<'a, SUBS> {
 
 /// Non-negative `values` as `d * q` with `q` in `0..=n` and `d` an f16.
 fn quantised_unsigned<const N: usize>(values: &[f32; N], w: &[f32; N], n: u8) -> (f32, [u8; N]) {
-    let level = fit::integer_levels(0, n.into());
-    let d = f16_rounded(fit::scale(values, w, fit::unsigned_candidates(values, n), level));
+    let levels = fit::integer_levels(0, n.into());
+    let d = f16_rounded(fit::scale(values, w, fit::candidates(values, n.into(), 1.0), &levels));
     let inverse = recip(d);
-    (d, values.map(|v| level(v * inverse) as u8))
+    (d, values.map(|v| levels.0(v * inverse) as u8))
 }
 
 pub fn encode_q2_k(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 84]) {
@@ -169,105 +163,13 @@ fn put_scales_and_mins(fit: &AffineFit<8>, out: &mut [u8]) {
     }
 }
 
-/// `d * scale * level` over sub-blocks of `256 / SUBS`, with scales `-half..half`.
-struct SignedFit<'a, const SUBS: usize, L> {
-    x: &'a [f32; 256],
-    w: [f32; 256],
-    level: L,
-    half: i16,
-    d: f32,
-    scales: [i8; SUBS],
-}
-
-impl<'a, const SUBS: usize, L: Fn(f32) -> f32 + Copy> SignedFit<'a, SUBS, L> {
-    const LEN: usize = 256 / SUBS;
-
-    /// `candidates` gives the reciprocal scales to start a sub-block from.
-    fn new<C: Iterator<Item = f32>>(
-        x: &'a [f32; 256],
-        importance: Option<&[f32; 256]>,
-        half: i16,
-        level: L,
-        candidates: impl Fn(&[f32]) -> C,
-    ) -> Self {
-        let w = fit::value_weights(x, importance, Emphasis::Energy, Self::LEN);
-        let (mut scales, mut sums) = ([0.0; SUBS], [0.0; SUBS]);
-        for j in 0..SUBS {
-            let (x, w) = (&x[j * Self::LEN..][..Self::LEN], &w[j * Self::LEN..][..Self::LEN]);
-            scales[j] = fit::scale(x, w, candidates(x), level);
-            sums[j] = w.iter().sum();
-        }
-        let scale_level = fit::integer_levels(-half, half - 1);
-        let start = fit::signed_candidates(&scales, half as u8);
-        let d = f16_rounded(fit::scale(&scales, &sums, start, scale_level));
-        let inverse = recip(d);
-        let scales = scales.map(|v| scale_level(v * inverse) as i8);
-        let mut fit = Self { x, w, level, half, d, scales };
-        for _ in 0..POLISHES {
-            fit.polish_sub_blocks();
-            fit.polish_super_block();
-        }
-        fit.polish_sub_blocks();
-        fit
-    }
-
-    fn error(&self, j: usize, scale: f32) -> f32 {
-        let inverse = recip(scale);
-        let mut error = 0.0;
-        for (&x, &w) in self.x[j * Self::LEN..][..Self::LEN].iter().zip(&self.w[j * Self::LEN..]) {
-            let e = scale * (self.level)(x * inverse) - x;
-            error += w * e * e;
-        }
-        error
-    }
-
-    fn total_error(&self, d: f32) -> f32 {
-        (0..SUBS).map(|j| self.error(j, d * f32::from(self.scales[j]))).sum()
-    }
-
-    fn polish_sub_blocks(&mut self) {
-        for j in 0..SUBS {
-            let scale = i16::from(self.scales[j]);
-            let mut best = (f32::INFINITY, scale);
-            for scale in (scale - 1).max(-self.half)..=(scale + 1).min(self.half - 1) {
-                let error = self.error(j, self.d * f32::from(scale));
-                if error < best.0 {
-                    best = (error, scale);
-                }
-            }
-            self.scales[j] = best.1 as i8;
-        }
-    }
-
-    /// Solves for `d` with levels and scales as they are; kept when the error falls.
-    fn polish_super_block(&mut self) {
-        let (mut ax, mut aa) = (0.0, 0.0);
-        let levels = self.levels();
-        for (i, ((&x, &w), level)) in self.x.iter().zip(&self.w).zip(levels).enumerate() {
-            let a = f32::from(self.scales[i / Self::LEN]) * level;
-            ax += w * a * x;
-            aa += w * a * a;
-        }
-        let d = f16_rounded(ax / aa);
-        // NaN (no scale at all) and infinity fail the comparison.
-        if self.total_error(d) < self.total_error(self.d) {
-            self.d = d;
-        }
-    }
-
-    fn levels(&self) -> [f32; 256] {
-        std::array::from_fn(|i| {
-            let scale = self.d * f32::from(self.scales[i / Self::LEN]);
-            (self.level)(self.x[i] * recip(scale))
-        })
-    }
-}
-
 pub fn encode_q3_k(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 110]) {
-    let level = fit::integer_levels(-4, 3);
-    let fit = SignedFit::<16, _>::new(x, importance, 32, level, |x| fit::signed_candidates(x, 4));
+    let w = fit::value_weights(x, importance, Emphasis::Energy, 16);
+    let problem = Problem { x, w: &w, levels: &fit::integer_levels(-4, 3), series: Series::signed(32) };
+    let fit =
+        Scaled::<16, _>::new(problem, |x| fit::candidates(x, -4.0, 1.0).chain(fit::candidates(x, 3.0, 1.0)));
     let codes = fit.levels().map(|level| (level + 4.0) as u8);
-    let scales = fit.scales.map(|scale| (scale + 32).cast_unsigned());
+    let scales = fit.codes.map(|code| code as u8);
     pack::<1, 32>(&codes.map(|q| q >> 2), &mut out[..32]);
     pack::<2, 32>(&codes.map(|q| q & 3), &mut out[32..96]);
     pack::<4, 8>(&scales.map(|s| s & 15), &mut out[96..104]);
@@ -276,13 +178,14 @@ pub fn encode_q3_k(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u
 }
 
 pub fn encode_q6_k(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 210]) {
-    let level = fit::integer_levels(-32, 31);
-    let fit = SignedFit::<16, _>::new(x, importance, 128, level, |x| fit::signed_candidates(x, 32));
+    let w = fit::value_weights(x, importance, Emphasis::Energy, 16);
+    let problem = Problem { x, w: &w, levels: &fit::integer_levels(-32, 31), series: Series::signed(128) };
+    let fit = Scaled::<16, _>::new(problem, |x| fit::candidates(x, -32.0, 1.0));
     let codes = fit.levels().map(|level| (level + 32.0) as u8);
     pack::<4, 64>(&codes.map(|q| q & 15), &mut out[..128]);
     pack::<2, 32>(&codes.map(|q| q >> 4), &mut out[128..192]);
-    for (byte, scale) in out[192..208].iter_mut().zip(fit.scales) {
-        *byte = scale.cast_unsigned();
+    for (byte, code) in out[192..208].iter_mut().zip(fit.codes) {
+        *byte = (code as u8).wrapping_sub(128);
     }
     put_f16(out, 208, fit.d);
 }
@@ -300,11 +203,26 @@ pub fn encode_q8_k(x: &[f32; 256], _importance: Option<&[f32; 256]>, out: &mut [
     }
 }
 
+/// Codes of the nearest of [`IQ4_LEVELS`] by twice the value: the borders between levels are multiples of a half.
+static IQ4_CODES: [u8; 512] = {
+    let mut codes = [0; 512];
+    let mut i = 0;
+    while i < 512 {
+        let mut code = 0;
+        while code < 15 && IQ4_LEVELS[code] as i32 + IQ4_LEVELS[code + 1] as i32 <= i as i32 - 256 {
+            code += 1;
+        }
+        codes[i] = code as u8;
+        i += 1;
+    }
+    codes
+};
+
 /// The code of the nearest of [`IQ4_LEVELS`].
 fn iq4_code(v: f32) -> u8 {
-    let above = IQ4_LEVELS.partition_point(|&level| f32::from(level) < v).clamp(1, 15);
-    let (low, high) = (f32::from(IQ4_LEVELS[above - 1]), f32::from(IQ4_LEVELS[above]));
-    if v - low < high - v { above as u8 - 1 } else { above as u8 }
+    // The cast saturates and rounds towards zero, which is down here.
+    let index = (2.0 * v + 256.0) as usize;
+    IQ4_CODES[index.min(511)]
 }
 
 fn iq4_level(v: f32) -> f32 {
@@ -319,19 +237,18 @@ fn iq4_candidates(x: &[f32]) -> impl Iterator<Item = f32> + use<> {
 
 pub fn encode_iq4_nl(x: &[f32; 32], importance: Option<&[f32; 32]>, out: &mut [u8; 18]) {
     let w = fit::value_weights(x, importance, Emphasis::Energy, 32);
-    let d = f16_rounded(fit::scale(x, &w, iq4_candidates(x), iq4_level));
+    let d = f16_rounded(fit::scale(x, &w, iq4_candidates(x), &PerElement(iq4_level)));
     let inverse = recip(d);
     put_f16(out, 0, d);
     pack::<4, 16>(&x.map(|v| iq4_code(v * inverse)), &mut out[2..]);
 }
 
 pub fn encode_iq4_xs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 136]) {
-    let fit = SignedFit::<8, _>::new(x, importance, 32, iq4_level, iq4_candidates);
-    let scales = fit.scales.map(|scale| (scale + 32).cast_unsigned());
-    let codes: [u8; 256] = std::array::from_fn(|i| {
-        let scale = fit.d * f32::from(fit.scales[i / 32]);
-        iq4_code(x[i] * recip(scale))
-    });
+    let w = fit::value_weights(x, importance, Emphasis::Energy, 32);
+    let problem = Problem { x, w: &w, levels: &PerElement(iq4_level), series: Series::signed(32) };
+    let fit = Scaled::<8, _>::new(problem, iq4_candidates);
+    let scales = fit.codes.map(|code| code as u8);
+    let codes: [u8; 256] = std::array::from_fn(|i| iq4_code(x[i] * recip(fit.scale(i / 32))));
     put_f16(out, 0, fit.d);
     pack::<2, 1>(&scales.map(|s| s >> 4), &mut out[2..4]);
     pack::<4, 1>(&scales.map(|s| s & 15), &mut out[4..8]);

@@ -145,7 +145,7 @@ fn signed_codes(x: &[f32; 32], importance: Option<&[f32; 32]>, half: u8) -> (f32
         Some(_) => {
             let w = fit::value_weights(x, importance, fit::Emphasis::Energy, 32);
             let n = i16::from(half);
-            fit::scale(x, &w, fit::signed_candidates(x, half), fit::integer_levels(-n, n - 1))
+            fit::scale(x, &w, fit::candidates(x, -f32::from(half), 1.0), &fit::integer_levels(-n, n - 1))
         }
     };
     let inverse = recip(d);

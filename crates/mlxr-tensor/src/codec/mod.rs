@@ -6,18 +6,21 @@
 //!
 //! One file per family: block layouts are documented as byte offsets beside the code that reads them.
 
+mod codebook;
 mod encode;
 mod fit;
 mod fp4;
 mod fp8;
 mod grids;
 mod iquant;
+mod iquant_encode;
 mod kquant;
 mod kquant_encode;
 mod legacy;
 mod mlx;
 mod plain;
 mod planes;
+mod scaled;
 mod ternary;
 
 use std::ops::Range;

@@ -6,35 +6,22 @@
 
 use super::legacy::{min_max, recip};
 
-/// Which elements count when nothing is known about the activations they meet.
-#[derive(Clone, Copy)]
-pub enum Emphasis {
-    /// The square of the value: large weights dominate. For types without an offset.
-    Energy,
-    /// The root mean square of the sub-block plus the magnitude. For types with an offset.
-    Magnitude,
-}
-
 /// Alternations after the candidate search; more gains nothing measurable.
 const REFINEMENTS: usize = 4;
 
-/// Weights of the squared errors of `x`, sub-block by sub-block of `run` elements: the importance of a column times
-/// a measure of the value, or that measure alone.
-pub fn value_weights<const N: usize>(
-    x: &[f32; N],
-    importance: Option<&[f32; N]>,
-    emphasis: Emphasis,
-    run: usize,
-) -> [f32; N] {
+/// Weights of the squared errors of `x`, sub-block by sub-block of `run` elements.
+///
+/// With importance: that of the column times a measure of the value. Without: root mean square of the sub-block plus
+/// the magnitude of the value; the square of the value, which favours large ones more, gave a higher perplexity.
+pub fn value_weights<const N: usize>(x: &[f32; N], importance: Option<&[f32; N]>, run: usize) -> [f32; N] {
     let mut w = [0.0; N];
     for (j, (w, x)) in w.chunks_mut(run).zip(x.chunks(run)).enumerate() {
         let mean_square = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
         let rms = mean_square.sqrt();
         for (i, (w, v)) in w.iter_mut().zip(x).enumerate() {
-            *w = match (importance, emphasis) {
-                (Some(importance), _) => importance[j * run + i] * (mean_square + v * v).sqrt(),
-                (None, Emphasis::Energy) => v * v,
-                (None, Emphasis::Magnitude) => rms + v.abs(),
+            *w = match importance {
+                Some(importance) => importance[j * run + i] * (mean_square + v * v).sqrt(),
+                None => rms + v.abs(),
             };
         }
     }
@@ -242,7 +229,7 @@ mod tests {
     #[test]
     fn weights_survive_extreme_importance() {
         let x = [1e30f32; 4];
-        assert_eq!(value_weights(&x, Some(&[0.0; 4]), Emphasis::Energy, 4), [1.0; 4]);
-        assert_eq!(value_weights(&x, None, Emphasis::Energy, 4), [1.0; 4]);
+        assert_eq!(value_weights(&x, Some(&[0.0; 4]), 4), [1.0; 4]);
+        assert_eq!(value_weights(&x, None, 4), [1.0; 4]);
     }
 }

@@ -5,7 +5,7 @@
 //! elements of a group share.
 
 use super::codebook::{self, Codebook};
-use super::fit::{self, Emphasis, Levels};
+use super::fit::{self, Levels};
 use super::iquant::IQ1_DELTA;
 use super::legacy::{put_f16, recip};
 use super::planes::pack;
@@ -73,7 +73,7 @@ const IQ2_SERIES: Series = Series { base: 0.125, step: 0.25, n: 16 };
 const IQ2_SPREAD: (f32, f32) = (30.0, 60.0);
 
 pub fn encode_iq2_xxs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 66]) {
-    let w = fit::value_weights(x, importance, Emphasis::Magnitude, 32);
+    let w = fit::value_weights(x, importance, 32);
     let Magnitudes { x, signs } = Magnitudes::new(x, &w, Signs::Even);
     let book = &*codebook::IQ2_XXS;
     let problem = Problem { x: &x, w: &w, levels: book, series: IQ2_SERIES };
@@ -95,7 +95,7 @@ fn signs_and_scale(signs: &[u8], code: u16) -> u32 {
 }
 
 pub fn encode_iq2_xs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 74]) {
-    let w = fit::value_weights(x, importance, Emphasis::Magnitude, 16);
+    let w = fit::value_weights(x, importance, 16);
     let Magnitudes { x, signs } = Magnitudes::new(x, &w, Signs::Even);
     let book = &*codebook::IQ2_XS;
     let problem = Problem { x: &x, w: &w, levels: book, series: IQ2_SERIES };
@@ -109,7 +109,7 @@ pub fn encode_iq2_xs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut 
 }
 
 pub fn encode_iq2_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 82]) {
-    let w = fit::value_weights(x, importance, Emphasis::Magnitude, 16);
+    let w = fit::value_weights(x, importance, 16);
     let Magnitudes { x, signs } = Magnitudes::new(x, &w, Signs::Free);
     let book = &*codebook::IQ2_S;
     let problem = Problem { x: &x, w: &w, levels: book, series: IQ2_SERIES };
@@ -124,7 +124,7 @@ pub fn encode_iq2_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [
 }
 
 pub fn encode_iq3_xxs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 98]) {
-    let w = fit::value_weights(x, importance, Emphasis::Energy, 32);
+    let w = fit::value_weights(x, importance, 32);
     let Magnitudes { x, signs } = Magnitudes::new(x, &w, Signs::Even);
     let book = &*codebook::IQ3_XXS;
     let series = Series { base: 0.25, step: 0.5, n: 16 };
@@ -141,7 +141,7 @@ pub fn encode_iq3_xxs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut
 }
 
 pub fn encode_iq3_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 110]) {
-    let w = fit::value_weights(x, importance, Emphasis::Energy, 32);
+    let w = fit::value_weights(x, importance, 32);
     let Magnitudes { x, signs } = Magnitudes::new(x, &w, Signs::Free);
     let book = &*codebook::IQ3_S;
     let series = Series { base: 1.0, step: 2.0, n: 16 };
@@ -199,7 +199,7 @@ impl<const RUN: usize> Levels for Ternary<RUN> {
 }
 
 pub fn encode_iq1_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 50]) {
-    let w = fit::value_weights(x, importance, Emphasis::Magnitude, 32);
+    let w = fit::value_weights(x, importance, 32);
     let levels = Ternary::<32>;
     let problem = Problem { x, w: &w, levels: &levels, series: IQ1_SERIES };
     let fit = Scaled::<8, _>::new(problem, |x| spread(x, IQ1_SPREAD.0, IQ1_SPREAD.1));
@@ -217,7 +217,7 @@ pub fn encode_iq1_s(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [
 }
 
 pub fn encode_iq1_m(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 56]) {
-    let w = fit::value_weights(x, importance, Emphasis::Magnitude, 16);
+    let w = fit::value_weights(x, importance, 16);
     let levels = Ternary::<8>;
     let problem = Problem { x, w: &w, levels: &levels, series: IQ1_SERIES };
     let fit = Scaled::<16, _>::new(problem, |x| spread(x, IQ1_SPREAD.0, IQ1_SPREAD.1));

@@ -5,7 +5,7 @@
 //! quantised forms fit, then both are polished against the values themselves: neighbouring sub-block scales are
 //! tried, and the super-block scale is solved again.
 
-use super::fit::{self, Emphasis, Minimum, PerElement};
+use super::fit::{self, Minimum, PerElement};
 use super::iquant::IQ4_LEVELS;
 use super::legacy::{put_f16, recip};
 use super::planes::pack;
@@ -27,7 +27,7 @@ impl<'a, const SUBS: usize> AffineFit<'a, SUBS> {
     const LEN: usize = 256 / SUBS;
 
     fn new(x: &'a [f32; 256], importance: Option<&[f32; 256]>, n: u8, n_scale: u8) -> Self {
-        let w = fit::value_weights(x, importance, Emphasis::Magnitude, Self::LEN);
+        let w = fit::value_weights(x, importance, Self::LEN);
         let (mut scales, mut mins, mut sums) = ([0.0; SUBS], [0.0; SUBS], [0.0; SUBS]);
         for j in 0..SUBS {
             let (x, w) = (&x[j * Self::LEN..][..Self::LEN], &w[j * Self::LEN..][..Self::LEN]);
@@ -164,7 +164,7 @@ fn put_scales_and_mins(fit: &AffineFit<8>, out: &mut [u8]) {
 }
 
 pub fn encode_q3_k(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 110]) {
-    let w = fit::value_weights(x, importance, Emphasis::Energy, 16);
+    let w = fit::value_weights(x, importance, 16);
     let problem = Problem { x, w: &w, levels: &fit::integer_levels(-4, 3), series: Series::signed(32) };
     let fit =
         Scaled::<16, _>::new(problem, |x| fit::candidates(x, -4.0, 1.0).chain(fit::candidates(x, 3.0, 1.0)));
@@ -178,7 +178,7 @@ pub fn encode_q3_k(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u
 }
 
 pub fn encode_q6_k(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 210]) {
-    let w = fit::value_weights(x, importance, Emphasis::Energy, 16);
+    let w = fit::value_weights(x, importance, 16);
     let problem = Problem { x, w: &w, levels: &fit::integer_levels(-32, 31), series: Series::signed(128) };
     let fit = Scaled::<16, _>::new(problem, |x| fit::candidates(x, -32.0, 1.0));
     let codes = fit.levels().map(|level| (level + 32.0) as u8);
@@ -236,7 +236,7 @@ fn iq4_candidates(x: &[f32]) -> impl Iterator<Item = f32> + use<> {
 }
 
 pub fn encode_iq4_nl(x: &[f32; 32], importance: Option<&[f32; 32]>, out: &mut [u8; 18]) {
-    let w = fit::value_weights(x, importance, Emphasis::Energy, 32);
+    let w = fit::value_weights(x, importance, 32);
     let d = f16_rounded(fit::scale(x, &w, iq4_candidates(x), &PerElement(iq4_level)));
     let inverse = recip(d);
     put_f16(out, 0, d);
@@ -244,7 +244,7 @@ pub fn encode_iq4_nl(x: &[f32; 32], importance: Option<&[f32; 32]>, out: &mut [u
 }
 
 pub fn encode_iq4_xs(x: &[f32; 256], importance: Option<&[f32; 256]>, out: &mut [u8; 136]) {
-    let w = fit::value_weights(x, importance, Emphasis::Energy, 32);
+    let w = fit::value_weights(x, importance, 32);
     let problem = Problem { x, w: &w, levels: &PerElement(iq4_level), series: Series::signed(32) };
     let fit = Scaled::<8, _>::new(problem, iq4_candidates);
     let scales = fit.codes.map(|code| code as u8);

@@ -143,7 +143,7 @@ fn signed_codes(x: &[f32; 32], importance: Option<&[f32; 32]>, half: u8) -> (f32
     let d = match importance {
         None => fit::extreme(x) / -f32::from(half),
         Some(_) => {
-            let w = fit::value_weights(x, importance, fit::Emphasis::Energy, 32);
+            let w = fit::value_weights(x, importance, 32);
             let n = i16::from(half);
             fit::scale(x, &w, fit::candidates(x, -f32::from(half), 1.0), &fit::integer_levels(-n, n - 1))
         }
@@ -156,7 +156,7 @@ fn signed_codes(x: &[f32; 32], importance: Option<&[f32; 32]>, half: u8) -> (f32
 /// Codes `0..=n` above the minimum.
 fn unsigned_codes(x: &[f32; 32], importance: Option<&[f32; 32]>, n: u8) -> (f32, f32, [u8; 32]) {
     if importance.is_some() {
-        let w = fit::value_weights(x, importance, fit::Emphasis::Energy, 32);
+        let w = fit::value_weights(x, importance, 32);
         let (d, m) = fit::affine(x, &w, n, fit::Minimum::Any);
         let mut codes = [0; 32];
         fit::affine_codes(x, n, (d, m), &mut codes);

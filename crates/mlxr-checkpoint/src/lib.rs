@@ -18,6 +18,7 @@ mod json;
 mod layout;
 mod mapping;
 mod mlx;
+pub mod quantize;
 mod safetensors;
 mod tokenizer;
 

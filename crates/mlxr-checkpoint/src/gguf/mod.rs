@@ -9,6 +9,7 @@ mod reader;
 mod split;
 mod writer;
 
+pub(crate) use cursor::Cursor;
 pub use metadata::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};
 pub(crate) use reader::{GgufFile, RawTensor};
 pub(crate) use split::open_series;

@@ -1,8 +1,23 @@
 //! Paged KV cache, sampler and the step loop.
+//!
+//! [`Engine::submit`] takes requests, [`Engine::step`] runs one forward over everything that is running and returns
+//! [`Event`]s. There is no thread, no network and no blocking generation in this crate.
 
+mod batch;
+mod choice;
+mod engine;
+mod event;
 mod ids;
 pub mod kv;
+mod request;
+mod runner;
 pub mod sampler;
 pub mod scheduler;
+mod step_loop;
 
+pub use engine::{Engine, EngineError, EngineOptions, EngineStats, ScoreError};
+pub use event::{Event, FinishReason, PromptToken, StopCause, Timings, Usage};
 pub use ids::{BlockId, RequestId, SeqId};
+pub use request::{MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError};
+pub use runner::{ModelRunner, Runner};
+pub use sampler::SamplingParams;

@@ -72,6 +72,11 @@ impl Model {
         self.decoder.forward(&cx, kv)
     }
 
+    /// Where the weights are.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }

@@ -1,0 +1,401 @@
+//! The engine of one model: requests in, events out, one step at a time.
+//!
+//! It is synchronous and belongs to one thread. [`Engine::step`] never runs more than one forward.
+//! Invariant: every accepted request ends in exactly one [`Event::Finish`](crate::Event::Finish), also when it is
+//! cancelled or its forward panics.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use mlxr_models::Model;
+use mlxr_tensor::{DType, TensorError};
+use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
+
+use crate::choice::{Active, Choice};
+use crate::event::{Event, FinishReason, PromptToken};
+use crate::kv::{BlockTables, IntegrityError, PoolStats};
+use crate::request::{Prompt, Request, SubmitError};
+use crate::runner::{ModelRunner, Runner};
+use crate::sampler::{Candidates, Sampler, SamplingParams};
+use crate::scheduler::{Limits, NewSequence, PromptLogits, Scheduler};
+use crate::{RequestId, SeqId};
+
+/// Sizes and limits of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Tokens of one sequence at most; `None` is the model's context.
+    pub n_ctx: Option<usize>,
+    /// Bytes of the KV arena; `None` holds one sequence of `n_ctx`, which any number of shorter ones share.
+    pub kv_bytes: Option<usize>,
+    /// `F32`, `F16`, `BF16` or `Q8_0`.
+    pub kv_dtype: DType,
+    /// 16 or 32.
+    pub block_tokens: usize,
+    /// Rows of one step. More prefill faster, fewer keep the time between tokens short.
+    pub max_batch_tokens: usize,
+    /// Rows of one step whose logits are read back: `max_logit_rows * n_vocab * 4` bytes.
+    pub max_logit_rows: usize,
+    /// Sequences that run at a time.
+    pub max_seqs: usize,
+    /// Requests that may wait.
+    pub max_waiting: usize,
+    /// Steps of waiting that weigh as much as one level of priority.
+    pub aging_steps: u32,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            n_ctx: None,
+            kv_bytes: None,
+            kv_dtype: DType::F16,
+            block_tokens: 32,
+            max_batch_tokens: 512,
+            max_logit_rows: 64,
+            max_seqs: 32,
+            max_waiting: 256,
+            aging_steps: 256,
+        }
+    }
+}
+
+/// Why an engine cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("{field} is {value}, but must be {expected}")]
+    Option { field: &'static str, value: String, expected: &'static str },
+    #[error("{kv_bytes} bytes of KV cache hold {n_tokens} tokens, fewer than the context of {n_ctx}")]
+    KvTooSmall { kv_bytes: usize, n_tokens: usize, n_ctx: usize },
+    #[error("{dtype} cannot store this model's keys and values: a head is no whole number of quant blocks")]
+    KvType { dtype: DType },
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
+
+/// Why a text could not be scored.
+#[derive(Debug, thiserror::Error)]
+pub enum ScoreError {
+    #[error("the engine has other requests to run")]
+    Busy,
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    #[error("the forward failed: {reason}")]
+    Failed { reason: String },
+}
+
+/// What an engine has done and holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    pub n_waiting: usize,
+    pub n_running: usize,
+    pub n_steps: u64,
+    /// Rows run, recomputed ones included.
+    pub n_rows: u64,
+    pub n_generated: u64,
+    pub n_preemptions: u64,
+    pub n_block_copies: u64,
+    pub blocks: PoolStats,
+}
+
+/// See the module.
+pub struct Engine {
+    pub(crate) runner: Box<dyn Runner>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) choices: BTreeMap<SeqId, Choice>,
+    pub(crate) active: BTreeMap<RequestId, Active>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) scratch: Candidates,
+    pub(crate) n_rows: u64,
+    pub(crate) n_generated: u64,
+    pub(crate) n_steps: u64,
+    next_id: u64,
+    n_ctx: usize,
+    max_waiting: usize,
+}
+
+impl Engine {
+    /// An engine for `model`, with its KV arena allocated.
+    ///
+    /// # Errors
+    /// [`EngineError`] when an option makes no sense or the arena cannot be had.
+    pub fn new(
+        model: Arc<Model>,
+        tokenizer: Tokenizer,
+        options: &EngineOptions,
+    ) -> Result<Engine, EngineError> {
+        let n_ctx_model = model.n_ctx() as usize;
+        let n_ctx = options.n_ctx.unwrap_or(n_ctx_model);
+        if n_ctx > n_ctx_model {
+            return Err(bad_option("n_ctx", n_ctx, "at most the context the model was opened with"));
+        }
+        options.validate(n_ctx)?;
+        let one = model.kv_spec(1, options.block_tokens, options.kv_dtype);
+        let block_bytes = one.n_bytes().ok_or(EngineError::KvType { dtype: options.kv_dtype })?;
+        let n_blocks = match options.kv_bytes {
+            None => n_ctx.div_ceil(options.block_tokens),
+            Some(kv_bytes) => kv_bytes / block_bytes.max(1),
+        };
+        let n_tokens = n_blocks * options.block_tokens;
+        if n_tokens < n_ctx {
+            let kv_bytes = options.kv_bytes.unwrap_or(0);
+            return Err(EngineError::KvTooSmall { kv_bytes, n_tokens, n_ctx });
+        }
+        let spec = model.kv_spec(n_blocks, options.block_tokens, options.kv_dtype);
+        let runner = Box::new(ModelRunner::new(model, &spec)?);
+        Engine::with_runner(runner, tokenizer, n_blocks, &EngineOptions { n_ctx: Some(n_ctx), ..*options })
+    }
+
+    /// An engine over `n_blocks` blocks that `runner` keeps; `options.n_ctx` defaults to all of them.
+    ///
+    /// # Errors
+    /// [`EngineError`] when an option makes no sense.
+    pub fn with_runner(
+        runner: Box<dyn Runner>,
+        tokenizer: Tokenizer,
+        n_blocks: usize,
+        options: &EngineOptions,
+    ) -> Result<Engine, EngineError> {
+        let n_tokens = n_blocks * options.block_tokens;
+        let n_ctx = options.n_ctx.unwrap_or(n_tokens);
+        options.validate(n_ctx)?;
+        if n_tokens < n_ctx {
+            return Err(EngineError::KvTooSmall { kv_bytes: options.kv_bytes.unwrap_or(0), n_tokens, n_ctx });
+        }
+        let limits = Limits {
+            max_batch_tokens: options.max_batch_tokens,
+            max_logit_rows: options.max_logit_rows,
+            max_seqs: options.max_seqs,
+            aging_steps: options.aging_steps,
+        };
+        Ok(Engine {
+            runner,
+            tokenizer,
+            scheduler: Scheduler::new(limits, BlockTables::new(n_blocks, options.block_tokens)),
+            choices: BTreeMap::new(),
+            active: BTreeMap::new(),
+            events: Vec::new(),
+            scratch: Candidates::default(),
+            n_rows: 0,
+            n_generated: 0,
+            n_steps: 0,
+            next_id: 0,
+            n_ctx,
+            max_waiting: options.max_waiting,
+        })
+    }
+
+    /// Tokens of one sequence at most.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Whether there is nothing to run and nothing to report.
+    pub fn is_idle(&self) -> bool {
+        self.active.is_empty() && self.events.is_empty()
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            n_waiting: self.scheduler.n_waiting(),
+            n_running: self.scheduler.n_running(),
+            n_steps: self.n_steps,
+            n_rows: self.n_rows,
+            n_generated: self.n_generated,
+            n_preemptions: self.scheduler.n_preemptions(),
+            n_block_copies: self.scheduler.tables().n_copies(),
+            blocks: self.scheduler.tables().stats(),
+        }
+    }
+
+    /// Every KV block is owned exactly as often as it is referred to, and only by sequences that run.
+    ///
+    /// # Errors
+    /// What does not balance: a bug.
+    pub fn check_integrity(&self) -> Result<(), IntegrityError> {
+        self.scheduler.check_integrity()
+    }
+
+    /// Takes a request in. Its events come from the following [`Self::step`]s.
+    ///
+    /// # Errors
+    /// [`SubmitError`] when it is malformed, can never fit, or too many wait.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
+        let n_waiting = self.scheduler.n_waiting();
+        if n_waiting >= self.max_waiting {
+            return Err(SubmitError::QueueFull { n_waiting, max_waiting: self.max_waiting });
+        }
+        request.validate(self.scheduler.limits().max_seqs)?;
+        let tokens = match &request.prompt {
+            Prompt::Text(text, options) => self.tokenizer.encode(text, *options)?,
+            Prompt::Tokens(ids) => ids.clone(),
+        };
+        let n_prompt = tokens.len();
+        if n_prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let n_answer = request.max_tokens.unwrap_or(usize::MAX).min(1);
+        if n_prompt + n_answer > self.n_ctx {
+            return Err(SubmitError::PromptTooLong { n_prompt, n_ctx: self.n_ctx });
+        }
+        self.check_ids("prompt", tokens.iter().copied())?;
+        self.check_ids("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id))?;
+        self.check_ids("stop_token_ids", request.stop_ids.iter().copied())?;
+        Ok(self.accept(request, tokens))
+    }
+
+    fn check_ids(&self, field: &'static str, mut ids: impl Iterator<Item = u32>) -> Result<(), SubmitError> {
+        let n_vocab = self.runner.n_vocab();
+        match ids.find(|&id| id as usize >= n_vocab) {
+            Some(id) => Err(SubmitError::NoSuchToken { field, id, n_vocab }),
+            None => Ok(()),
+        }
+    }
+
+    fn accept(&mut self, request: Request, tokens: Vec<u32>) -> RequestId {
+        let (id, seq) = (RequestId(self.next_id), self.new_seq());
+        let seed = request.sampling.seed.unwrap_or_else(random_seed);
+        let params: Arc<SamplingParams> = Arc::new(request.sampling.clone());
+        let mut sampler = Sampler::new(params, seed, self.tokenizer.eog_ids());
+        for &token in &tokens {
+            sampler.accept(self.tokenizer.token_bytes(token).unwrap_or_default());
+        }
+        let n_prompt = tokens.len();
+        let max_tokens = request.max_tokens.unwrap_or(usize::MAX).min(self.n_ctx - n_prompt);
+        let all = request.prompt_logprobs.is_some();
+        self.scheduler.submit(NewSequence {
+            seq,
+            priority: request.priority,
+            n_prompt,
+            n_forks: request.n_choices() - 1,
+            logits: if all { PromptLogits::All } else { PromptLogits::Last },
+        });
+        let choice = Choice {
+            request: id,
+            choice: 0,
+            text: Detokenizer::after(&self.tokenizer, &tokens),
+            stops: StopMatcher::new(request.stop.iter().cloned()),
+            tokens,
+            sampler,
+        };
+        self.choices.insert(seq, choice);
+        let mut active = Active::new(id, Arc::new(request), seed, n_prompt, max_tokens);
+        active.seqs[0] = Some(seq);
+        self.active.insert(id, active);
+        id
+    }
+
+    pub(crate) fn new_seq(&mut self) -> SeqId {
+        let seq = SeqId(self.next_id);
+        self.next_id += 1;
+        seq
+    }
+
+    /// Ends a request now; what is left of its events comes with the next [`Self::step`]. Returns whether it was
+    /// still there.
+    pub fn cancel(&mut self, id: RequestId) -> bool {
+        self.end_request(id, &FinishReason::Cancelled)
+    }
+
+    /// Ends every choice of a request that has not ended.
+    pub(crate) fn end_request(&mut self, id: RequestId, reason: &FinishReason) -> bool {
+        let Some(active) = self.active.get(&id) else { return false };
+        for choice in 0..active.seqs.len() as u32 {
+            self.end_choice(id, choice, reason.clone());
+        }
+        true
+    }
+
+    /// Ends one choice: its sequence, its text, and with the last one the request.
+    pub(crate) fn end_choice(&mut self, id: RequestId, choice: u32, reason: FinishReason) {
+        let Some(active) = self.active.get_mut(&id) else { return };
+        let (mut reason, mut text) = (reason, String::new());
+        if let Some(seq) = active.seqs[choice as usize] {
+            self.scheduler.finish(seq);
+            let state = self.choices.remove(&seq).expect("a sequence has its state");
+            let stop_idx;
+            (text, stop_idx) = state.flush();
+            if let Some(stop_idx) = stop_idx {
+                reason = active.stop_text(stop_idx);
+            }
+        }
+        if active.end_choice(choice, reason, text, &mut self.events) {
+            self.active.remove(&id);
+        }
+    }
+
+    /// Log-probabilities of a text, handed to `on_chunk` as they come, so that memory stays bounded whatever the
+    /// length. `n_top` likeliest alternatives come with each. Needs an idle engine.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when the engine is busy, the text does not fit, or the forward fails.
+    pub fn score(
+        &mut self,
+        tokens: Vec<u32>,
+        n_top: usize,
+        mut on_chunk: impl FnMut(&[PromptToken]),
+    ) -> Result<(), ScoreError> {
+        if !self.is_idle() {
+            return Err(ScoreError::Busy);
+        }
+        self.submit(Request {
+            max_tokens: Some(0),
+            prompt_logprobs: Some(n_top),
+            ..Request::new(Prompt::Tokens(tokens))
+        })?;
+        let mut result = Ok(());
+        while !self.is_idle() {
+            for event in self.step() {
+                match event {
+                    Event::Prompt { tokens, .. } => on_chunk(&tokens),
+                    Event::Finish { reason: FinishReason::Error(reason), .. } => {
+                        result = Err(ScoreError::Failed { reason });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        result
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("n_ctx", &self.n_ctx).field("stats", &self.stats()).finish()
+    }
+}
+
+impl EngineOptions {
+    fn validate(&self, n_ctx: usize) -> Result<(), EngineError> {
+        let check = |ok, field, value: usize, expected| {
+            if ok { Ok(()) } else { Err(bad_option(field, value, expected)) }
+        };
+        check(matches!(self.block_tokens, 16 | 32), "block_tokens", self.block_tokens, "16 or 32")?;
+        check(n_ctx > 1, "n_ctx", n_ctx, "2 or more")?;
+        check(n_ctx <= u32::MAX as usize, "n_ctx", n_ctx, "at most 4294967295")?;
+        check(self.max_seqs > 0, "max_seqs", self.max_seqs, "1 or more")?;
+        check(self.max_waiting > 0, "max_waiting", self.max_waiting, "1 or more")?;
+        let per_step = "at least max_seqs";
+        check(self.max_batch_tokens >= self.max_seqs, "max_batch_tokens", self.max_batch_tokens, per_step)?;
+        check(self.max_logit_rows >= self.max_seqs, "max_logit_rows", self.max_logit_rows, per_step)?;
+        let is_kv = matches!(self.kv_dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
+        if !is_kv {
+            return Err(bad_option("kv_dtype", self.kv_dtype, "F32, F16, BF16 or Q8_0"));
+        }
+        Ok(())
+    }
+}
+
+fn bad_option(field: &'static str, value: impl ToString, expected: &'static str) -> EngineError {
+    EngineError::Option { field, value: value.to_string(), expected }
+}
+
+/// A seed nobody chose, from the operating system's entropy behind the standard library's hash keys.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(0u8)
+}

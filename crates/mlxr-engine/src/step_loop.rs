@@ -1,0 +1,194 @@
+//! One step: schedule, forward, sample, commit.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use mlxr_text::StopMatch;
+
+use crate::SeqId;
+use crate::batch;
+use crate::engine::Engine;
+use crate::event::{Event, FinishReason, PromptToken, StopCause};
+use crate::sampler::{Logprobs, SampleError, logprobs};
+use crate::scheduler::{Plan, Scheduled};
+
+impl Engine {
+    /// Runs one step and returns what it led to, together with the events of cancellations since the last one.
+    ///
+    /// A forward that fails or panics ends the sequences that were in it; the engine goes on with the others.
+    pub fn step(&mut self) -> Vec<Event> {
+        let plan = self.scheduler.schedule();
+        if !plan.is_empty() {
+            self.n_steps += 1;
+            self.n_rows += plan.n_rows() as u64;
+            match self.forward(&plan) {
+                Ok(logits) => self.commit(&plan, &logits),
+                Err(reason) => self.fail(&plan, &reason),
+            }
+        }
+        std::mem::take(&mut self.events)
+    }
+
+    fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>, String> {
+        for scheduled in &plan.rows {
+            let request = self.choices[&scheduled.seq].request;
+            self.active.get_mut(&request).expect("its sequence runs").mark_started();
+        }
+        let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens);
+        // The runner's state is the arena's contents: whatever a panic left there belongs to sequences that end now.
+        let result = catch_unwind(AssertUnwindSafe(|| self.runner.run(&plan.copies, &batch)));
+        let logits = match result {
+            Ok(Ok(logits)) => logits,
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(panic) => return Err(format!("the forward panicked: {}", panic_text(&*panic))),
+        };
+        let expected = batch.output_rows.len() * self.runner.n_vocab();
+        if logits.len() != expected {
+            return Err(format!("the forward gave {} logits instead of {expected}", logits.len()));
+        }
+        Ok(logits)
+    }
+
+    fn fail(&mut self, plan: &Plan, reason: &str) {
+        for scheduled in &plan.rows {
+            self.end_seq(scheduled.seq, FinishReason::Error(reason.to_owned()));
+        }
+    }
+
+    fn commit(&mut self, plan: &Plan, logits: &[f32]) {
+        let n_vocab = self.runner.n_vocab();
+        let mut rest = logits;
+        for scheduled in &plan.rows {
+            let rows;
+            (rows, rest) = rest.split_at(scheduled.n_logits * n_vocab);
+            let rows: Vec<&[f32]> = rows.chunks_exact(n_vocab).collect();
+            self.commit_rows(scheduled, &rows);
+        }
+    }
+
+    /// Uses the logits of one sequence.
+    fn commit_rows(&mut self, scheduled: &Scheduled, rows: &[&[f32]]) {
+        let seq = scheduled.seq;
+        if let Err(error) = self.commit_prompt(scheduled, rows) {
+            return self.end_seq(seq, FinishReason::Error(error.to_string()));
+        }
+        self.scheduler.commit_logits(scheduled);
+        if !scheduled.is_complete {
+            return;
+        }
+        let row = *rows.last().expect("a complete sequence gives logits");
+        let request = self.choices[&seq].request;
+        let active = self.active.get_mut(&request).expect("its sequence runs");
+        active.mark_prefilled();
+        if active.max_tokens == 0 {
+            self.end_request(request, &FinishReason::Length);
+            return;
+        }
+        for seq in self.fork_choices(seq) {
+            if let Err(error) = self.commit_token(seq, row) {
+                self.end_seq(seq, FinishReason::Error(error.to_string()));
+            }
+        }
+    }
+
+    /// Reports the log-probabilities of the prompt tokens that `rows` predict, if they are wanted.
+    fn commit_prompt(&mut self, scheduled: &Scheduled, rows: &[&[f32]]) -> Result<(), SampleError> {
+        let choice = &self.choices[&scheduled.seq];
+        let active = &self.active[&choice.request];
+        let Some(n_top) = active.spec.prompt_logprobs else { return Ok(()) };
+        let first = scheduled.start + scheduled.n_tokens - rows.len();
+        let mut tokens = Vec::new();
+        if first == 0 {
+            tokens.push(PromptToken { id: choice.tokens[0], logprobs: None });
+        }
+        for (position, row) in (first..).zip(rows) {
+            if position + 1 < active.n_prompt {
+                let id = choice.tokens[position + 1];
+                tokens.push(PromptToken { id, logprobs: Some(logprobs(row, id, n_top)?) });
+            }
+        }
+        if !tokens.is_empty() {
+            self.events.push(Event::Prompt { request: choice.request, tokens });
+        }
+        Ok(())
+    }
+
+    /// Forks off the choices that wait for the end of the prompt. Returns them all, the parent first.
+    fn fork_choices(&mut self, parent: SeqId) -> Vec<SeqId> {
+        let mut seqs = vec![parent];
+        let state = &self.choices[&parent];
+        let request = state.request;
+        if state.tokens.len() > self.active[&request].n_prompt {
+            return seqs;
+        }
+        for choice in 1..self.active[&request].seqs.len() as u32 {
+            let child = self.new_seq();
+            self.scheduler.fork(parent, child);
+            let active = self.active.get_mut(&request).expect("its sequence runs");
+            active.seqs[choice as usize] = Some(child);
+            let mut state = self.choices[&parent].clone();
+            state.choice = choice;
+            state.sampler = state.sampler.for_choice(active.seed, choice);
+            self.choices.insert(child, state);
+            seqs.push(child);
+        }
+        seqs
+    }
+
+    /// Chooses the next token of a sequence and decides whether it was the last.
+    fn commit_token(&mut self, seq: SeqId, row: &[f32]) -> Result<(), SampleError> {
+        let state = self.choices.get_mut(&seq).expect("a sequence has its state");
+        let active = self.active.get_mut(&state.request).expect("its sequence runs");
+        let token_idx = (state.tokens.len() - active.n_prompt) as u64;
+        let id = state.sampler.sample(row, &state.tokens, token_idx, &mut self.scratch)?;
+        let found: Option<Logprobs> =
+            active.n_top_logprobs().map(|n_top| logprobs(row, id, n_top)).transpose()?;
+        state.tokens.push(id);
+        state.sampler.accept(self.tokenizer.token_bytes(id).unwrap_or_default());
+        active.count(state.choice, found.as_ref().map(|found| found.token.logprob));
+        self.n_generated += 1;
+
+        if self.tokenizer.eog_ids().contains(&id) {
+            self.end_seq(seq, FinishReason::Stop(StopCause::EndOfGeneration(id)));
+            return Ok(());
+        }
+        if active.spec.stop_ids.contains(&id) {
+            self.end_seq(seq, FinishReason::Stop(StopCause::Id(id)));
+            return Ok(());
+        }
+        let piece = state.text.push(id);
+        let (text, stop_idx) = match state.stops.push(&piece) {
+            StopMatch::Text(text) => (text, None),
+            StopMatch::Stopped { text, stop_idx } => (text, Some(stop_idx)),
+        };
+        let logprobs = found.filter(|_| active.spec.logprobs.is_some());
+        let (request, choice) = (state.request, state.choice);
+        active.emit(choice, Event::Token { request, choice, id, text, logprobs }, &mut self.events);
+        let n_generated = state.tokens.len() - active.n_prompt;
+        if let Some(stop_idx) = stop_idx {
+            let reason = active.stop_text(stop_idx);
+            self.end_seq(seq, reason);
+        } else if n_generated == active.max_tokens {
+            self.end_seq(seq, FinishReason::Length);
+        } else {
+            self.scheduler.push_token(seq);
+        }
+        Ok(())
+    }
+
+    fn end_seq(&mut self, seq: SeqId, reason: FinishReason) {
+        let Some(state) = self.choices.get(&seq) else { return };
+        let (request, choice) = (state.request, state.choice);
+        if self.active[&request].has_unforked() {
+            // The choices that were to come from this sequence will never have one.
+            self.end_request(request, &reason);
+        } else {
+            self.end_choice(request, choice, reason);
+        }
+    }
+}
+
+/// The message of a panic, if it has one.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}

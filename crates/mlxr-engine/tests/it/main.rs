@@ -1,0 +1,8 @@
+//! The engine from outside: behaviour on a runner that computes nothing, invariance on real weights.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
+
+mod behaviour;
+mod fake;
+mod invariance;
+mod scheduling;

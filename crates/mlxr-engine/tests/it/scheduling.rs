@@ -1,0 +1,119 @@
+//! The same tokens whatever the schedule: batches, chunks, blocks, forks, preemption, cancellation of others.
+
+use std::collections::BTreeMap;
+
+use mlxr_engine::{EngineOptions, FinishReason, Prompt, Request, RequestId, SamplingParams};
+use proptest::prelude::*;
+
+use crate::fake::{self, Outcome, engine, hashed, roomy};
+
+fn requests() -> impl Strategy<Value = Vec<Request>> {
+    let sampling = prop_oneof![
+        Just(SamplingParams::greedy()),
+        any::<u64>().prop_map(|seed| SamplingParams { seed: Some(seed), ..SamplingParams::default() }),
+    ];
+    let request = (
+        proptest::collection::vec(0u32..fake::N_VOCAB as u32, 1..60),
+        sampling,
+        0usize..12,
+        1usize..4,
+        0usize..3,
+        (any::<bool>(), any::<bool>(), -2i32..3),
+    )
+        .prop_map(|(prompt, mut sampling, max_tokens, n, extra, (logprobs, echo, priority))| {
+            sampling.seed.get_or_insert(1);
+            Request {
+                sampling,
+                max_tokens: Some(max_tokens),
+                n,
+                best_of: Some((n + extra).min(4)),
+                logprobs: logprobs.then_some(0),
+                prompt_logprobs: echo.then_some(2),
+                priority,
+                ..Request::new(Prompt::Tokens(prompt))
+            }
+        });
+    proptest::collection::vec(request, 1..7)
+}
+
+fn options() -> impl Strategy<Value = (usize, EngineOptions)> {
+    (4usize..40, 4usize..12, prop_oneof![Just((16, 5..12usize)), Just((32, 3..8usize))]).prop_flat_map(
+        |(max_batch_tokens, max_logit_rows, (block_tokens, n_blocks))| {
+            let options = EngineOptions {
+                n_ctx: Some(72),
+                block_tokens,
+                max_batch_tokens,
+                max_logit_rows,
+                max_seqs: 4,
+                max_waiting: 8,
+                aging_steps: 4,
+                ..EngineOptions::default()
+            };
+            n_blocks.prop_map(move |n_blocks| (n_blocks, options))
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn company_and_schedule_change_nothing(
+        requests in requests(),
+        (n_blocks, options) in options(),
+        cancelled in proptest::option::of((any::<usize>(), 0usize..20)),
+    ) {
+        let mut alone = roomy();
+        let expected: Vec<Outcome> =
+            requests.iter().map(|request| fake::run(&mut alone, request.clone())).collect();
+
+        let mut together = engine(n_blocks, &options, Box::new(hashed));
+        let ids: Vec<RequestId> =
+            requests.iter().map(|request| together.submit(request.clone()).unwrap()).collect();
+        let mut outcomes = BTreeMap::new();
+        let victim = cancelled.map(|(i, after)| (ids[i % ids.len()], after));
+        if let Some((victim, after)) = victim {
+            for _ in 0..after {
+                fake::record(&mut outcomes, together.step());
+            }
+            together.cancel(victim);
+        }
+        fake::finish(&mut together, &mut outcomes);
+
+        for ((id, expected), request) in ids.iter().zip(&expected).zip(&requests) {
+            let found = &outcomes[id];
+            prop_assert_eq!(found.n_finishes, 1);
+            prop_assert_eq!(found.choices.len(), request.n);
+            let was_cancelled = found.choices.values().any(|c| c.reason == Some(FinishReason::Cancelled));
+            if was_cancelled {
+                prop_assert_eq!(victim.map(|(victim, _)| victim), Some(*id));
+                if request.best_of == Some(request.n) {
+                    for (choice, expected) in &expected.choices {
+                        prop_assert!(expected.ids.starts_with(&found.choices[choice].ids));
+                    }
+                }
+            } else {
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_arena_preempts_and_recomputes() {
+    let options =
+        EngineOptions { n_ctx: Some(48), block_tokens: 16, max_seqs: 4, ..EngineOptions::default() };
+    let mut small = engine(4, &options, Box::new(hashed));
+    let request = |first: u32| Request {
+        sampling: SamplingParams { seed: Some(3), ..SamplingParams::default() },
+        max_tokens: Some(30),
+        ..Request::new(Prompt::Tokens((first..first + 10).collect()))
+    };
+    let ids: Vec<RequestId> = (0..4).map(|i| small.submit(request(i * 20)).unwrap()).collect();
+    let mut outcomes = BTreeMap::new();
+    fake::finish(&mut small, &mut outcomes);
+    assert!(small.stats().n_preemptions > 0);
+    for (i, id) in ids.iter().enumerate() {
+        assert_eq!(outcomes[id], fake::run(&mut roomy(), request(i as u32 * 20)));
+    }
+}

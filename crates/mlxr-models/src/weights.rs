@@ -14,7 +14,7 @@ use crate::decoder::{Attention, Decoder, DenseMlp, ExpertMlp, Layer, Linear, Mlp
 use crate::error::N_LISTED;
 
 /// Endings of tensors that are computed, not learned: old files carry them, nothing needs them.
-const COMPUTED: &[&str] = &["rotary_emb.inv_freq", "attn.masked_bias"];
+const COMPUTED: &[&str] = &["rotary_emb.inv_freq"];
 
 /// The weights a config calls for, by canonical name.
 #[derive(Debug, Default)]

@@ -4,9 +4,9 @@ use std::fs;
 
 use mlxr_checkpoint::Checkpoint;
 use mlxr_models::{MlpConfig, Model, RopeScaling};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::harness::{load, open, tiny};
+use crate::harness::{Blocks, Session, load, open, tiny};
 
 /// The family's folder with some config fields replaced (or removed, by `null` written as `"-"`).
 fn changed(family: &str, changes: &Value, n_ctx: Option<u32>) -> Result<Model, String> {
@@ -164,6 +164,47 @@ fn per_type_rope_parameters_reach_their_layers() {
     assert_eq!((rope(5).theta, &rope(5).scaling), (500.0, &RopeScaling::Linear { factor: 4.0 }));
 }
 
+/// As transformers 5.23.0 saves the configs of the tiny checkpoints; removed fields moved into `rope_parameters`.
+#[test]
+fn configs_saved_by_transformers_5_mean_the_same() {
+    let yarn = json!({
+        "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "original_max_position_embeddings": 32,
+        "rope_theta": 150000, "rope_type": "yarn", "truncate": false,
+    });
+    let longrope = json!({
+        "long_factor": [1.1, 1.4, 2.3, 4.7, 9.1, 16.0], "original_max_position_embeddings": 48,
+        "partial_rotary_factor": 0.75, "rope_theta": 10000.0, "rope_type": "longrope",
+        "short_factor": [1.0, 1.05, 1.1, 1.3, 1.6, 2.0], "type": "longrope",
+    });
+    let per_type = json!({
+        "full_attention": {"factor": 8.0, "rope_theta": 1000000.0, "rope_type": "linear"},
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    });
+    let plain = json!({"rope_theta": 5000000.0, "rope_type": "default"});
+    for (family, rope_parameters) in
+        [("gpt_oss", yarn), ("phi3_longrope", longrope), ("gemma3_text", per_type), ("smollm3", plain)]
+    {
+        let changes = json!({
+            "rope_parameters": rope_parameters, "rope_scaling": "-", "rope_theta": "-",
+            "rope_local_base_freq": "-", "original_max_position_embeddings": "-",
+        });
+        let saved = changed(family, &changes, None).unwrap();
+        assert_eq!(saved.config(), open(&format!("{family}/hf"), None).config(), "{family}");
+    }
+}
+
+#[test]
+fn a_multimodal_config_holds_the_text_model_inside() {
+    let path = tiny("gemma3_text").join("hf/config.json");
+    let text: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let mut changes = json!({"model_type": "gemma3", "text_config": text});
+    for (name, _) in text.as_object().unwrap().iter().filter(|(name, _)| *name != "model_type") {
+        changes[name] = json!("-");
+    }
+    let wrapped = changed("gemma3_text", &changes, None).unwrap();
+    assert_eq!(wrapped.config(), open("gemma3_text/hf", None).config());
+}
+
 #[test]
 fn a_context_beyond_the_model_is_refused() {
     let message = changed("llama", &json!({}), Some(1000)).err().unwrap();
@@ -190,4 +231,61 @@ fn bytes_per_token_count_what_a_step_reads() {
         config.layers.len() * (n_experts - router.top_k) * 3 * intermediate * config.hidden * 4;
     let idle_table = (config.vocab - 1) * config.hidden * 4;
     assert_eq!(moe.weights_bytes() - moe.bytes_per_token(), idle_experts + idle_table);
+}
+
+/// Values no field expects in every place.
+fn hostile_values() -> Vec<Value> {
+    vec![
+        Value::Null,
+        json!(true),
+        json!(false),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(-1),
+        json!(0.5),
+        json!(1e300),
+        json!(u64::MAX),
+        json!("x"),
+        json!([]),
+        json!([1, "x"]),
+        json!({}),
+        json!({"full_attention": 3}),
+    ]
+}
+
+/// Fields of the config and of the objects inside it, as paths.
+fn field_paths(config: &Map<String, Value>) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    for (name, value) in config {
+        paths.push(vec![name.clone()]);
+        let inside = value.as_object().into_iter().flatten();
+        paths.extend(inside.map(|(inner, _)| vec![name.clone(), inner.clone()]));
+    }
+    paths
+}
+
+#[test]
+fn no_value_of_any_field_panics() {
+    let families = ["gemma3_text", "gpt_oss", "llama3", "phi3_longrope", "qwen2", "qwen3_moe", "smollm3"];
+    let mut n_refused = 0;
+    for family in families {
+        let mut ckpt = Checkpoint::open(&tiny(family).join("hf")).unwrap();
+        let config = ckpt.config.clone();
+        for path in field_paths(&config) {
+            for value in hostile_values() {
+                ckpt.config = config.clone();
+                match path.as_slice() {
+                    [outer] => drop(ckpt.config.insert(outer.clone(), value)),
+                    [outer, inner, ..] => ckpt.config[outer][inner] = value,
+                    [] => unreachable!("a path has a name"),
+                }
+                match load(&ckpt, None) {
+                    Ok(model) => drop(Session::new(&model, 1, 16, Blocks::InOrder).feed(&[5, 6, 7])),
+                    Err(_) => n_refused += 1,
+                }
+            }
+        }
+    }
+    assert!(n_refused > 1000, "most hostile values are refused, {n_refused} were");
 }

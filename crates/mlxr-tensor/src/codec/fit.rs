@@ -144,52 +144,56 @@ pub fn affine(x: &[f32], w: &[f32], n: u8, minimum: Minimum) -> (f32, f32) {
         return (0.0, low);
     }
     let start = (span / n, low);
-    let mut best = (affine_error(x, w, n, start), start);
+    let mut search = AffineSearch { x, w, n, minimum, found: start, error: affine_error(x, w, n, start) };
     for step in -10i8..=10 {
-        let inverse = (n + 0.1 * f32::from(step)) / span;
-        improve(x, w, n, minimum, (inverse, low), &mut best);
+        search.improve((n + 0.1 * f32::from(step)) / span, low);
     }
     for _ in 0..REFINEMENTS {
-        let (d, m) = best.1;
-        if !improve(x, w, n, minimum, (recip(d), m), &mut best) {
+        let (d, m) = search.found;
+        if !search.improve(recip(d), m) {
             break;
         }
     }
-    best.1
+    search.found
 }
 
-/// Solves for scale and minimum with the codes of `(1 / d, m)`; keeps the solution when it lowers the error.
-fn improve(
-    x: &[f32],
-    w: &[f32],
+struct AffineSearch<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
     n: f32,
     minimum: Minimum,
-    (inverse, low): (f32, f32),
-    best: &mut (f32, (f32, f32)),
-) -> bool {
-    let (mut sw, mut sx, mut sl, mut sll, mut sxl) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for (&x, &w) in x.iter().zip(w) {
-        let l = round(((x - low) * inverse).clamp(0.0, n));
-        sw += w;
-        sx += w * x;
-        sl += w * l;
-        sll += w * l * l;
-        sxl += w * x * l;
+    found: (f32, f32),
+    error: f32,
+}
+
+impl AffineSearch<'_> {
+    /// Solves for scale and minimum with the codes of `(x - low) * inverse`; keeps the solution when it lowers the
+    /// error.
+    fn improve(&mut self, inverse: f32, low: f32) -> bool {
+        let (mut sw, mut sx, mut sl, mut sll, mut sxl) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (&x, &w) in self.x.iter().zip(self.w) {
+            let l = round(((x - low) * inverse).clamp(0.0, self.n));
+            sw += w;
+            sx += w * x;
+            sl += w * l;
+            sll += w * l * l;
+            sxl += w * x * l;
+        }
+        let det = sw * sll - sl * sl;
+        if det <= 0.0 {
+            return false;
+        }
+        let mut found = ((sw * sxl - sx * sl) / det, (sll * sx - sl * sxl) / det);
+        if self.minimum == Minimum::AtMostZero && found.1 > 0.0 {
+            found = (sxl / sll, 0.0);
+        }
+        let error = affine_error(self.x, self.w, self.n, found);
+        let better = found.0 > 0.0 && error < self.error;
+        if better {
+            (self.found, self.error) = (found, error);
+        }
+        better
     }
-    let det = sw * sll - sl * sl;
-    if det <= 0.0 {
-        return false;
-    }
-    let mut found = ((sw * sxl - sx * sl) / det, (sll * sx - sl * sxl) / det);
-    if minimum == Minimum::AtMostZero && found.1 > 0.0 {
-        found = (sxl / sll, 0.0);
-    }
-    let error = affine_error(x, w, n, found);
-    let better = found.0 > 0.0 && error < best.0;
-    if better {
-        *best = (error, found);
-    }
-    better
 }
 
 /// Weighted error of `x ~ d * q + m` with the nearest codes.

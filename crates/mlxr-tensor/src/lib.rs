@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod codec;
+pub mod conformance;
 pub mod dtype;
 mod error;
 pub mod host;

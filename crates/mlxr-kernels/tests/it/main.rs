@@ -1,3 +1,3 @@
-//! The CPU backend against plain references.
+//! The CPU backend against plain references, on every instruction set this machine has.
 
-mod products;
+mod backend;

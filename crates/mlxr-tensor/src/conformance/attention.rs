@@ -1,0 +1,260 @@
+//! Attention over the paged cache: values against the reference, and the same bits in every company.
+
+use std::ops::Range;
+
+use super::data::Noise;
+use super::{FUNCTION_TOLERANCE, Q8_CACHE_TOLERANCE, assert_close, assert_same_bits, read, reference};
+use crate::{
+    AttentionSpec, Backend, Batch, BlockCopy, DType, HostTensor, KvCache, KvLayerSpec, KvSpec, codec,
+};
+
+/// One configuration of heads, cache and masking.
+#[derive(Clone, Debug)]
+struct Case {
+    n_heads: usize,
+    n_kv_heads: usize,
+    k_dim: usize,
+    v_dim: usize,
+    block_tokens: usize,
+    dtype: DType,
+    window: Option<u32>,
+    softcap: Option<f32>,
+    sinks: bool,
+    /// Tokens of each sequence.
+    lens: Vec<usize>,
+    /// Only the last so many rows of a sequence are compared with the reference.
+    compared: usize,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            n_heads: 4,
+            n_kv_heads: 2,
+            k_dim: 64,
+            v_dim: 64,
+            block_tokens: 16,
+            dtype: DType::F32,
+            window: None,
+            softcap: None,
+            sinks: false,
+            lens: vec![1, 21, 5, 50],
+            compared: usize::MAX,
+        }
+    }
+}
+
+/// A sequence's queries, keys and values, a row per token.
+struct Sequence {
+    n_tokens: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    block_table: Vec<u32>,
+}
+
+struct Scene<'a> {
+    backend: &'a dyn Backend,
+    case: Case,
+    spec: AttentionSpec,
+    sink_values: Vec<f32>,
+    sequences: Vec<Sequence>,
+    n_blocks: usize,
+}
+
+impl<'a> Scene<'a> {
+    fn new(backend: &'a dyn Backend, case: Case) -> Self {
+        let mut noise = Noise::new(11);
+        let blocks_of = |len: usize| len.div_ceil(case.block_tokens);
+        let n_blocks = case.lens.iter().map(|&len| blocks_of(len)).sum::<usize>() + 3;
+        // Blocks are handed out in random order: no sequence's are contiguous.
+        let mut free = noise.permutation(n_blocks);
+        let sequences = case.lens.iter().map(|&n_tokens| Sequence {
+            n_tokens,
+            q: noise.values(n_tokens * case.n_heads * case.k_dim),
+            k: noise.values(n_tokens * case.n_kv_heads * case.k_dim),
+            v: noise.values(n_tokens * case.n_kv_heads * case.v_dim),
+            block_table: free.split_off(free.len() - blocks_of(n_tokens)),
+        });
+        let sequences: Vec<Sequence> = sequences.collect();
+        let sink_values = noise.values(case.n_heads);
+        let sinks = case.sinks.then(|| {
+            let tensor = HostTensor::from_f32("sinks", &[case.n_heads], &sink_values).expect("sizes fit");
+            backend.upload(&tensor).expect("a vector of f32")
+        });
+        let spec = AttentionSpec {
+            n_heads: case.n_heads,
+            scale: 1.0 / (case.k_dim as f32).sqrt(),
+            window: case.window,
+            softcap: case.softcap,
+            sinks,
+        };
+        Self { backend, case, spec, sink_values, sequences, n_blocks }
+    }
+
+    /// A cache of two layers; the first has another shape, so that a wrong layer index shows.
+    fn cache(&self) -> KvCache {
+        let Case { n_kv_heads, k_dim, v_dim, block_tokens, dtype, .. } = self.case;
+        let layer = KvLayerSpec { n_kv_heads, k_dim, v_dim };
+        let first = KvLayerSpec { n_kv_heads: 1, k_dim: 64, v_dim: 64 };
+        let spec = KvSpec { n_blocks: self.n_blocks, block_tokens, dtype, layers: vec![first, layer] };
+        self.backend.kv_cache(&spec).expect("a small cache")
+    }
+
+    /// Stores and attends the given tokens of the given sequences in one batch; the result rows in that order.
+    fn step(&self, kv: &mut KvCache, parts: &[(usize, Range<usize>)]) -> Vec<f32> {
+        let case = &self.case;
+        let mut batch = Batch::new();
+        let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+        for (seq, tokens) in parts {
+            let s = &self.sequences[*seq];
+            let ids = vec![0u32; tokens.len()];
+            let n_blocks = tokens.end.div_ceil(case.block_tokens);
+            batch.push(&ids, tokens.start as u32, &s.block_table[..n_blocks], case.block_tokens);
+            let cut = |values: &[f32], per_token: usize| {
+                values[tokens.start * per_token..tokens.end * per_token].to_vec()
+            };
+            q.extend(cut(&s.q, case.n_heads * case.k_dim));
+            k.extend(cut(&s.k, case.n_kv_heads * case.k_dim));
+            v.extend(cut(&s.v, case.n_kv_heads * case.v_dim));
+        }
+        let act = |values: &[f32]| self.backend.act(batch.n_rows(), values.len() / batch.n_rows(), values);
+        self.backend.store_kv(kv, 1, &act(&k), &act(&v), &batch);
+        let out = self.backend.attention(&act(&q), kv, 1, &batch, &self.spec);
+        assert_eq!((out.rows(), out.cols()), (batch.n_rows(), case.n_heads * case.v_dim));
+        read(self.backend, &out)
+    }
+
+    /// The reference result of one row.
+    fn expected(&self, seq: &Sequence, row: usize, stored: &(Vec<f32>, Vec<f32>)) -> Vec<f64> {
+        let case = &self.case;
+        let start = case.window.map_or(0, |w| (row + 1).saturating_sub(w as usize));
+        let mut out = Vec::new();
+        for head in 0..case.n_heads {
+            let kv_head = head / (case.n_heads / case.n_kv_heads);
+            let gather = |values: &[f32], dim: usize| -> Vec<f32> {
+                let row_of = |t: usize| (t * case.n_kv_heads + kv_head) * dim;
+                (start..=row).flat_map(|t| values[row_of(t)..row_of(t) + dim].to_vec()).collect()
+            };
+            let (keys, values) = (gather(&stored.0, case.k_dim), gather(&stored.1, case.v_dim));
+            let query = &seq.q[(row * case.n_heads + head) * case.k_dim..][..case.k_dim];
+            let over = reference::Attended {
+                keys: &keys,
+                values: &values,
+                v_dim: case.v_dim,
+                scale: self.spec.scale,
+                softcap: case.softcap,
+                sink: case.sinks.then(|| self.sink_values[head]),
+            };
+            out.extend(reference::attention(query, &over));
+        }
+        out
+    }
+
+    /// What the cache holds after rounding to its type.
+    fn stored(&self, values: &[f32], dim: usize) -> Vec<f32> {
+        let dtype = self.case.dtype;
+        let bytes = codec::quantise(dtype, values, dim, None).expect("a cache type");
+        let rows = values.len() / dim;
+        HostTensor::new("kv", &[rows, dim], dtype, bytes.into())
+            .expect("sizes fit")
+            .to_f32()
+            .expect("numbers")
+    }
+
+    fn check(&self) {
+        let case = &self.case;
+        let whole: Vec<(usize, Range<usize>)> =
+            self.sequences.iter().enumerate().map(|(i, s)| (i, 0..s.n_tokens)).collect();
+        let together = self.step(&mut self.cache(), &whole);
+        let row_len = case.n_heads * case.v_dim;
+        let mut first_row = 0;
+        for (i, sequence) in self.sequences.iter().enumerate() {
+            let results = &together[first_row * row_len..(first_row + sequence.n_tokens) * row_len];
+            first_row += sequence.n_tokens;
+            let stored = (self.stored(&sequence.k, case.k_dim), self.stored(&sequence.v, case.v_dim));
+            let tolerance = if case.dtype == DType::Q8_0 { Q8_CACHE_TOLERANCE } else { FUNCTION_TOLERANCE };
+            for row in sequence.n_tokens.saturating_sub(case.compared)..sequence.n_tokens {
+                let expected = self.expected(sequence, row, &stored);
+                let got = &results[row * row_len..(row + 1) * row_len];
+                assert_close(got, &expected, tolerance, &format!("{case:?}: sequence {i}, row {row}"));
+            }
+            for chunk in [sequence.n_tokens, 1, 7] {
+                let mut kv = self.cache();
+                for start in (0..sequence.n_tokens).step_by(chunk) {
+                    let end = (start + chunk).min(sequence.n_tokens);
+                    let alone = self.step(&mut kv, &[(i, start..end)]);
+                    let what = format!("{case:?}: sequence {i}, rows {start}..{end} in chunks of {chunk}");
+                    assert_same_bits(&alone, &results[start * row_len..end * row_len], &what);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn head_sizes(backend: &dyn Backend) {
+    for dim in [64, 80, 96, 112, 128, 160, 192, 256] {
+        for (block_tokens, dtype) in [(16, DType::F32), (32, DType::F16)] {
+            let case = Case { k_dim: dim, v_dim: dim, block_tokens, dtype, ..Case::default() };
+            Scene::new(backend, case).check();
+        }
+    }
+}
+
+pub(super) fn variants(backend: &dyn Backend) {
+    let base = Case::default;
+    let cases = [
+        Case { dtype: DType::BF16, ..base() },
+        Case { dtype: DType::Q8_0, block_tokens: 32, ..base() },
+        Case { dtype: DType::Q8_0, k_dim: 96, v_dim: 96, ..base() },
+        Case { n_heads: 8, n_kv_heads: 1, ..base() },
+        Case { n_heads: 3, n_kv_heads: 3, ..base() },
+        Case { n_heads: 14, n_kv_heads: 2, dtype: DType::F16, ..base() },
+        Case { k_dim: 192, v_dim: 128, dtype: DType::F16, ..base() },
+        Case { k_dim: 64, v_dim: 96, ..base() },
+        Case { window: Some(1), ..base() },
+        Case { window: Some(7), dtype: DType::F16, ..base() },
+        Case { window: Some(32), ..base() },
+        Case { softcap: Some(2.0), ..base() },
+        Case { sinks: true, ..base() },
+        Case { sinks: true, window: Some(9), softcap: Some(5.0), dtype: DType::BF16, ..base() },
+    ];
+    for case in cases {
+        Scene::new(backend, case).check();
+    }
+}
+
+pub(super) fn long(backend: &dyn Backend) {
+    for (window, dtype) in [(None, DType::F16), (Some(700), DType::F32)] {
+        let lens = vec![1100, 3, 513];
+        let case = Case { window, dtype, n_heads: 2, n_kv_heads: 1, lens, compared: 3, ..Case::default() };
+        Scene::new(backend, case).check();
+    }
+}
+
+/// A forked sequence reads the same after its shared block was copied, and the original is left alone.
+pub(super) fn copies(backend: &dyn Backend) {
+    for dtype in [DType::F32, DType::Q8_0] {
+        let scene = Scene::new(backend, Case { dtype, lens: vec![20], ..Case::default() });
+        let mut kv = scene.cache();
+        scene.step(&mut kv, &[(0, 0..19)]);
+        let expected = scene.step(&mut scene_with_prefix(&scene), &[(0, 19..20)]);
+        let table = &scene.sequences[0].block_table;
+        let spare = (0..scene.n_blocks as u32).find(|b| !table.contains(b)).expect("a spare block");
+        backend.copy_blocks(&mut kv, &[BlockCopy { from: table[1], to: spare }]);
+        let mut fork = Scene::new(backend, scene.case.clone());
+        fork.sequences[0].block_table[1] = spare;
+        let forked = fork.step(&mut kv, &[(0, 19..20)]);
+        assert_same_bits(&forked, &expected, &format!("{dtype}: the fork"));
+        let original = scene.step(&mut kv, &[(0, 19..20)]);
+        assert_same_bits(&original, &expected, &format!("{dtype}: the original"));
+    }
+}
+
+/// A cache that holds all but the last token of the scene's sequence.
+fn scene_with_prefix(scene: &Scene<'_>) -> KvCache {
+    let mut kv = scene.cache();
+    let last = scene.sequences[0].n_tokens - 1;
+    scene.step(&mut kv, &[(0, 0..last)]);
+    kv
+}

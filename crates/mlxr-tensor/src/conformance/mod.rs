@@ -1,0 +1,113 @@
+//! What every backend must do, as checks any backend's tests can run.
+//!
+//! Each check compares an op with a plain reference ([`reference`], in f64) over a table of shapes, and checks bit for
+//! bit that a row's result is the same alone, in a batch and in chunks. The backend's own tests call [`run`]:
+//! a failed check panics with the check's name, the case and the numbers.
+
+mod attention;
+pub mod data;
+mod experts;
+mod products;
+pub mod reference;
+mod rows;
+
+use crate::{Act, Backend};
+
+/// Relative error of ops computed in f32 throughout.
+pub const F32_TOLERANCE: f64 = 2e-6;
+
+/// Relative error of products whose activations are rounded to 8 bits on the way.
+pub const INT8_TOLERANCE: f64 = 1e-2;
+
+/// Relative error of approximated functions (exponential, tanh, error function).
+pub const FUNCTION_TOLERANCE: f64 = 4e-6;
+
+/// Relative error of attention over a cache of 8-bit blocks, whose rounding may differ in ties.
+pub const Q8_CACHE_TOLERANCE: f64 = 2e-3;
+
+/// A named check.
+pub struct Check {
+    pub name: &'static str,
+    pub run: fn(&dyn Backend),
+}
+
+/// All checks.
+pub const CHECKS: &[Check] = &[
+    Check { name: "acts are read back", run: rows::acts },
+    Check { name: "linear in every format", run: products::formats },
+    Check { name: "linear of ragged shapes", run: products::ragged },
+    Check { name: "linear_each equals linear", run: products::several },
+    Check { name: "embed", run: products::embed },
+    Check { name: "weights at odd addresses", run: products::unaligned },
+    Check { name: "rms norms", run: rows::norms },
+    Check { name: "add, scale, softcap", run: rows::arithmetic },
+    Check { name: "gated activations", run: rows::gates },
+    Check { name: "gather_rows and argmax", run: rows::selection },
+    Check { name: "rope", run: rows::rope },
+    Check { name: "attention over head sizes", run: attention::head_sizes },
+    Check { name: "attention variants", run: attention::variants },
+    Check { name: "attention over long contexts", run: attention::long },
+    Check { name: "copied blocks", run: attention::copies },
+    Check { name: "routing", run: experts::routing },
+    Check { name: "expert_linear and combine", run: experts::linear },
+];
+
+/// Runs all checks.
+///
+/// # Panics
+/// When a check fails.
+pub fn run(backend: &dyn Backend) {
+    for check in CHECKS {
+        run_check(backend, check);
+    }
+}
+
+/// Runs one check.
+///
+/// # Panics
+/// When it fails; the message starts with the check's name.
+pub fn run_check(backend: &dyn Backend, check: &Check) {
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (check.run)(backend)));
+    if let Err(payload) = failed {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panicked");
+        panic!("{} on {backend:?}: {text}", check.name);
+    }
+}
+
+/// The values of an activation.
+fn read(backend: &dyn Backend, act: &Act) -> Vec<f32> {
+    backend.read(act).expect("the device works")
+}
+
+/// Distance over size, in the Euclidean norm.
+pub fn relative_error(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len(), "length of the result");
+    let mut distance = 0f64;
+    let mut size = 0f64;
+    for (&g, &e) in got.iter().zip(expected) {
+        distance += (f64::from(g) - e).powi(2);
+        size += e * e;
+    }
+    if distance == 0.0 { 0.0 } else { (distance / size).sqrt() }
+}
+
+/// Panics unless `got` is close to `expected`, on the whole and in every element.
+fn assert_close(got: &[f32], expected: &[f64], tolerance: f64, case: &dyn std::fmt::Display) {
+    let error = relative_error(got, expected);
+    // Written so that a NaN fails.
+    assert!(error <= tolerance, "{case}: relative error {error:.2e} is above {tolerance:.0e}");
+    let typical = (expected.iter().map(|e| e * e).sum::<f64>() / expected.len().max(1) as f64).sqrt();
+    for (i, (&g, &e)) in got.iter().zip(expected).enumerate() {
+        let limit = 20.0 * tolerance * typical.max(e.abs());
+        assert!((f64::from(g) - e).abs() <= limit, "{case}: element {i} is {g}, expected {e}");
+    }
+}
+
+/// Panics unless `got` and `expected` are the same bits.
+fn assert_same_bits(got: &[f32], expected: &[f32], case: &dyn std::fmt::Display) {
+    assert_eq!(got.len(), expected.len(), "{case}: length");
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        assert!(g.to_bits() == e.to_bits(), "{case}: element {i} is {g:e}, but {e:e} in other company");
+    }
+}

@@ -1,0 +1,140 @@
+//! Linear layers and embeddings.
+
+use super::data::{self, Noise};
+use super::{F32_TOLERANCE, INT8_TOLERANCE, assert_close, assert_same_bits, read, reference};
+use crate::{Backend, Batch, DType, Format, HostTensor, TensorError, Weight};
+
+/// Formats every backend computes with.
+const REQUIRED: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0];
+
+/// The weight, or `None` where the backend says it does not have the format and need not.
+fn upload(backend: &dyn Backend, tensor: &HostTensor) -> Option<Weight> {
+    match backend.upload(tensor) {
+        Ok(weight) => Some(weight),
+        Err(TensorError::Unsupported { .. })
+            if !REQUIRED.iter().any(|&d| tensor.format() == Format::Plain(d)) =>
+        {
+            None
+        }
+        Err(e) => panic!("{}: {e}", tensor.format().name()),
+    }
+}
+
+fn tolerance(format: Format) -> f64 {
+    match format {
+        Format::Plain(DType::F32 | DType::F16 | DType::BF16) => F32_TOLERANCE,
+        _ => INT8_TOLERANCE,
+    }
+}
+
+/// One product against the reference, and each row of it alone and in runs of odd length.
+fn check_linear(backend: &dyn Backend, tensor: &HostTensor, n_rows: usize, with_bias: bool) {
+    let Some(weight) = upload(backend, tensor) else { return };
+    let (n_out, cols) = (tensor.rows(), tensor.cols());
+    let case = format!("{} [{n_out}, {cols}] with {n_rows} rows", tensor.format().name());
+    let mut noise = Noise::new(7);
+    let x = noise.values(n_rows * cols);
+    let bias = with_bias.then(|| noise.values(n_out));
+    let bias_weight = bias.as_ref().map(|values| {
+        let tensor = HostTensor::from_f32("bias", &[n_out], values).expect("sizes fit");
+        backend.upload(&tensor).expect("a vector of f32")
+    });
+    let linear = |rows: std::ops::Range<usize>| {
+        let act = backend.act(rows.len(), cols, &x[rows.start * cols..rows.end * cols]);
+        read(backend, &backend.linear(&act, &weight, bias_weight.as_ref()))
+    };
+    let got = linear(0..n_rows);
+    let values = tensor.to_f32().expect("a format with numbers");
+    let expected = reference::linear(&x, &values, bias.as_deref(), cols);
+    assert_close(&got, &expected, tolerance(tensor.format()), &case);
+    for step in [1, 3] {
+        for start in (0..n_rows).step_by(step) {
+            let end = (start + step).min(n_rows);
+            let expected = &got[start * n_out..end * n_out];
+            assert_same_bits(&linear(start..end), expected, &format!("{case}, rows {start}..{end}"));
+        }
+    }
+}
+
+pub(super) fn formats(backend: &dyn Backend) {
+    for format in data::formats() {
+        let tensor = data::tensor(format, &[21, 512], &mut Noise::new(1));
+        check_linear(backend, &tensor, 9, false);
+    }
+}
+
+pub(super) fn ragged(backend: &dyn Backend) {
+    let shapes = [(1, 1), (3, 7), (5, 16), (4, 33), (17, 100), (64, 63), (130, 257)];
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (n_out, cols) in shapes {
+            let tensor = data::tensor(Format::Plain(dtype), &[n_out, cols], &mut Noise::new(2));
+            check_linear(backend, &tensor, 5, true);
+        }
+    }
+    let mlx = |group_size| Format::MlxAffine { bits: 4, group_size, scale: DType::BF16 };
+    for (format, cols) in [
+        (Format::Plain(DType::Q8_0), 32),
+        (Format::Plain(DType::Q4_0), 96),
+        (Format::Plain(DType::Q8_0), 160),
+        (Format::Plain(DType::Q4_0), 1056),
+        (Format::Plain(DType::Q6_K), 256),
+        (Format::Plain(DType::Q4_K), 768),
+        (mlx(32), 96),
+        (mlx(64), 192),
+        (mlx(128), 128),
+    ] {
+        for n_out in [1, 6, 67] {
+            let tensor = data::tensor(format, &[n_out, cols], &mut Noise::new(3));
+            check_linear(backend, &tensor, 6, true);
+        }
+    }
+}
+
+pub(super) fn several(backend: &dyn Backend) {
+    let mut noise = Noise::new(4);
+    let (n_rows, cols) = (5, 256);
+    let x = backend.act(n_rows, cols, &noise.values(n_rows * cols));
+    let formats = [DType::F16, DType::Q8_0, DType::F32].map(Format::Plain);
+    let weights: Vec<Weight> = formats
+        .iter()
+        .enumerate()
+        .map(|(i, &format)| {
+            let tensor = data::tensor(format, &[8 * i + 9, cols], &mut noise);
+            backend.upload(&tensor).expect("a required format")
+        })
+        .collect();
+    let layers: Vec<(&Weight, Option<&Weight>)> = weights.iter().map(|w| (w, None)).collect();
+    let together = backend.linear_each(&x, &layers);
+    assert_eq!(together.len(), weights.len());
+    for (weight, act) in weights.iter().zip(&together) {
+        assert_eq!((act.rows(), act.cols()), (n_rows, weight.shape()[0]));
+        let alone = read(backend, &backend.linear(&x, weight, None));
+        assert_same_bits(&read(backend, act), &alone, &format!("{weight:?}"));
+    }
+}
+
+pub(super) fn embed(backend: &dyn Backend) {
+    for format in data::formats() {
+        let table = data::tensor(format, &[40, 256], &mut Noise::new(5));
+        let Some(weight) = upload(backend, &table) else { continue };
+        let mut batch = Batch::new();
+        batch.push(&[3, 39, 0, 3], 0, &[0], 16);
+        batch.push(&[17], 5, &[1], 16);
+        for scale in [1.0f32, 16.0] {
+            let got = read(backend, &backend.embed(&weight, &batch, scale));
+            let values = table.to_f32().expect("a format with numbers");
+            let rows = batch.tokens.iter().flat_map(|&t| &values[t as usize * 256..][..256]);
+            let expected: Vec<f64> = rows.map(|&v| f64::from(v) * f64::from(scale)).collect();
+            assert_close(&got, &expected, F32_TOLERANCE, &format.name());
+        }
+    }
+}
+
+pub(super) fn unaligned(backend: &dyn Backend) {
+    let mlx = Format::MlxAffine { bits: 4, group_size: 64, scale: DType::BF16 };
+    let plain = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_K].map(Format::Plain);
+    for format in plain.into_iter().chain([mlx]) {
+        let tensor = data::tensor(format, &[9, 256], &mut Noise::new(6));
+        check_linear(backend, &data::unaligned(&tensor), 2, false);
+    }
+}

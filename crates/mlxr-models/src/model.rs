@@ -45,13 +45,7 @@ impl Model {
         options: &ModelOptions,
     ) -> Result<Model, ModelError> {
         let name = ckpt.path.display().to_string();
-        let factors = RopeFactors {
-            short: read_factors(ckpt, "rope_factors.short")?,
-            long: read_factors(ckpt, "rope_factors.long")?,
-            llama3: read_factors(ckpt, "rope_factors.llama3")?,
-        };
-        let fields = Fields::new(&name, &ckpt.config, ckpt.format == CheckpointFormat::Gguf, &factors);
-        let config = families::read_config(&name, ckpt.arch.model_type, &fields)?;
+        let config = DecoderConfig::for_checkpoint(ckpt)?;
         let n_ctx = options.n_ctx.unwrap_or(config.n_ctx_train);
         if n_ctx > config.n_ctx_max {
             return Err(ModelError::ContextTooLong { model: name, n_ctx, n_ctx_max: config.n_ctx_max });
@@ -106,6 +100,23 @@ impl Model {
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Model({} layers, {} bytes)", self.config.layers.len(), self.weights_bytes)
+    }
+}
+
+impl DecoderConfig {
+    /// The config of a checkpoint, without touching its weights.
+    ///
+    /// # Errors
+    /// [`ModelError`] names the family or the field that stands in the way.
+    pub fn for_checkpoint(ckpt: &Checkpoint) -> Result<DecoderConfig, ModelError> {
+        let name = ckpt.path.display().to_string();
+        let factors = RopeFactors {
+            short: read_factors(ckpt, "rope_factors.short")?,
+            long: read_factors(ckpt, "rope_factors.long")?,
+            llama3: read_factors(ckpt, "rope_factors.llama3")?,
+        };
+        let fields = Fields::new(&name, &ckpt.config, ckpt.format == CheckpointFormat::Gguf, &factors);
+        families::read_config(&name, ckpt.arch.model_type, &fields)
     }
 }
 

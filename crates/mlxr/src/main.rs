@@ -1,1 +1,26 @@
-fn main() {}
+//! The `mlxr` binary: the command line and the wiring of the libraries. The only crate that names a concrete backend.
+
+mod app;
+mod args;
+mod bundled;
+mod commands;
+mod conversation;
+mod failure;
+mod generate;
+mod interrupt;
+mod loaded;
+mod logging;
+mod model_source;
+mod output;
+mod progress;
+mod repl;
+mod sampling;
+mod stdin;
+mod text;
+mod units;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    app::main()
+}

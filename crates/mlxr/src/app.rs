@@ -1,0 +1,68 @@
+//! From the arguments to an exit code: parse, set up the terminal and the log, run one command, tell what went wrong.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::args::{Cli, ColorWhen, Command};
+use crate::failure::{self, Report};
+use crate::{commands, logging, output};
+
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let json_errors = asks_for_json(&args);
+    let matches = match commands::with_version(Cli::command()).try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => return usage_error(&error, json_errors),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error, json_errors),
+    };
+    if let Some(choice) = cli.global.color.map(ColorWhen::choice) {
+        choice.write_global();
+    }
+    logging::init(cli.global.log_level.as_deref());
+    let result = run(cli.command);
+    match result.and_then(|code| output::flush().map(|()| code)) {
+        Ok(code) => code,
+        Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let report = Report::new(&error);
+            report.print(json_errors);
+            ExitCode::from(report.exit_code)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Show(args) => commands::show::run(&args),
+        Command::Tokenize(args) => commands::tokenize::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Perplexity(args) => commands::perplexity::run(&args),
+        Command::Run(args) => commands::run::run(&args),
+        Command::Completions(args) => commands::completions::run(&args),
+    }
+}
+
+/// Whether `--json` stands among the arguments, known before they parse.
+fn asks_for_json(args: &[OsString]) -> bool {
+    args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == "--json")
+}
+
+/// Prints what clap has to say: help and version on stdout, usage errors on stderr with exit code 2.
+fn usage_error(error: &clap::Error, json: bool) -> ExitCode {
+    let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if json && !is_answer {
+        Report::usage(error.to_string().trim().trim_start_matches("error: ")).print(true);
+        return ExitCode::from(failure::EXIT_USAGE);
+    }
+    // A terminal that is gone cannot be told anything.
+    let _ = error.print();
+    let _ = std::io::stdout().flush();
+    if is_answer { ExitCode::SUCCESS } else { ExitCode::from(failure::EXIT_USAGE) }
+}

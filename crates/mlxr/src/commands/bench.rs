@@ -1,0 +1,337 @@
+//! `mlxr bench`: prefill and decode speed, beside what the machine's memory could do.
+//!
+//! A token makes the processor read the weights it touches and the keys and values stored so far; those bytes over the
+//! time taken are the GB/s printed beside tok/s. Decoded tokens are made up, so sampling costs nothing here.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use mlxr_tensor::Batch;
+use serde_json::{Value, json};
+
+use crate::args::BenchArgs;
+use crate::failure::{EXIT_INTERRUPTED, usage};
+use crate::loaded::{self, Sequences};
+use crate::model_source::ModelSource;
+use crate::output::{self, DIM, HEADING};
+use crate::{interrupt, progress, units};
+
+/// Rows of one prefill pass.
+const MAX_BATCH_ROWS: u32 = 512;
+/// How long the bandwidth of the memory is measured.
+const BANDWIDTH_SECONDS: f64 = 0.5;
+
+pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let tests = Test::all(args)?;
+    let source = ModelSource::named(args.model.as_deref());
+    let ckpt = source.open()?;
+    let backend = loaded::backend(args.threads)?;
+    let description = format!("{}, {}", backend.name(), backend.describe());
+    let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
+    let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;
+    let model = loaded::model(&ckpt, backend.clone(), Some(n_ctx))?;
+    let mut bench = Bench {
+        n_vocab: model.config().vocab as u32,
+        weights_bytes: model.weights_bytes(),
+        bytes_per_token: model.bytes_per_token(),
+        sequences: Sequences::new(model, backend, args.kv_type, n_seqs, n_ctx)?,
+    };
+    interrupt::install()?;
+    let bar = progress::bar(tests.len() as u64 * u64::from(args.repeats + 1), "bench");
+    let read_gbps = mlxr_kernels::bandwidth::measure_read_gbps(n_threads(args), BANDWIDTH_SECONDS);
+    let mut results = Vec::new();
+    for test in tests {
+        bar.set_message(test.name());
+        // The first pass only warms caches and threads up.
+        let mut seconds = Vec::new();
+        for pass in 0..=args.repeats {
+            let elapsed = bench.measure(&test)?;
+            if pass > 0 {
+                seconds.push(elapsed);
+            }
+            bar.inc(1);
+            if interrupt::is_pressed() {
+                bar.finish_and_clear();
+                return Ok(ExitCode::from(EXIT_INTERRUPTED));
+            }
+        }
+        seconds.sort_by(f64::total_cmp);
+        results.push(Outcome { bytes: bench.bytes_read(&test), test, seconds });
+    }
+    bar.finish_and_clear();
+    let report = Report { args, source, description, weights_bytes: bench.weights_bytes, read_gbps, results };
+    if args.json {
+        output::json(&report.to_json())?
+    } else {
+        report.print(&mut output::styled())?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn n_threads(args: &BenchArgs) -> usize {
+    args.threads.unwrap_or_else(mlxr_kernels::ThreadPool::default_threads)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Prefill,
+    Decode,
+}
+
+/// One thing to measure.
+#[derive(Debug, PartialEq, Eq)]
+struct Test {
+    kind: Kind,
+    /// Tokens per sequence.
+    n_tokens: u32,
+    /// Tokens stored before.
+    depth: u32,
+    batch: u32,
+}
+
+impl Test {
+    fn all(args: &BenchArgs) -> anyhow::Result<Vec<Test>> {
+        const MAX_SEQUENCES: u32 = 256;
+        if args.batch.iter().any(|batch| !(1..=MAX_SEQUENCES).contains(batch)) {
+            return Err(usage(format_args!("--batch goes from 1 to {MAX_SEQUENCES}"), "try --batch 1,4,16"));
+        }
+        let prefill = args.prefill.iter().filter(|n| **n > 0).map(|&n_tokens| Test {
+            kind: Kind::Prefill,
+            n_tokens,
+            depth: 0,
+            batch: 1,
+        });
+        let decode = args.batch.iter().flat_map(|&batch| {
+            args.decode.iter().filter(|n| **n > 0).map(move |&n_tokens| Test {
+                kind: Kind::Decode,
+                n_tokens,
+                depth: args.depth,
+                batch,
+            })
+        });
+        let tests: Vec<Test> = prefill.chain(decode).collect();
+        if tests.is_empty() {
+            return Err(usage("nothing to measure", "give --prefill or --decode a number of tokens"));
+        }
+        if tests.iter().any(|test| test.depth.checked_add(test.n_tokens).is_none()) {
+            return Err(usage("--depth and --decode together are beyond any context", "try smaller numbers"));
+        }
+        Ok(tests)
+    }
+
+    /// Tokens a sequence ends up with; decoding begins after at least one.
+    fn n_ctx(&self) -> u32 {
+        (self.depth + self.n_tokens).saturating_add(1)
+    }
+
+    /// The name llama.cpp's bench uses: `pp512`, `tg128`, `tg128 @ d1024 x4`.
+    fn name(&self) -> String {
+        let kind = match self.kind {
+            Kind::Prefill => "pp",
+            Kind::Decode => "tg",
+        };
+        let depth = if self.depth > 0 { format!(" @ d{}", self.depth) } else { String::new() };
+        let batch = if self.batch > 1 { format!(" x{}", self.batch) } else { String::new() };
+        format!("{kind}{}{depth}{batch}", self.n_tokens)
+    }
+
+    /// Tokens computed, over all sequences.
+    fn n_total(&self) -> f64 {
+        f64::from(self.n_tokens) * f64::from(self.batch)
+    }
+}
+
+struct Bench {
+    sequences: Sequences,
+    n_vocab: u32,
+    weights_bytes: usize,
+    bytes_per_token: usize,
+}
+
+impl Bench {
+    /// Seconds one pass of a test takes.
+    fn measure(&mut self, test: &Test) -> anyhow::Result<f64> {
+        self.sequences.truncate(0);
+        match test.kind {
+            Kind::Prefill => {
+                let start = Instant::now();
+                self.prefill(0, test.n_tokens)?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+            Kind::Decode => {
+                for seq in 0..test.batch as usize {
+                    self.prefill(seq, test.depth)?;
+                }
+                let start = Instant::now();
+                for i in 0..test.n_tokens {
+                    let mut batch = Batch::new();
+                    for seq in 0..test.batch {
+                        self.sequences.append(&mut batch, seq as usize, &[self.token(i + seq * 31)]);
+                        batch.want_last();
+                    }
+                    self.sequences.forward(&batch)?;
+                }
+                Ok(start.elapsed().as_secs_f64())
+            }
+        }
+    }
+
+    fn prefill(&mut self, seq: usize, n_tokens: u32) -> anyhow::Result<()> {
+        let tokens: Vec<u32> = (0..n_tokens).map(|i| self.token(i)).collect();
+        for chunk in tokens.chunks(MAX_BATCH_ROWS as usize) {
+            let mut batch = Batch::new();
+            self.sequences.append(&mut batch, seq, chunk);
+            batch.want_last();
+            self.sequences.forward(&batch)?;
+        }
+        Ok(())
+    }
+
+    /// Token ids that jump about the vocabulary, always the same.
+    fn token(&self, i: u32) -> u32 {
+        i.wrapping_mul(2_654_435_761).rotate_left(7) % self.n_vocab
+    }
+
+    /// Bytes of weights, keys and values read in one pass of a test.
+    fn bytes_read(&self, test: &Test) -> f64 {
+        let n = f64::from(test.n_tokens);
+        let weights = self.bytes_per_token as f64;
+        match test.kind {
+            Kind::Prefill => {
+                let n_passes = f64::from(test.n_tokens.div_ceil(MAX_BATCH_ROWS));
+                weights * n_passes + self.sequences.kv_bytes_read(n * (n_passes + 1.0) / 2.0)
+            }
+            Kind::Decode => {
+                let mean_stored = f64::from(test.depth) + (n + 1.0) / 2.0;
+                n * (weights + self.sequences.kv_bytes_read(mean_stored) * f64::from(test.batch))
+            }
+        }
+    }
+}
+
+/// The passes of one test, fastest first; at least one.
+struct Outcome {
+    test: Test,
+    seconds: Vec<f64>,
+    bytes: f64,
+}
+
+impl Outcome {
+    fn median_seconds(&self) -> f64 {
+        let (a, b) = (self.seconds[(self.seconds.len() - 1) / 2], self.seconds[self.seconds.len() / 2]);
+        (a + b) / 2.0
+    }
+
+    fn fastest(&self) -> f64 {
+        self.seconds[0]
+    }
+
+    fn slowest(&self) -> f64 {
+        self.seconds[self.seconds.len() - 1]
+    }
+
+    fn tok_s(&self, seconds: f64) -> f64 {
+        self.test.n_total() / seconds
+    }
+
+    fn gb_s(&self) -> f64 {
+        self.bytes / self.median_seconds() / 1e9
+    }
+}
+
+struct Report<'a> {
+    args: &'a BenchArgs,
+    source: ModelSource,
+    description: String,
+    weights_bytes: usize,
+    read_gbps: Option<f64>,
+    results: Vec<Outcome>,
+}
+
+impl Report<'_> {
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let bandwidth = self.read_gbps.map_or("unknown".to_owned(), |gbps| format!("{gbps:.1} GB/s"));
+        writeln!(out, "{DIM}model:{DIM:#} {}, {}", self.source, units::bytes(self.weights_bytes as u64))?;
+        writeln!(out, "{DIM}backend:{DIM:#} {}, KV {}", self.description, self.args.kv_type)?;
+        writeln!(out, "{DIM}memory read bandwidth:{DIM:#} {bandwidth}")?;
+        writeln!(
+            out,
+            "{HEADING}{:<20} {:>10} {:>10} {:>10} {:>10} {:>12}{HEADING:#}",
+            "test", "tok/s", "min", "max", "GB/s", "of bandwidth"
+        )?;
+        for outcome in &self.results {
+            let share = self.share(outcome).map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0));
+            writeln!(
+                out,
+                "{:<20} {:>10.2} {:>10.2} {:>10.2} {:>10.2} {share:>12}",
+                outcome.test.name(),
+                outcome.tok_s(outcome.median_seconds()),
+                outcome.tok_s(outcome.slowest()),
+                outcome.tok_s(outcome.fastest()),
+                outcome.gb_s(),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn share(&self, outcome: &Outcome) -> Option<f64> {
+        self.read_gbps.map(|gbps| outcome.gb_s() / gbps)
+    }
+
+    fn to_json(&self) -> Value {
+        let results: Vec<Value> = self.results.iter().map(|outcome| self.outcome_json(outcome)).collect();
+        json!({
+            "model": self.source.to_string(),
+            "backend": self.description,
+            "weights_bytes": self.weights_bytes,
+            "kv_type": self.args.kv_type.name(),
+            "read_gb_s": self.read_gbps,
+            "results": results,
+        })
+    }
+
+    fn outcome_json(&self, outcome: &Outcome) -> Value {
+        let test = &outcome.test;
+        json!({
+            "test": test.name(),
+            "n_tokens": test.n_tokens,
+            "depth": test.depth,
+            "batch": test.batch,
+            "repeats": outcome.seconds.len(),
+            "tok_s": {
+                "median": outcome.tok_s(outcome.median_seconds()),
+                "min": outcome.tok_s(outcome.slowest()),
+                "max": outcome.tok_s(outcome.fastest()),
+            },
+            "gb_s": outcome.gb_s(),
+            "bandwidth_share": self.share(outcome),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(seconds: &[f64]) -> Outcome {
+        let test = Test { kind: Kind::Decode, n_tokens: 10, depth: 0, batch: 2 };
+        Outcome { test, seconds: seconds.to_vec(), bytes: 4e9 }
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle_and_counts_every_sequence() {
+        assert_eq!(outcome(&[1.0, 2.0, 4.0]).median_seconds(), 2.0);
+        assert_eq!(outcome(&[1.0, 2.0, 4.0, 8.0]).median_seconds(), 3.0);
+        let outcome = outcome(&[1.0, 2.0, 4.0]);
+        assert_eq!(outcome.tok_s(2.0), 10.0);
+        assert_eq!(outcome.gb_s(), 2.0);
+    }
+
+    #[test]
+    fn tests_are_named_as_llama_bench_names_them() {
+        let test = |kind, depth, batch| Test { kind, n_tokens: 16, depth, batch }.name();
+        assert_eq!(test(Kind::Prefill, 0, 1), "pp16");
+        assert_eq!(test(Kind::Decode, 1024, 4), "tg16 @ d1024 x4");
+    }
+}

@@ -1,0 +1,19 @@
+//! One module per command: `run(&Args)` does it.
+
+pub mod bench;
+pub mod completions;
+pub mod perplexity;
+pub mod run;
+pub mod show;
+pub mod tokenize;
+
+/// Adds what this build computes with to `--version` (`-V` stays one line).
+pub fn with_version(command: clap::Command) -> clap::Command {
+    let isa = mlxr_kernels::Kernels::best().isa().name();
+    let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
+    command.long_version(format!(
+        "{}\nsystem: {system}\nbackend: cpu, {isa}\nbundled model: {}",
+        env!("CARGO_PKG_VERSION"),
+        crate::bundled::NAME
+    ))
+}

@@ -1,0 +1,325 @@
+//! `mlxr show`: what a model is, and what it will take in memory.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use mlxr_checkpoint::{Checkpoint, GgufMetadata, MetaArray, MetaValue};
+use mlxr_models::{DecoderConfig, MlpConfig};
+use mlxr_tensor::{HostTensor, KvSpec};
+use mlxr_text::Tokenizer;
+use serde_json::{Map, Value, json};
+
+use crate::args::ShowArgs;
+use crate::failure::failure;
+use crate::model_source::ModelSource;
+use crate::output::{self, DIM, Section};
+use crate::{text, units};
+
+/// Characters of a metadata value that are printed.
+const MAX_VALUE_CHARS: usize = 96;
+
+pub fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
+    let source = ModelSource::named(args.model.as_deref());
+    let ckpt = source.open()?;
+    if args.template {
+        let Some(template) = &ckpt.chat_template else {
+            let hint = "`mlxr run` uses the built-in template of its family, or --template FILE";
+            return Err(failure(format_args!("{source} has no chat template"), hint));
+        };
+        output::raw(template)?;
+        output::raw(if template.ends_with('\n') { "" } else { "\n" })?;
+    } else if args.tensors {
+        show_tensors(&ckpt, args.json)?;
+    } else if args.metadata {
+        show_metadata(&ckpt, args.json)?;
+    } else {
+        let facts = Facts::gather(args, &source, &ckpt)?;
+        if args.json { output::json(&facts.to_json())? } else { facts.print(&mut output::styled())? }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tensors of one storage format.
+struct FormatShare {
+    name: String,
+    n_tensors: usize,
+    n_bytes: u64,
+}
+
+/// What a model takes while it runs.
+struct Memory {
+    n_ctx: u32,
+    kv_type: &'static str,
+    weights_bytes: u64,
+    /// `None` when the heads do not fit the type's quant blocks.
+    kv_bytes: Option<u64>,
+}
+
+struct Facts<'a> {
+    source: &'a ModelSource,
+    ckpt: &'a Checkpoint,
+    config: DecoderConfig,
+    n_params: u64,
+    formats: Vec<FormatShare>,
+    tokenizer: anyhow::Result<Tokenizer>,
+    memory: Memory,
+}
+
+impl<'a> Facts<'a> {
+    fn gather(args: &ShowArgs, source: &'a ModelSource, ckpt: &'a Checkpoint) -> anyhow::Result<Facts<'a>> {
+        let config = DecoderConfig::for_checkpoint(ckpt)?;
+        let n_bytes = |t: &HostTensor| t.n_bytes() as u64;
+        let n_ctx = args.n_ctx.unwrap_or(config.n_ctx_train);
+        let kv = KvSpec { n_blocks: 1, block_tokens: 16, dtype: args.kv_type, layers: config.kv_layers() };
+        let kv_bytes = kv.bytes_per_token().and_then(|bytes| (bytes as u64).checked_mul(n_ctx.into()));
+        let weights_bytes = ckpt.tensors().map(n_bytes).sum();
+        let memory = Memory { n_ctx, kv_type: args.kv_type.name(), weights_bytes, kv_bytes };
+        Ok(Facts {
+            source,
+            ckpt,
+            n_params: ckpt.tensors().map(|t| t.n_elements() as u64).sum(),
+            formats: formats(ckpt),
+            tokenizer: text::tokenizer(ckpt),
+            memory,
+            config,
+        })
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        self.model_section().write(out)?;
+        self.weights_section().write(out)?;
+        self.attention_section().write(out)?;
+        self.tokenizer_section().write(out)?;
+        if !self.ckpt.generation.is_empty() {
+            let mut section = Section::new("generation defaults");
+            for (key, value) in &self.ckpt.generation {
+                section.row(key, value);
+            }
+            section.write(out)?;
+        }
+        self.memory_section().write(out)
+    }
+
+    fn model_section(&self) -> Section {
+        let (ckpt, config) = (self.ckpt, &self.config);
+        let mut section = Section::new("model");
+        section.row("model", self.source);
+        if let Some(name) = ckpt.metadata.as_ref().and_then(|m| m.str("general.name")) {
+            section.row("name", name);
+        }
+        section
+            .row("format", ckpt.format.name())
+            .row("architecture", ckpt.arch.model_type)
+            .row("parameters", units::count(self.n_params))
+            .row("context", config.n_ctx_train)
+            .row("layers", config.layers.len())
+            .row("hidden", config.hidden);
+        match config.layers.first().map(|layer| layer.mlp) {
+            Some(MlpConfig::Dense { intermediate }) => section.row("mlp", intermediate),
+            Some(MlpConfig::Experts { n_experts, intermediate, router }) => section
+                .row("mlp", format!("{n_experts} experts of {intermediate}, {} per token", router.top_k)),
+            None => &mut section,
+        };
+        section.row("embedding", if config.tied { "tied to the output" } else { "separate from the output" });
+        section
+    }
+
+    fn weights_section(&self) -> Section {
+        let total = self.memory.weights_bytes.max(1);
+        let mut section = Section::new("weights");
+        for FormatShare { name, n_tensors, n_bytes } in &self.formats {
+            let share = *n_bytes as f64 / total as f64 * 100.0;
+            section.row(name, format!("{:>10}  {share:5.1} %  {n_tensors} tensors", units::bytes(*n_bytes)));
+        }
+        let bits = total as f64 * 8.0 / self.n_params.max(1) as f64;
+        section.row("total", format!("{:>10}  {bits:.2} bits per weight", units::bytes(total)));
+        if !self.ckpt.unknown.is_empty() {
+            let names: Vec<&str> = self.ckpt.unknown.iter().map(HostTensor::name).take(4).collect();
+            section.row("unknown", format!("{} tensors: {}, ...", self.ckpt.unknown.len(), names.join(", ")));
+        }
+        section
+    }
+
+    fn attention_section(&self) -> Section {
+        let config = &self.config;
+        let mut section = Section::new("attention");
+        section
+            .row("heads", config.n_heads)
+            .row("KV heads", config.n_kv_heads)
+            .row("head dim", config.head_dim);
+        let sliding: Vec<u32> = config.layers.iter().filter_map(|layer| layer.window).collect();
+        if let Some(window) = sliding.first() {
+            section.row(
+                "sliding window",
+                format!("{window}, in {} of {} layers", sliding.len(), config.layers.len()),
+            );
+        }
+        section
+    }
+
+    fn tokenizer_section(&self) -> Section {
+        let mut section = Section::new("tokenizer");
+        match &self.tokenizer {
+            Err(error) => {
+                section.row("unusable", format!("{error:#}").replace('\n', "; "));
+            }
+            Ok(tokenizer) => {
+                let named = |id: u32| format!("{id} {}", text::quoted(tokenizer.token_bytes(id)));
+                let or_none = |id: Option<u32>| id.map_or("none".to_owned(), named);
+                let ends: Vec<String> = tokenizer.eog_ids().iter().map(|&id| named(id)).collect();
+                section
+                    .row("vocabulary", tokenizer.n_vocab())
+                    .row("begin", or_none(tokenizer.bos()))
+                    .row("end", or_none(tokenizer.eos()))
+                    .row("ends generation", ends.join(", "));
+            }
+        }
+        let template = match &self.ckpt.chat_template {
+            Some(template) => format!("{} characters (--template prints it)", template.chars().count()),
+            None => "none".to_owned(),
+        };
+        section.row("chat template", template);
+        section
+    }
+
+    fn memory_section(&self) -> Section {
+        let Memory { n_ctx, kv_type, weights_bytes, kv_bytes } = self.memory;
+        let mut section = Section::new("memory");
+        section.row("weights", format!("{:>10}", units::bytes(weights_bytes)));
+        let kv_name = format!("KV, {kv_type}");
+        match kv_bytes {
+            Some(kv_bytes) => section
+                .row(kv_name, format!("{:>10}  {n_ctx} tokens", units::bytes(kv_bytes)))
+                .row("together", format!("{:>10}", units::bytes(weights_bytes + kv_bytes))),
+            None => section.row(kv_name, "not possible: a head is no whole number of quant blocks"),
+        };
+        section
+    }
+
+    fn to_json(&self) -> Value {
+        let (ckpt, config, memory) = (self.ckpt, &self.config, &self.memory);
+        let formats: Vec<Value> = self
+            .formats
+            .iter()
+            .map(|f| json!({ "format": f.name, "n_tensors": f.n_tensors, "n_bytes": f.n_bytes }))
+            .collect();
+        let tokenizer = match &self.tokenizer {
+            Err(error) => json!({ "error": format!("{error:#}") }),
+            Ok(t) => json!({
+                "n_vocab": t.n_vocab(), "bos_id": t.bos(), "eos_id": t.eos(), "eog_ids": t.eog_ids(),
+            }),
+        };
+        json!({
+            "model": self.source.to_string(),
+            "format": ckpt.format.name(),
+            "architecture": ckpt.arch.model_type,
+            "n_params": self.n_params,
+            "n_bytes": memory.weights_bytes,
+            "n_ctx_train": config.n_ctx_train,
+            "n_layers": config.layers.len(),
+            "hidden": config.hidden,
+            "n_heads": config.n_heads,
+            "n_kv_heads": config.n_kv_heads,
+            "head_dim": config.head_dim,
+            "tied_embedding": config.tied,
+            "formats": formats,
+            "unknown_tensors": ckpt.unknown.iter().map(HostTensor::name).collect::<Vec<_>>(),
+            "tokenizer": tokenizer,
+            "chat_template": ckpt.chat_template,
+            "generation": ckpt.generation,
+            "memory": {
+                "n_ctx": memory.n_ctx,
+                "kv_type": memory.kv_type,
+                "weights_bytes": memory.weights_bytes,
+                "kv_bytes": memory.kv_bytes,
+                "total_bytes": memory.kv_bytes.map(|kv| kv + memory.weights_bytes),
+            },
+        })
+    }
+}
+
+/// Storage formats by the bytes they take, most first.
+fn formats(ckpt: &Checkpoint) -> Vec<FormatShare> {
+    let mut by_name: BTreeMap<String, FormatShare> = BTreeMap::new();
+    for tensor in ckpt.tensors() {
+        let name = tensor.format().name();
+        let share = by_name.entry(name.clone()).or_insert(FormatShare { name, n_tensors: 0, n_bytes: 0 });
+        share.n_tensors += 1;
+        share.n_bytes += tensor.n_bytes() as u64;
+    }
+    let mut shares: Vec<FormatShare> = by_name.into_values().collect();
+    shares.sort_by_key(|share| std::cmp::Reverse(share.n_bytes));
+    shares
+}
+
+fn show_tensors(ckpt: &Checkpoint, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        let tensors: Vec<Value> = ckpt
+            .tensors()
+            .map(|t| json!({ "name": t.name(), "shape": t.shape(), "format": t.format().name(), "n_bytes": t.n_bytes() }))
+            .collect();
+        return output::json(&tensors);
+    }
+    let width = ckpt.tensors().map(|t| t.name().len()).max().unwrap_or(0);
+    let mut out = output::styled();
+    for tensor in ckpt.tensors() {
+        let shape: Vec<String> = tensor.shape().iter().map(usize::to_string).collect();
+        let (format, size) = (tensor.format().name(), units::bytes(tensor.n_bytes() as u64));
+        writeln!(out, "{:<width$}  {:<8}  {size:>10}  [{}]", tensor.name(), format, shape.join(", "))?;
+    }
+    Ok(())
+}
+
+fn show_metadata(ckpt: &Checkpoint, as_json: bool) -> anyhow::Result<()> {
+    let entries: Map<String, Value> = match &ckpt.metadata {
+        Some(metadata) => gguf_json(metadata),
+        None => ckpt.config.clone(),
+    };
+    if as_json {
+        return output::json(&entries);
+    }
+    let width = entries.keys().map(String::len).max().unwrap_or(0);
+    let mut out = output::styled();
+    for (key, value) in &entries {
+        writeln!(out, "{DIM}{key:<width$}{DIM:#}  {}", shortened(&value.to_string()))?;
+    }
+    Ok(())
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_VALUE_CHARS) {
+        Some((end, _)) => format!("{}... ({} characters)", &text[..end], text.chars().count()),
+        None => text.to_owned(),
+    }
+}
+
+fn gguf_json(metadata: &GgufMetadata) -> Map<String, Value> {
+    metadata.iter().map(|(key, value)| (key.to_owned(), meta_json(value))).collect()
+}
+
+fn meta_json(value: &MetaValue) -> Value {
+    if let MetaValue::Array(array) = value {
+        return array_json(array);
+    }
+    match value {
+        MetaValue::Bool(v) => json!(v),
+        MetaValue::F32(v) => json!(v),
+        MetaValue::F64(v) => json!(v),
+        _ => match (value.as_str(), value.as_i64(), value.as_u64()) {
+            (Some(text), ..) => json!(text),
+            (_, Some(n), _) => json!(n),
+            (_, _, n) => json!(n),
+        },
+    }
+}
+
+fn array_json(array: &MetaArray) -> Value {
+    match array {
+        MetaArray::Strings(strings) => strings.iter().map(String::from_utf8_lossy).collect(),
+        MetaArray::Nested(items) => items.iter().map(array_json).collect(),
+        MetaArray::Numbers { .. } => {
+            (0..array.len()).filter_map(|i| array.number(i)).map(|value| meta_json(&value)).collect()
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A model on its backend, with an arena for keys and values: what measuring commands drive directly.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use mlxr_checkpoint::Checkpoint;
+use mlxr_kernels::{CpuBackend, CpuOptions};
+use mlxr_models::{Model, ModelOptions};
+use mlxr_tensor::{Act, Backend, Batch, DType, KvCache};
+
+/// Tokens per KV block.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// The backend every command computes on.
+pub fn backend(n_threads: Option<usize>) -> anyhow::Result<Arc<dyn Backend>> {
+    let options = CpuOptions { n_threads, ..CpuOptions::default() };
+    Ok(Arc::new(CpuBackend::new(options).context("cannot set up the CPU backend")?))
+}
+
+/// Loads the weights of a checkpoint.
+pub fn model(ckpt: &Checkpoint, backend: Arc<dyn Backend>, n_ctx: Option<u32>) -> anyhow::Result<Model> {
+    Model::load(ckpt, backend, &ModelOptions { n_ctx })
+        .with_context(|| format!("cannot load the model {}", ckpt.path.display()))
+}
+
+/// Some sequences of a fixed length that grow by whole batches of rows, without a scheduler.
+pub struct Sequences {
+    pub model: Model,
+    backend: Arc<dyn Backend>,
+    kv: KvCache,
+    /// The blocks of each sequence.
+    tables: Vec<Vec<u32>>,
+    /// Tokens stored of each sequence.
+    n_stored: Vec<u32>,
+}
+
+impl Sequences {
+    /// Room for `n_seqs` sequences of `n_ctx` tokens.
+    pub fn new(
+        model: Model,
+        backend: Arc<dyn Backend>,
+        kv_type: DType,
+        n_seqs: usize,
+        n_ctx: u32,
+    ) -> anyhow::Result<Sequences> {
+        let n_blocks = (n_ctx as usize).div_ceil(BLOCK_TOKENS);
+        let spec = model.kv_spec(n_blocks * n_seqs, BLOCK_TOKENS, kv_type);
+        let kv = backend
+            .kv_cache(&spec)
+            .context("cannot allocate the keys and values\nhint: try a smaller --ctx")?;
+        let table = |seq: usize| (0..n_blocks).map(|block| (seq * n_blocks + block) as u32).collect();
+        let tables = (0..n_seqs).map(table).collect();
+        Ok(Sequences { model, backend, kv, tables, n_stored: vec![0; n_seqs] })
+    }
+
+    /// Forgets what is stored beyond the first `n_tokens` of every sequence.
+    pub fn truncate(&mut self, n_tokens: u32) {
+        for n_stored in &mut self.n_stored {
+            *n_stored = n_tokens.min(*n_stored);
+        }
+    }
+
+    /// A batch that appends `tokens` to sequence `seq`; more can be added before it runs.
+    pub fn append(&mut self, batch: &mut Batch, seq: usize, tokens: &[u32]) {
+        batch.push(tokens, self.n_stored[seq], &self.tables[seq], BLOCK_TOKENS);
+        self.n_stored[seq] += tokens.len() as u32;
+    }
+
+    /// Runs a batch. Returns the logits `[n_output_rows, vocab]` once they are computed.
+    pub fn forward(&mut self, batch: &Batch) -> anyhow::Result<Vec<f32>> {
+        let logits: Act = self.model.forward(batch, &mut self.kv);
+        Ok(self.backend.read(&logits)?)
+    }
+
+    /// Bytes of keys and values that one decoded token reads when `n_tokens` are stored.
+    pub fn kv_bytes_read(&self, n_tokens: f64) -> f64 {
+        self.kv.spec().bytes_per_token().unwrap_or(0) as f64 * n_tokens
+    }
+}

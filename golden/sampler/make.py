@@ -1,7 +1,5 @@
 """Writes sampler.json: what transformers' logits processors leave of some rows of logits.
 
-    pip install -r ../requirements.txt && python make.py
-
 Each case names the transformers class, its argument, a row of logits (exact in binary) and the distribution left:
 `[id, probability]` of every token that can still be drawn.
 """

@@ -286,6 +286,7 @@ impl Engine {
         self.choices.insert(seq, choice);
         let mut active = Active::new(id, Arc::new(request), seed, n_prompt, max_tokens);
         active.seqs[0] = Some(seq);
+        tracing::debug!(request = id.0, n_prompt, max_tokens, seed, "accepted");
         self.active.insert(id, active);
         id
     }
@@ -324,6 +325,7 @@ impl Engine {
                 reason = active.stop_text(stop_idx);
             }
         }
+        tracing::debug!(request = id.0, choice, ?reason, "choice ended");
         if active.end_choice(choice, reason, text, &mut self.events) {
             self.active.remove(&id);
         }

@@ -20,9 +20,19 @@ impl Engine {
         if !plan.is_empty() {
             self.n_steps += 1;
             self.n_rows += plan.n_rows() as u64;
+            let _span = tracing::debug_span!(
+                "step",
+                n_seqs = plan.rows.len(),
+                n_rows = plan.n_rows(),
+                n_preempted = plan.preempted.len()
+            )
+            .entered();
             match self.forward(&plan) {
                 Ok(logits) => self.commit(&plan, &logits),
-                Err(reason) => self.fail(&plan, &reason),
+                Err(reason) => {
+                    tracing::error!(reason, "the forward failed");
+                    self.fail(&plan, &reason);
+                }
             }
         }
         std::mem::take(&mut self.events)

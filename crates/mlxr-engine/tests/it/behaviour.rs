@@ -38,6 +38,15 @@ fn only(outcome: &Outcome) -> &fake::ChoiceOutcome {
     &outcome.choices[&0]
 }
 
+/// One thread per model owns the engine, so it has to get there.
+#[test]
+fn an_engine_can_be_moved_to_its_thread() {
+    let mut engine = roomy();
+    let here = fake::run(&mut engine, greedy(&[40], 4));
+    let there = std::thread::spawn(move || fake::run(&mut engine, greedy(&[40], 4))).join().unwrap();
+    assert_eq!(here, there);
+}
+
 #[test]
 fn greedy_text_is_the_argmax_of_each_step() {
     let mut expected = vec![40, 41, 42];

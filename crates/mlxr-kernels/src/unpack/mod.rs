@@ -88,28 +88,41 @@ fn half_at<H: Half>(bytes: &[u8], at: usize) -> f32 {
     f16_value::<H>([bytes[at], bytes[at + 1]])
 }
 
+/// `N` bytes by value: the compiler vectorises loops over local arrays, where nothing can alias.
+#[inline(always)]
+fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("N bytes")
+}
+
+/// The codes `make(i)`, stored as a whole.
+#[inline(always)]
+fn put<const N: usize>(codes: &mut [i8], at: usize, make: impl Fn(usize) -> u8) {
+    let mut made = [0i8; N];
+    for (i, code) in made.iter_mut().enumerate() {
+        *code = make(i) as i8;
+    }
+    codes[at..at + N].copy_from_slice(&made);
+}
+
 #[inline(always)]
 pub(crate) fn q8_0<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<34>().0;
     for ((block, codes), scale) in blocks.iter().zip(out.codes.as_chunks_mut::<32>().0).zip(out.scales) {
         *scale = half_at::<H>(block, 0);
-        for (code, &byte) in codes.iter_mut().zip(&block[2..]) {
-            *code = byte as i8;
-        }
+        let bytes = take::<32>(block, 2);
+        put::<32>(codes, 0, |i| bytes[i]);
     }
 }
 
 #[inline(always)]
 pub(crate) fn q4_0<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
-    let blocks = row.data.as_chunks::<18>().0;
-    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<32>().0).enumerate() {
-        let scale = half_at::<H>(block, 0);
-        out.scales[b] = scale;
-        out.offsets[b] = -8.0 * scale;
-        for (i, &byte) in block[2..].iter().enumerate() {
-            codes[i] = (byte & 15) as i8;
-            codes[i + 16] = (byte >> 4) as i8;
-        }
+    let blocks = row.data.as_chunks::<18>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
+    for ((block, codes), (scale, offset)) in blocks.zip(out.scales.iter_mut().zip(out.offsets)) {
+        *scale = half_at::<H>(block, 0);
+        *offset = -8.0 * *scale;
+        let bytes = take::<16>(block, 2);
+        put::<16>(codes, 0, |i| bytes[i] & 15);
+        put::<16>(codes, 16, |i| bytes[i] >> 4);
     }
 }
 
@@ -142,11 +155,10 @@ pub(crate) fn q4_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<144>().0;
     for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
         k_scales::<H>(block, &mut out.scales[b * 8..][..8], &mut out.offsets[b * 8..][..8]);
-        for (bytes, codes) in block[16..].chunks_exact(32).zip(codes.chunks_exact_mut(64)) {
-            for (i, &byte) in bytes.iter().enumerate() {
-                codes[i] = (byte & 15) as i8;
-                codes[i + 32] = (byte >> 4) as i8;
-            }
+        for pair in 0..4 {
+            let bytes = take::<32>(block, 16 + 32 * pair);
+            put::<32>(codes, 64 * pair, |i| bytes[i] & 15);
+            put::<32>(codes, 64 * pair + 32, |i| bytes[i] >> 4);
         }
     }
 }
@@ -156,13 +168,11 @@ pub(crate) fn q5_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<176>().0;
     for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
         k_scales::<H>(block, &mut out.scales[b * 8..][..8], &mut out.offsets[b * 8..][..8]);
-        let (high, low) = block[16..].split_at(32);
-        for (pair, (bytes, codes)) in low.chunks_exact(32).zip(codes.chunks_exact_mut(64)).enumerate() {
-            for (i, &byte) in bytes.iter().enumerate() {
-                let high = high[i] >> (2 * pair);
-                codes[i] = (byte & 15 | (high & 1) << 4) as i8;
-                codes[i + 32] = (byte >> 4 | (high >> 1 & 1) << 4) as i8;
-            }
+        let high = take::<32>(block, 16);
+        for pair in 0..4 {
+            let low = take::<32>(block, 48 + 32 * pair);
+            put::<32>(codes, 64 * pair, |i| low[i] & 15 | (high[i] >> (2 * pair) & 1) << 4);
+            put::<32>(codes, 64 * pair + 32, |i| low[i] >> 4 | (high[i] >> (2 * pair + 1) & 1) << 4);
         }
     }
 }
@@ -172,18 +182,18 @@ pub(crate) fn q6_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<210>().0;
     for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
         let d = half_at::<H>(block, 208);
-        for (scale, &s) in out.scales[b * 16..][..16].iter_mut().zip(&block[192..208]) {
+        let scales = take::<16>(block, 192);
+        for (scale, s) in out.scales[b * 16..][..16].iter_mut().zip(scales) {
             *scale = d * f32::from(s as i8);
         }
-        for (half, codes) in codes.chunks_exact_mut(128).enumerate() {
-            let (low, high) = (&block[half * 64..][..64], &block[128 + half * 32..][..32]);
-            for i in 0..32 {
-                let code = |low: u8, shift: u8| (low | (high[i] >> shift & 3) << 4) as i8 - 32;
-                codes[i] = code(low[i] & 15, 0);
-                codes[i + 32] = code(low[i + 32] & 15, 2);
-                codes[i + 64] = code(low[i] >> 4, 4);
-                codes[i + 96] = code(low[i + 32] >> 4, 6);
-            }
+        for half in 0..2 {
+            let (first, second) = (take::<32>(block, 64 * half), take::<32>(block, 64 * half + 32));
+            let high = take::<32>(block, 128 + 32 * half);
+            let at = 128 * half;
+            put::<32>(codes, at, |i| (first[i] & 15 | (high[i] & 3) << 4).wrapping_sub(32));
+            put::<32>(codes, at + 32, |i| (second[i] & 15 | (high[i] >> 2 & 3) << 4).wrapping_sub(32));
+            put::<32>(codes, at + 64, |i| (first[i] >> 4 | (high[i] >> 4 & 3) << 4).wrapping_sub(32));
+            put::<32>(codes, at + 96, |i| (second[i] >> 4 | (high[i] >> 6) << 4).wrapping_sub(32));
         }
     }
 }
@@ -214,8 +224,10 @@ pub(crate) fn mlx4<const N: usize>(
     to_f32: impl Fn([u8; N]) -> f32,
 ) {
     mlx_scales(row, out.scales, out.offsets, 0.0, to_f32);
-    for (pair, &byte) in out.codes.as_chunks_mut::<2>().0.iter_mut().zip(row.data) {
-        *pair = [(byte & 15) as i8, (byte >> 4) as i8];
+    // Groups are 32 columns at least, so rows are whole runs of 32 codes.
+    for (codes, bytes) in out.codes.as_chunks_mut::<32>().0.iter_mut().zip(row.data.as_chunks::<16>().0) {
+        let bytes = *bytes;
+        put::<32>(codes, 0, |i| bytes[i / 2] >> (4 * (i % 2)) & 15);
     }
 }
 
@@ -226,8 +238,9 @@ pub(crate) fn mlx8<const N: usize>(
     to_f32: impl Fn([u8; N]) -> f32,
 ) {
     mlx_scales(row, out.scales, out.offsets, 128.0, to_f32);
-    for (code, &byte) in out.codes.iter_mut().zip(row.data) {
-        *code = (byte ^ 0x80) as i8;
+    for (codes, bytes) in out.codes.as_chunks_mut::<32>().0.iter_mut().zip(row.data.as_chunks::<32>().0) {
+        let bytes = *bytes;
+        put::<32>(codes, 0, |i| bytes[i] ^ 0x80);
     }
 }
 

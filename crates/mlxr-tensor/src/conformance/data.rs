@@ -78,8 +78,7 @@ pub fn tensor(format: Format, shape: &[usize], noise: &mut Noise) -> HostTensor 
         }
         Format::Plain(dtype) => (blocks(dtype, n, noise), Vec::new(), Vec::new()),
         Format::MlxAffine { bits, group_size, scale } => {
-            codec::quantise_mlx(&noise.values(n), cols, bits.into(), group_size.into(), scale)
-                .expect("finite values")
+            codec::quantise_mlx(&noise.values(n), cols, bits, group_size, scale).expect("finite values")
         }
         Format::MlxFloat(mode) => {
             let (data, scales) =

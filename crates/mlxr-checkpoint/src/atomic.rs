@@ -32,10 +32,6 @@ impl AtomicFile {
         Ok(Self { path: path.to_owned(), file: BufWriter::with_capacity(BUFFER_BYTES, file), n_written: 0 })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Bytes written so far.
     pub fn n_written(&self) -> u64 {
         self.n_written

@@ -4,8 +4,6 @@
 //! tensors under canonical names, mapped and never copied where the file's layout allows it.
 //! Invariant: no input makes this crate panic or allocate more than the file's own size explains.
 
-#![allow(dead_code, reason = "the folder writers use the rest")]
-
 pub mod arch;
 mod assemble;
 mod atomic;
@@ -20,6 +18,7 @@ mod mapping;
 mod mlx;
 pub mod quantize;
 mod safetensors;
+mod summary;
 mod tokenizer;
 
 pub use arch::ArchSpec;
@@ -28,4 +27,6 @@ pub use error::{CheckpointError, Fault};
 pub use file_type::{FileType, UnknownFileType};
 pub use gguf::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};
 pub use mapping::{LoadOptions, Prefetch};
+pub use safetensors::read_safetensors;
+pub use summary::{FormatShare, Summary};
 pub use tokenizer::TokenizerSource;

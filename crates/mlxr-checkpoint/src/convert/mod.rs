@@ -1,7 +1,9 @@
 //! One format from another. Every function opens the source, checks that the target can hold it, and writes files
 //! that appear whole or not at all.
 
+mod folder;
 mod gguf_keys;
+mod hf_vocab;
 mod plan;
 mod pre_tokenizer;
 mod sentencepiece;
@@ -19,6 +21,8 @@ use crate::file_type::FileType;
 use crate::gguf::{GgufMetadata, GgufWriter, MetaValue, TensorPlan};
 use crate::{Checkpoint, CheckpointError, CheckpointFormat};
 use plan::Output;
+
+pub use folder::{FolderOptions, MlxQuantisation, gguf_to_hf, hf_to_mlx, mlx_to_hf};
 
 /// How far a conversion has come.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,17 @@
 
 mod header;
 mod index;
+mod writer;
 
 pub(crate) use index::open_dir;
+pub(crate) use writer::{Entry, write_dir};
 
-use mlxr_tensor::DType;
+use std::path::Path;
+
+use bytes::Bytes;
+use mlxr_tensor::{DType, HostTensor};
+
+use crate::CheckpointError;
 
 /// The header's type names and ours.
 const DTYPES: &[(&str, DType)] = &[
@@ -28,4 +35,12 @@ const DTYPES: &[(&str, DType)] = &[
 
 pub(crate) fn dtype_from_name(name: &str) -> Option<DType> {
     DTYPES.iter().find(|(n, _)| *n == name).map(|(_, d)| *d)
+}
+
+/// The tensors of one safetensors file that is in memory, under the names it gives them; `name` is for messages.
+///
+/// # Errors
+/// When the header is not what the format demands, or contradicts the file's size.
+pub fn read_safetensors(name: &Path, bytes: &Bytes) -> Result<Vec<HostTensor>, CheckpointError> {
+    Ok(header::parse(name, bytes)?.tensors.into_iter().map(|raw| raw.tensor).collect())
 }

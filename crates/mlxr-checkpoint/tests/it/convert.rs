@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use mlxr_checkpoint::convert::{GgufOptions, hf_to_gguf};
-use mlxr_checkpoint::{Checkpoint, CheckpointError, MetaValue};
-use mlxr_tensor::DType;
+use mlxr_checkpoint::convert::{
+    FolderOptions, GgufOptions, MlxQuantisation, OnProgress, gguf_to_hf, hf_to_gguf, hf_to_mlx, mlx_to_hf,
+};
+use mlxr_checkpoint::{Checkpoint, CheckpointError, CheckpointFormat, MetaValue, TokenizerSource};
+use mlxr_tensor::{DType, Format};
 
 use crate::formats::{families, names, open, values};
 
@@ -86,4 +88,101 @@ fn a_disk_that_refuses_is_an_error_with_the_path() {
     let path = Path::new("/proc/mlxr-cannot-write-here/made.gguf");
     let error = hf_to_gguf(&src, path, &f32_options(), &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, CheckpointError::Io { .. }), "{error}");
+}
+
+/// Names that a family's folder cannot be written under from canonical tensors.
+const NOT_WRITTEN: [&str; 1] = ["gpt_oss"];
+
+fn is_written(family: &Path) -> bool {
+    !NOT_WRITTEN.iter().any(|name| family.ends_with(name))
+}
+
+#[test]
+fn gguf_files_convert_back_to_the_same_folder() {
+    for family in families() {
+        let dir = tempfile::tempdir().unwrap();
+        let made_path = dir.path().join("made");
+        let result = gguf_to_hf(
+            &family.join("model.gguf"),
+            &made_path,
+            &FolderOptions { max_shard_bytes: 20_000, ..FolderOptions::default() },
+            &mut |_| ControlFlow::Continue(()),
+        );
+        if !is_written(&family) {
+            assert!(matches!(result, Err(CheckpointError::Unsupported { .. })));
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+            continue;
+        }
+        result.unwrap();
+        let (hf, made) = (open(&family.join("hf")), open(&made_path));
+        assert!(made_path.join("model.safetensors.index.json").is_file());
+        assert_eq!(names(&hf), names(&made));
+        for name in names(&hf) {
+            let ((_, a), (_, b)) = (values(&hf, &name), values(&made, &name));
+            // Norms that mean 1 + w lose the last bits of w.
+            let slack = if hf.arch.hf_norm_plus_one && name.ends_with("norm.weight") { 1e-6 } else { 0.0 };
+            assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= slack), "{} {name}", family.display());
+        }
+        // The vocabulary is the original one.
+        let vocab = |ckpt: &Checkpoint| match &ckpt.tokenizer {
+            TokenizerSource::HfJson { tokenizer_json, .. } => {
+                let json: serde_json::Value = serde_json::from_slice(tokenizer_json).unwrap();
+                let mut all: Vec<(u64, String)> = json["added_tokens"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|t| (t["id"].as_u64().unwrap(), t["content"].as_str().unwrap().to_owned()))
+                    .collect();
+                all.extend(
+                    json["model"]["vocab"]
+                        .as_object()
+                        .unwrap()
+                        .iter()
+                        .map(|(t, id)| (id.as_u64().unwrap(), t.clone())),
+                );
+                all.sort();
+                all.dedup();
+                (all, json["model"]["merges"].clone())
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(vocab(&hf), vocab(&made), "{}", family.display());
+    }
+}
+
+#[test]
+fn folders_convert_to_mlx_and_back() {
+    for family in families().into_iter().filter(|f| is_written(f)) {
+        let dir = tempfile::tempdir().unwrap();
+        let (mlx, back) = (dir.path().join("mlx"), dir.path().join("back"));
+        let how = MlxQuantisation::Affine { bits: 8, group_size: 32 };
+        let go: OnProgress<'_> = &mut |_| ControlFlow::Continue(());
+        hf_to_mlx(&family.join("hf"), &mlx, Some(how), &FolderOptions::default(), go).unwrap();
+        let made = open(&mlx);
+        assert_eq!(made.format, CheckpointFormat::Mlx);
+        let embed = made.tensor("embed_tokens.weight").unwrap();
+        let expected = Format::MlxAffine { bits: 8, group_size: 32, scale: DType::BF16 };
+        assert_eq!(embed.format(), expected, "{}", family.display());
+        let options = FolderOptions { dtype: Some(DType::F32), ..FolderOptions::default() };
+        mlx_to_hf(&mlx, &back, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        let back = open(&back);
+        assert!(!back.config.contains_key("quantization"));
+        assert_eq!(names(&made), names(&back));
+        for name in names(&made) {
+            let ((_, a), (_, b)) = (values(&made, &name), values(&back, &name));
+            assert!(
+                a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-6 * (1.0 + a.abs())),
+                "{} {name}",
+                family.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_folder_that_exists_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = families().remove(0).join("model.gguf");
+    let result = gguf_to_hf(&src, dir.path(), &FolderOptions::default(), &mut |_| ControlFlow::Continue(()));
+    assert!(result.unwrap_err().to_string().contains("choose a new folder"));
 }

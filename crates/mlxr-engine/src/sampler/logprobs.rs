@@ -2,6 +2,7 @@
 //! or temperature.
 
 use super::SampleError;
+use super::candidates::Candidates;
 
 /// A token and its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,14 +40,10 @@ fn largest(logits: &[f32], n: usize) -> Vec<u32> {
     if n == 0 {
         return Vec::new();
     }
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_rank = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-    if n < ids.len() {
-        ids.select_nth_unstable_by(n - 1, by_rank);
-        ids.truncate(n);
-    }
-    ids.sort_unstable_by(by_rank);
-    ids
+    let mut candidates = Candidates::default();
+    candidates.reset(logits);
+    candidates.keep_largest(n);
+    candidates.items().iter().map(|c| c.id).collect()
 }
 
 /// A row of logits is usable when none is NaN or positive infinity and one is finite.

@@ -36,18 +36,19 @@ impl Mirostat {
         n_vocab: usize,
         u: f64,
     ) -> Option<Candidate> {
-        candidates.sort();
         candidates.softmax();
         let (tau, eta) = match self {
             Mirostat::Off => return candidates.pick(u).copied(),
             Mirostat::V1 { tau, eta } => {
+                candidates.sort();
                 let k = k_for_surprise(candidates.items(), *mu, n_vocab);
                 candidates.keep_largest(k);
                 (tau, eta)
             }
             Mirostat::V2 { tau, eta } => {
-                let n = candidates.items().iter().take_while(|c| surprise_bits(c.p) <= *mu).count();
-                candidates.keep_largest(n.max(1));
+                let best = candidates.best()?.id;
+                candidates.retain(|c| surprise_bits(c.p) <= *mu || c.id == best);
+                candidates.sort();
                 (tau, eta)
             }
         };

@@ -36,8 +36,10 @@ pub fn typical(candidates: &mut Candidates, p: f32) {
     }
     candidates.softmax();
     let entropy = entropy(candidates);
-    // A token of no probability is infinitely surprising.
-    candidates.keep_mass_by(p, |c| (-libm::logf(c.p) - entropy).abs());
+    let Some(best) = candidates.best().copied() else { return };
+    // Surprise is the distance to the best logit plus the best one's own surprise: no logarithm per comparison.
+    let level = best.logit - libm::logf(best.p) - entropy;
+    candidates.keep_mass_by(p, |c| (level - c.logit).abs());
 }
 
 /// Keeps logits within `n` standard deviations of the largest (Tang et al. 2024); 0 keeps all. Tokens at negative

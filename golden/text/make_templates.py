@@ -2,10 +2,10 @@
 
 usage: python golden/text/make_templates.py [--shared FOLDER] [--out FOLDER]
 
-Renders the templates of `golden/text/templates` (our own) and, with `--shared`, those of a folder of published ones.
+Renders the templates of `golden/text/templates` and of the text crate (our own) and, with `--shared`, those of a folder of published ones.
 Our own templates' prompts are written in full; of a published template only a hash of each prompt is.
 A conversation a template refuses or fails on has `error` instead.
-Needs golden/requirements.txt and golden/text/requirements.txt.
+Needs golden/requirements.txt.
 """
 
 import argparse
@@ -135,18 +135,18 @@ def main():
     args = parser.parse_args()
     head = {"versions": {"jinja2": jinja2.__version__, "transformers": transformers.__version__}, "now": NOW.isoformat(), "tokens": TOKENS}
 
-    def write(name, folder, in_full):
+    def write(name, in_full, *folders):
         rendered = {}
-        for path in sorted(folder.glob("*.jinja")):
+        for path in sorted((p for folder in folders for p in folder.glob("*.jinja")), key=lambda p: p.name):
             source = path.read_text(encoding="utf-8")
             rendered[path.name] = {title: outcome(source, c, in_full) for title, c in CONVERSATIONS.items()}
         text = json.dumps({**head, "rendered": rendered}, ensure_ascii=False, indent=1)
         (args.out / name).write_text(text + "\n", encoding="utf-8")
 
     (args.out / "conversations.json").write_text(json.dumps(CONVERSATIONS, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    write("templates.json", here / "templates", True)
+    write("templates.json", True, here / "templates", here / "../../crates/mlxr-text/src/chat_template")
     if args.shared:
-        write("published-templates.json", args.shared, args.full)
+        write("published-templates.json", args.full, args.shared)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Trains, on the public-domain sentences below, one tokenizer of each kind and wri
 `*.json` files of `{text, ids, decoded}`.
 `--llama2` names a Llama 2 SentencePiece model and `--house` the bundled model's Hugging Face folder; their ids are
 written too, the files themselves are not.
-Needs golden/requirements.txt and golden/text/requirements.txt.
+Needs golden/requirements.txt.
 """
 
 import argparse

@@ -14,7 +14,8 @@ use super::special::SpecialTokens;
 use super::spm::{Algorithm, Piece, SpmEngine};
 use super::vocab::Pieces;
 use super::{
-    Engine, Specials, StartRule, TokenKind, Tokenizer, Vocab, byte_level, hf, sentencepiece, well_known_eog,
+    EOG_TEXTS, Engine, Specials, StartRule, TokenKind, Tokenizer, Vocab, byte_level, hf, sentencepiece,
+    well_known_eog,
 };
 use crate::TextError;
 
@@ -65,7 +66,20 @@ fn tokens(metadata: &GgufMetadata) -> Result<Vec<Piece>, TextError> {
             .and_then(|k| TokenKind::from_number(i64::from(k[id])))
             .unwrap_or(TokenKind::Normal),
     };
-    Ok((0..texts.len()).map(piece).collect())
+    let mut pieces: Vec<Piece> = (0..texts.len()).map(piece).collect();
+    mark_ends(&mut pieces);
+    Ok(pieces)
+}
+
+/// Some converters leave the tokens that end a turn unmarked; by their spelling they can be nothing else.
+fn mark_ends(pieces: &mut [Piece]) {
+    for piece in pieces {
+        let unmarked = matches!(piece.kind, TokenKind::Normal | TokenKind::UserDefined);
+        let marker = piece.text.starts_with("<|") || piece.text == "<end_of_turn>";
+        if unmarked && marker && EOG_TEXTS.contains(&piece.text.as_str()) {
+            piece.kind = TokenKind::Control;
+        }
+    }
 }
 
 struct File<'a> {
@@ -98,8 +112,7 @@ impl File<'_> {
         let eos = self.id("eos")?.or(within(default[1]));
         let control = |text: &str| {
             let id = self.tokens.iter().position(|t| t.text == text)?;
-            let marked = matches!(self.tokens[id].kind, TokenKind::Control | TokenKind::UserDefined);
-            marked.then_some(id as u32)
+            (self.tokens[id].kind == TokenKind::Control).then_some(id as u32)
         };
         let mut eog = well_known_eog(control);
         eog.extend(eos);
@@ -146,7 +159,13 @@ impl File<'_> {
     }
 
     fn special_tokens(&self) -> Result<SpecialTokens, TextError> {
-        SpecialTokens::new(self.tokens.iter().enumerate().map(|(id, t)| (id as u32, t.text.as_str(), t.kind)))
+        let tokens = self.tokens.iter().enumerate().map(|(id, t)| (id as u32, t.text.as_str(), t.kind));
+        // Phi 3's tokens swallow blanks, which the file cannot say.
+        let name = self.metadata.str("general.name").unwrap_or_default().to_lowercase();
+        let phi3 = name.contains("phi-3") || name.contains("phi3");
+        let keeps =
+            |id: u32| matches!(self.tokens[id as usize].text.as_str(), "<unk>" | "<s>" | "<|endoftext|>");
+        Ok(SpecialTokens::new(tokens)?.swallowing(|id| phi3 && !keeps(id)))
     }
 
     fn bpe(self, model: &str) -> Result<Tokenizer, TextError> {
@@ -187,7 +206,7 @@ impl File<'_> {
         let mut file = bpe_file(&pre, self.flag("normalizer.lowercase", false));
         file["model"]["vocab"] = Value::Object(self.vocab_map(|t| t.text.clone()));
         file["model"]["merges"] = Value::Array(merges);
-        file["added_tokens"] = self.added_tokens(&specials);
+        file["added_tokens"] = self.added_tokens();
         let engine = hf::HfEngine::from_json(&file)?;
         Ok(Tokenizer::new(Engine::Hf(Box::new(engine)), vocab, specials))
     }
@@ -224,15 +243,14 @@ impl File<'_> {
     }
 
     /// Special tokens as tokenizer.json lists them, with the blanks some families' tokens swallow.
-    fn added_tokens(&self, specials: &Specials) -> Value {
+    fn added_tokens(&self) -> Value {
         let name = self.metadata.str("general.name").unwrap_or_default().to_lowercase();
         let pre = self.metadata.str("tokenizer.ggml.pre").unwrap_or_default();
         let masks = pre.starts_with("jina-v2") || name.contains("modern-bert");
         let added = self.tokens.iter().enumerate().filter_map(|(id, token)| {
             let special = match token.kind {
                 TokenKind::Control | TokenKind::Unknown => true,
-                // Byte-pair vocabularies also mark their end tokens as user-defined.
-                TokenKind::UserDefined => specials.eog.contains(&(id as u32)),
+                TokenKind::UserDefined => false,
                 _ => return None,
             };
             Some(json!({
@@ -271,7 +289,7 @@ impl File<'_> {
                 "continuing_subword_prefix": "##", "max_input_chars_per_word": MAX_WORD_CHARS,
                 "vocab": self.vocab_map(spell),
             },
-            "added_tokens": self.added_tokens(&Specials::default()),
+            "added_tokens": self.added_tokens(),
         });
         let engine = hf::HfEngine::from_json(&file)?;
         let mut specials = self.specials([cls, None], [true, false])?;

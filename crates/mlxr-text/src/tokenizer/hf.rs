@@ -5,6 +5,7 @@
 //! tokens. And decoding goes through [`Vocab`] so that it can stream.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,9 +57,10 @@ impl std::fmt::Debug for HfEngine {
 impl HfEngine {
     pub(crate) fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TextError> {
         let hf = if options.parse_special { &self.parsing } else { &self.literal };
-        let encoding = hf
-            .encode_fast(text, options.add_special)
-            .map_err(|e| TextError::Encode { reason: e.to_string() })?;
+        let failed = |reason: String| TextError::Encode { reason };
+        let encoding = guarded(|| hf.encode_fast(text, options.add_special))
+            .map_err(failed)?
+            .map_err(|e| failed(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -80,7 +82,8 @@ pub(crate) fn load(files: &HfFiles<'_>) -> Result<Tokenizer, TextError> {
     let json: Value =
         serde_json::from_slice(files.tokenizer_json).map_err(|e| TextError::malformed(WHAT, e))?;
     let mut parsing = parse(&json)?;
-    add_config_tokens(&mut parsing, files.tokenizer_config);
+    guarded(|| add_config_tokens(&mut parsing, files.tokenizer_config))
+        .map_err(|reason| TextError::malformed("tokenizer_config.json", reason))?;
     let vocab = vocab(&parsing, &json)?;
     let mut literal = parsing.clone();
     literal.set_encode_special_tokens(true);
@@ -101,11 +104,21 @@ pub(crate) fn load(files: &HfFiles<'_>) -> Result<Tokenizer, TextError> {
 
 fn parse(json: &Value) -> Result<Hf, TextError> {
     check_sizes(json)?;
-    let mut hf = Hf::deserialize(json).map_err(|e| TextError::malformed(WHAT, e))?;
+    let mut hf = guarded(|| Hf::deserialize(json))
+        .map_err(|reason| TextError::malformed(WHAT, reason))?
+        .map_err(|e| TextError::malformed(WHAT, e))?;
     // Truncation and padding are the caller's business.
     hf.with_truncation(None).map_err(|e| TextError::malformed(WHAT, e))?;
     hf.with_padding(None);
     Ok(hf)
+}
+
+/// Runs the crate's code, whose asserts are about inputs too; a failed one becomes an error.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("an assertion failed").to_owned()
+    })
 }
 
 /// A token of a config file: a string, or an object with its `content`.

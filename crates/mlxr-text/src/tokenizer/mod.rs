@@ -45,10 +45,20 @@ pub struct EncodeOptions {
 }
 
 /// A vocabulary and the rules to cut text with it. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<Inner>,
     eog_ids: Arc<[u32]>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut summary = f.debug_struct("Tokenizer");
+        summary
+            .field("n_vocab", &self.n_vocab())
+            .field("specials", &self.inner.specials)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]

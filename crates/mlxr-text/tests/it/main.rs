@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests too")]
 
 mod data;
+mod embedded;
 mod house;
+mod malformed;
 mod random;
 mod templates;
 mod vocabs;

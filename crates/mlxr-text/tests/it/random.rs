@@ -92,11 +92,11 @@ fn tiktoken_files_give_the_reference_ids() {
 fn long_runs_take_near_linear_time() {
     for (i, tokenizer) in POOL.iter().enumerate() {
         for unit in [" ", "a", "\n", "1", "é"] {
-            let text = unit.repeat((1 << 18) / unit.len());
+            let text = unit.repeat((1 << 17) / unit.len());
             let start = std::time::Instant::now();
             tokenizer.encode(&text, PLAIN).unwrap();
             let seconds = start.elapsed().as_secs_f64();
-            println!("tokenizer {i}, 256 KB of {unit:?}: {seconds:.2} s");
+            println!("tokenizer {i}, 128 KB of {unit:?}: {seconds:.2} s");
             assert!(seconds < 10.0, "tokenizer {i}, {unit:?}: {seconds} s");
         }
     }

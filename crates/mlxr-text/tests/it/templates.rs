@@ -46,7 +46,9 @@ fn differences(golden_name: &str, folder: &Path) -> Vec<String> {
     let conversations = data::golden("conversations.json");
     let mut found = Vec::new();
     for (file, outcomes) in golden["rendered"].as_object().unwrap() {
-        let source = std::fs::read_to_string(folder.join(file)).unwrap();
+        let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/chat_template").join(file);
+        let path = if built_in.exists() { built_in } else { folder.join(file) };
+        let source = std::fs::read_to_string(path).unwrap();
         let template = match ChatTemplate::new(&source, tokens(&golden)) {
             Ok(template) => template.at_time(NOW),
             Err(e) => {

@@ -6,6 +6,8 @@ use mlxr_tensor::{DType, Format};
 
 use crate::lanes::Lanes;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
+#[cfg(target_arch = "aarch64")]
+use crate::neon;
 use crate::scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512};
@@ -77,6 +79,10 @@ impl Kernels {
             if avx512::is_available() {
                 tables.push(avx512::TABLE);
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if neon::is_available() {
+            tables.push(neon::TABLE);
         }
         tables
     }

@@ -23,6 +23,8 @@ mod kv;
 mod lanes;
 mod linear;
 mod moe;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pool;
 mod rope;
 mod scalar;

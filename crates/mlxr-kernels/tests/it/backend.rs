@@ -5,7 +5,8 @@ use mlxr_tensor::conformance::{CHECKS, data, run, run_check};
 use mlxr_tensor::{Backend, HostTensor};
 
 fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
-    CpuBackend::new(CpuOptions { n_threads: Some(n_threads), isa: Some(isa) }).unwrap()
+    CpuBackend::new(CpuOptions { n_threads: Some(n_threads), isa: Some(isa) })
+        .expect("a table of this machine")
 }
 
 #[test]

@@ -179,17 +179,29 @@ impl<'a> Scene<'a> {
                 let got = &results[row * row_len..(row + 1) * row_len];
                 assert_close(got, &expected, tolerance, &format!("{case:?}: sequence {i}, row {row}"));
             }
-            for chunk in [sequence.n_tokens, 1, 7] {
+            for cuts in chunkings(sequence.n_tokens) {
                 let mut kv = self.cache();
-                for start in (0..sequence.n_tokens).step_by(chunk) {
-                    let end = (start + chunk).min(sequence.n_tokens);
+                for cut in cuts.windows(2) {
+                    let (start, end) = (cut[0], cut[1]);
                     let alone = self.step(&mut kv, &[(i, start..end)]);
-                    let what = format!("{case:?}: sequence {i}, rows {start}..{end} in chunks of {chunk}");
+                    let what = format!("{case:?}: sequence {i}, rows {start}..{end} alone");
                     assert_same_bits(&alone, &results[start * row_len..end * row_len], &what);
                 }
             }
         }
     }
+}
+
+/// Ways to cut `n` rows into steps, as the cuts' positions: at once, one by one, by sevens; long ones in large chunks
+/// that end one by one.
+fn chunkings(n: usize) -> Vec<Vec<usize>> {
+    let by = |step: usize, end: usize| (0..end).step_by(step).chain([end]).collect::<Vec<usize>>();
+    if n <= 64 {
+        return vec![by(n, n), by(1, n), by(7, n)];
+    }
+    let mut long = by(257, n - 3);
+    long.extend([n - 2, n - 1, n]);
+    vec![by(n, n), long]
 }
 
 pub(super) fn head_sizes(backend: &dyn Backend) {

@@ -14,8 +14,8 @@ use super::{json, python};
 use crate::TextError;
 
 const NAME: &str = "chat_template";
-/// Instructions a rendering may take; the longest template needs some thousands per message.
-const FUEL: u64 = 200_000_000;
+/// Instructions a rendering may take; templates take some hundreds per message.
+const FUEL: u64 = 20_000_000;
 
 /// `{% generation %}` only marks the assistant's tokens for training.
 static GENERATION_TAG: LazyLock<Option<Regex>> =

@@ -117,3 +117,16 @@ fn an_endless_template_runs_out_of_fuel() {
     let e = render(&template, &serde_json::json!({"messages": []})).unwrap_err();
     assert!(e.to_string().contains("fuel"), "{e}");
 }
+
+#[test]
+fn a_panic_of_the_engine_is_an_error() {
+    let template =
+        ChatTemplate::new("{% for m in messages[::-1] %}x{% endfor %}", TemplateTokens::default()).unwrap();
+    // Reversing nothing is where the engine stumbles; either answer is sane, a panic is not.
+    let rendered = render(&template, &serde_json::json!({"messages": []}));
+    assert!(
+        matches!(&rendered, Err(TextError::Template { .. })) || rendered == Ok(String::new()),
+        "{rendered:?}"
+    );
+    assert_eq!(render(&template, &serde_json::json!({"messages": [{}, {}]})), Ok("xx".to_owned()));
+}

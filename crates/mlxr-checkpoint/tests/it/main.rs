@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it panics")]
 
 mod convert;
+mod corpus;
 mod formats;
 mod open;
 mod quantize;

@@ -45,6 +45,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => commands::bench::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Run(args) => commands::run::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
     }
 }
@@ -58,7 +60,7 @@ fn asks_for_json(args: &[OsString]) -> bool {
 fn usage_error(error: &clap::Error, json: bool) -> ExitCode {
     let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if json && !is_answer {
-        Report::usage(error.to_string().trim().trim_start_matches("error: ")).print(true);
+        Report::of_usage(&error.to_string()).print(true);
         return ExitCode::from(failure::EXIT_USAGE);
     }
     // A terminal that is gone cannot be told anything.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use mlxr_checkpoint::FileType;
 use mlxr_tensor::DType;
 
 use crate::logging;
@@ -57,17 +58,13 @@ impl ColorWhen {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Generate text: from a prompt, from standard input, or in a chat
     Run(Box<RunArgs>),
-    /// Show what a model is: architecture, quantisation, tokenizer, template, memory
     Show(ShowArgs),
-    /// Turn text into token ids, or ids into text
     Tokenize(TokenizeArgs),
-    /// Measure prefill and decode speed
     Bench(BenchArgs),
-    /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
-    /// Print a completion script for a shell
+    Quantize(QuantizeArgs),
+    Convert(ConvertArgs),
     Completions(CompletionsArgs),
 }
 
@@ -272,30 +269,43 @@ pub struct PerplexityArgs {
 
 /// Quantise a model into a GGUF file.
 ///
-/// TYPE is a tensor type (Q4_0, Q5_1, Q8_0, Q4_K, Q6_K, IQ4_XS, F16, ...) or a mixed recipe (Q4_K_M, Q5_K_S, ...).
+/// TYPE is a tensor type (Q4_0, Q5_1, Q8_0, Q6_K, IQ4_XS, F16, ...) or a mixed recipe (Q4_K_M, Q5_K_S, ...). A folder is
+/// converted on the way.
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
-    /// The model to read: GGUF, Hugging Face folder or MLX folder
+    /// The model to read: a GGUF file, Hugging Face folder or MLX folder
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
     /// The GGUF file to write
     #[arg(value_name = "DST", value_hint = ValueHint::FilePath)]
     pub destination: PathBuf,
     /// The type or recipe
-    #[arg(value_name = "TYPE")]
-    pub recipe: String,
-    /// An importance matrix (llama.cpp's .dat or .gguf)
+    #[arg(value_name = "TYPE", value_parser = parse_recipe)]
+    pub recipe: FileType,
+    /// An importance matrix, as llama.cpp writes them
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub imatrix: Option<PathBuf>,
-    /// The type of the output matrix
+    /// The type of the output matrix, instead of the recipe's
     #[arg(long, value_name = "TYPE", value_parser = parse_dtype)]
     pub output_type: Option<DType>,
-    /// The type of the token embedding
+    /// The type of the token embedding, instead of the recipe's
     #[arg(long, value_name = "TYPE", value_parser = parse_dtype)]
     pub token_embedding_type: Option<DType>,
+    /// The type of tensors whose name contains TEXT, may be given again
+    #[arg(long, value_name = "TEXT=TYPE", value_parser = parse_tensor_type)]
+    pub tensor_type: Vec<(String, DType)>,
+    /// Make every matrix the recipe's base type
+    #[arg(long)]
+    pub pure: bool,
+    /// Accept a model that is quantised already, at a loss of precision
+    #[arg(long)]
+    pub allow_requantize: bool,
     /// Replace DST if it exists
     #[arg(short, long)]
     pub force: bool,
+    /// CPU threads [default: one per processor]
+    #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -303,8 +313,13 @@ pub struct QuantizeArgs {
 
 /// Convert a model between GGUF, Hugging Face and MLX.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mlxr convert model/ model.gguf --to gguf --type bf16
+  mlxr convert model/ model-4bit/ --to mlx --bits 4
+  mlxr convert model.gguf model/ --to hf")]
 pub struct ConvertArgs {
-    /// The model to read: GGUF, Hugging Face folder or MLX folder
+    /// The model to read: a GGUF file, Hugging Face folder or MLX folder
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
     /// The file (gguf) or folder (hf, mlx) to write
@@ -313,15 +328,28 @@ pub struct ConvertArgs {
     /// The format to write
     #[arg(long, value_name = "FORMAT")]
     pub to: TargetFormat,
-    /// The element type, e.g. f16 or bf16; for MLX also a number of bits, e.g. 4 or 8 [default: as stored]
-    #[arg(long = "type", value_name = "TYPE")]
-    pub element_type: Option<String>,
-    /// Columns that share a scale, for MLX quantisation
-    #[arg(long, value_name = "N", value_parser = ["32", "64", "128"])]
-    pub group_size: Option<String>,
-    /// Replace DST if it exists
+    /// The type of what is not quantised: f16, bf16 or f32; for GGUF any type without a recipe [default: f16 for GGUF,
+    /// else as stored]
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_dtype)]
+    pub dtype: Option<DType>,
+    /// With --to gguf: the model's name in the file [default: the folder's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// With --to mlx: quantise to so many bits
+    #[arg(long, value_name = "N", value_parser = parse_mlx_bits, conflicts_with = "float_mode")]
+    pub bits: Option<u8>,
+    /// With --bits: columns that share a scale
+    #[arg(long, value_name = "N", requires = "bits", default_value = "64", value_parser = parse_group_size)]
+    pub group_size: u16,
+    /// With --to mlx: quantise to a block float format
+    #[arg(long, value_name = "MODE")]
+    pub float_mode: Option<FloatMode>,
+    /// With --to gguf: replace DST if it exists
     #[arg(short, long)]
     pub force: bool,
+    /// CPU threads [default: one per processor]
+    #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -332,6 +360,13 @@ pub enum TargetFormat {
     Gguf,
     Hf,
     Mlx,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatMode {
+    Mxfp4,
+    Nvfp4,
+    Mxfp8,
 }
 
 /// Print a completion script for a shell.
@@ -353,6 +388,30 @@ fn parse_threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=MAX_THREADS).contains(&n) => Ok(n),
         _ => Err(format!("expected a number from 1 to {MAX_THREADS}")),
+    }
+}
+
+fn parse_recipe(text: &str) -> Result<FileType, String> {
+    text.parse::<FileType>().map_err(|e| e.to_string().replace("\nhint: known", ", known"))
+}
+
+fn parse_tensor_type(text: &str) -> Result<(String, DType), String> {
+    let (part, dtype) =
+        text.split_once('=').ok_or("expected a part of a name and a type, such as attn_v=q8_0")?;
+    Ok((part.to_owned(), parse_dtype(dtype)?))
+}
+
+fn parse_mlx_bits(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(bits @ (2 | 3 | 4 | 5 | 6 | 8)) => Ok(bits),
+        _ => Err("expected 2, 3, 4, 5, 6 or 8".to_owned()),
+    }
+}
+
+fn parse_group_size(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(size @ (32 | 64 | 128)) => Ok(size),
+        _ => Err("expected 32, 64 or 128".to_owned()),
     }
 }
 

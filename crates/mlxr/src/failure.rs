@@ -74,9 +74,16 @@ impl Report {
         report
     }
 
-    pub fn usage(message: &str) -> Report {
-        let message = message.to_owned();
-        Report { message, causes: Vec::new(), hints: Vec::new(), exit_code: EXIT_USAGE }
+    /// What clap says: the message first, then tips.
+    pub fn of_usage(text: &str) -> Report {
+        let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
+        Report {
+            message: message.lines().map(str::trim).collect::<Vec<_>>().join(" "),
+            causes: Vec::new(),
+            hints: tips.map(str::to_owned).collect(),
+            exit_code: EXIT_USAGE,
+        }
     }
 
     /// The text without its hint lines, which are kept for the end.
@@ -152,6 +159,14 @@ mod tests {
         let source = io::Error::other("disk on fire");
         let error = anyhow::Error::from(source).context("x.gguf: cannot read: disk on fire");
         assert_eq!(Report::new(&error).causes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn tips_of_clap_are_hints() {
+        let report =
+            Report::of_usage("error: unexpected argument '--x' found\n\n  tip: try '--y'\n\nUsage: mlxr\n");
+        assert_eq!(report.message, "unexpected argument '--x' found");
+        assert_eq!(report.hints, ["try '--y'"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use mlxr_checkpoint::Checkpoint;
 use mlxr_kernels::{CpuBackend, CpuOptions};
-use mlxr_models::{Model, ModelOptions};
+use mlxr_models::{Model, ModelError, ModelOptions};
 use mlxr_tensor::{Act, Backend, Batch, DType, KvCache};
 
 /// Tokens per KV block.
@@ -19,8 +19,14 @@ pub fn backend(n_threads: Option<usize>) -> anyhow::Result<Arc<dyn Backend>> {
 
 /// Loads the weights of a checkpoint.
 pub fn model(ckpt: &Checkpoint, backend: Arc<dyn Backend>, n_ctx: Option<u32>) -> anyhow::Result<Model> {
-    Model::load(ckpt, backend, &ModelOptions { n_ctx })
-        .with_context(|| format!("cannot load the model {}", ckpt.path.display()))
+    let hint = |error: &ModelError| match error {
+        ModelError::ContextTooLong { n_ctx_max, .. } => format!("\nhint: give --ctx at most {n_ctx_max}"),
+        _ => String::new(),
+    };
+    Model::load(ckpt, backend, &ModelOptions { n_ctx }).map_err(|error| {
+        let context = format!("cannot load the model {}{}", ckpt.path.display(), hint(&error));
+        anyhow::Error::from(error).context(context)
+    })
 }
 
 /// Some sequences of a fixed length that grow by whole batches of rows, without a scheduler.

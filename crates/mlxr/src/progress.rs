@@ -14,6 +14,14 @@ pub fn bar(n: u64, what: impl Into<Cow<'static, str>>) -> ProgressBar {
     bar
 }
 
+/// A bar over bytes whose number the work tells.
+pub fn byte_bar(what: impl Into<Cow<'static, str>>) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, target());
+    bar.set_style(style("{prefix} [{bar:32}] {bytes}/{total_bytes} {msg} ({eta})").progress_chars("=> "));
+    bar.set_prefix(what);
+    bar
+}
+
 /// Something that takes a while and cannot say how long.
 pub fn spinner(what: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());

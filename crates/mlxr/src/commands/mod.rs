@@ -2,7 +2,9 @@
 
 pub mod bench;
 pub mod completions;
+pub mod convert;
 pub mod perplexity;
+pub mod quantize;
 pub mod run;
 pub mod show;
 pub mod tokenize;

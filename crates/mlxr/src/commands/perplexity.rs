@@ -25,8 +25,10 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let ckpt = ModelSource::named(args.model.model.as_deref()).open()?;
     let tokenizer = text::tokenizer(&ckpt)?;
     let input = read_input(args)?;
-    let ids = tokenizer.encode(&input, EncodeOptions { add_special: true, parse_special: false })?;
-    let bos = tokenizer.bos().filter(|bos| ids.first() == Some(bos));
+    let options = EncodeOptions { add_special: true, parse_special: false };
+    let bos =
+        tokenizer.bos().filter(|bos| tokenizer.encode("", options).is_ok_and(|ids| ids.first() == Some(bos)));
+    let ids = tokenizer.encode(&input, options)?;
     let n_ctx = args.n_ctx as usize;
     let n_windows = (ids.len() / n_ctx).min(args.chunks.map_or(usize::MAX, |n| n as usize));
     if n_windows == 0 {

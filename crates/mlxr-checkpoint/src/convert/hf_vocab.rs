@@ -90,14 +90,9 @@ fn read_vocab(path: &Path, metadata: &GgufMetadata) -> Result<Vocab, CheckpointE
 }
 
 fn bpe(vocab: &Vocab, merges: Vec<Value>, byte_fallback: bool, ignore_merges: bool) -> Value {
-    let is_added = |id: usize| matches!(vocab.kinds[id], CONTROL | USER_DEFINED);
-    let entries: Map<String, Value> = vocab
-        .texts
-        .iter()
-        .enumerate()
-        .filter(|&(id, _)| !is_added(id))
-        .map(|(id, text)| (text.clone(), json!(id)))
-        .collect();
+    // Added tokens too: the tokenizers library gives those that are not here ids of its own.
+    let entries: Map<String, Value> =
+        vocab.texts.iter().enumerate().map(|(id, text)| (text.clone(), json!(id))).collect();
     let unknown = vocab.kinds.iter().position(|&k| k == UNKNOWN).map(|id| vocab.texts[id].clone());
     json!({
         "type": "BPE",

@@ -127,22 +127,12 @@ fn gguf_files_convert_back_to_the_same_folder() {
         let vocab = |ckpt: &Checkpoint| match &ckpt.tokenizer {
             TokenizerSource::HfJson { tokenizer_json, .. } => {
                 let json: serde_json::Value = serde_json::from_slice(tokenizer_json).unwrap();
-                let mut all: Vec<(u64, String)> = json["added_tokens"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|t| (t["id"].as_u64().unwrap(), t["content"].as_str().unwrap().to_owned()))
-                    .collect();
-                all.extend(
-                    json["model"]["vocab"]
-                        .as_object()
-                        .unwrap()
-                        .iter()
-                        .map(|(t, id)| (id.as_u64().unwrap(), t.clone())),
-                );
-                all.sort();
-                all.dedup();
-                (all, json["model"]["merges"].clone())
+                let mut all: Vec<_> =
+                    json["model"]["vocab"].as_object().unwrap().clone().into_iter().collect();
+                all.sort_by_key(|(_, id)| id.as_u64());
+                let mut added: Vec<_> = json["added_tokens"].as_array().unwrap().clone();
+                added.sort_by_key(|t| t["id"].as_u64());
+                (all, added, json["model"]["merges"].clone())
             }
             other => panic!("{other:?}"),
         };

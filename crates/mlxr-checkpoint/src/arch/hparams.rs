@@ -228,6 +228,19 @@ fn rope_scaling_from_gguf(metadata: &GgufMetadata, key: &dyn Fn(&str) -> String)
     Some(Value::Object(scaling))
 }
 
+/// `general.sampling.*` for what a generation_config.json says of sampling.
+pub(crate) fn sampling_entries(generation: &Map<String, Value>) -> Vec<(String, MetaValue)> {
+    let entry = |(gguf, hf): &(&str, &str)| {
+        let value = generation.get(*hf)?;
+        let value = match *hf {
+            "top_k" => MetaValue::I32(value.as_i64()?.try_into().ok()?),
+            _ => MetaValue::F32(value.as_f64()? as f32),
+        };
+        Some((format!("general.sampling.{gguf}"), value))
+    };
+    SAMPLING.iter().filter_map(entry).collect()
+}
+
 /// A generation_config.json from GGUF metadata.
 pub(crate) fn generation_from_gguf(metadata: &GgufMetadata) -> Map<String, Value> {
     let mut generation = Map::new();

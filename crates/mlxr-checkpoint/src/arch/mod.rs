@@ -10,7 +10,9 @@ use std::collections::HashMap;
 
 pub use families::ALL;
 pub use hparams::{Default, HParam, Kind};
-pub(crate) use hparams::{complete_config, config_from_gguf, generation_from_gguf, normalise_config};
+pub(crate) use hparams::{
+    complete_config, config_from_gguf, generation_from_gguf, normalise_config, sampling_entries,
+};
 pub(crate) use rope::{Llama3, fill_scaling};
 pub use tensors::{Layout, TensorRule};
 

@@ -16,7 +16,7 @@ use std::thread;
 
 use mlxr_tensor::{DType, Format, HostTensor, MlxFloat};
 
-use crate::arch::Naming;
+use crate::arch::{self, Naming};
 use crate::file_type::FileType;
 use crate::gguf::{GgufMetadata, GgufWriter, MetaValue, TensorPlan};
 use crate::{Checkpoint, CheckpointError, CheckpointFormat};
@@ -112,6 +112,7 @@ fn checkpoint_to_gguf(
     }));
     let n_vocab = ckpt.tensor("embed_tokens.weight").map_or(0, HostTensor::rows);
     let mut entries = general_entries(ckpt, options);
+    entries.extend(arch::sampling_entries(&ckpt.generation));
     entries.extend(hparams);
     entries.extend(vocab::entries(ckpt, n_vocab, options.pre_tokenizer.as_deref())?);
     let mut fallbacks = Vec::new();

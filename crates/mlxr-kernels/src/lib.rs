@@ -18,6 +18,8 @@ mod avx512;
 mod backend;
 pub mod bandwidth;
 mod disjoint;
+#[cfg(test)]
+mod equivalence;
 mod kernels;
 mod kv;
 mod lanes;

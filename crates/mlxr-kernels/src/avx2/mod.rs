@@ -2,23 +2,38 @@
 
 mod dot;
 
-use core::arch::x86_64::{_mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32};
+use core::arch::x86_64::{
+    _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128,
+};
 
 use crate::kernels::{Isa, Kernels};
 use crate::lanes::{self, lane_table};
-use crate::unpack::{Half, unpack_table};
+use crate::unpack::{Primitives, unpack_table};
 
 lane_table!(lanes::Fused, "avx2,fma,f16c");
-unpack_table!(F16c, "avx2,fma,f16c");
+unpack_table!(Avx2Primitives, "avx2,fma,f16c");
 
-/// Widening by the F16C instruction.
-pub(crate) struct F16c;
+/// Widening by F16C's instruction, look-up by `pshufb`.
+pub(crate) struct Avx2Primitives;
 
-impl Half for F16c {
+impl Primitives for Avx2Primitives {
     #[inline(always)]
     fn to_f32(bits: u16) -> f32 {
         // SAFETY: used by kernels compiled with F16C only (`unpack_table!` here and in `avx512`).
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[i8; 16], codes: [u8; 16]) -> [u8; 16] {
+        let mut out = [0u8; 16];
+        // SAFETY: 16 bytes are loaded from and stored to arrays of 16, unaligned; used by kernels compiled with AVX2
+        // only (`unpack_table!` here and in `avx512`).
+        unsafe {
+            let (table, codes) =
+                (_mm_loadu_si128(table.as_ptr().cast()), _mm_loadu_si128(codes.as_ptr().cast()));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_shuffle_epi8(table, codes));
+        }
+        out
     }
 }
 

@@ -8,7 +8,7 @@ use crate::lanes::{self, lane_table};
 use crate::unpack::unpack_table;
 
 lane_table!(lanes::Fused, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
-unpack_table!(avx2::F16c, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
+unpack_table!(avx2::Avx2Primitives, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
 
 /// Whether this CPU, known to run the AVX2 table, runs this one.
 pub(crate) fn is_available() -> bool {

@@ -1,7 +1,7 @@
 //! Stored blocks to codes, scales and offsets, written once and compiled for each instruction set.
 //!
 //! Block layouts are those of ggml-common.h, as the GGUF types use them, and MLX's affine groups. The bodies are plain
-//! loops the compiler vectorises under the target features [`unpack_table!`] names; [`Half`] says how a set widens f16.
+//! loops the compiler vectorises under the target features [`unpack_table!`] names; [`Primitives`] is what a set does better than the compiler would.
 
 use half::bf16;
 
@@ -10,17 +10,21 @@ use crate::linear::codes::{CodeKind, StoredRow, UnpackedRow};
 pub(crate) const SIGNED_32: CodeKind = CodeKind { signed: true, group: 32, offsets: false };
 pub(crate) const SIGNED_16: CodeKind = CodeKind { signed: true, group: 16, offsets: false };
 pub(crate) const OFFSET_32: CodeKind = CodeKind { signed: false, group: 32, offsets: true };
+pub(crate) const OFFSET_16: CodeKind = CodeKind { signed: false, group: 16, offsets: true };
 pub(crate) const SIGNED_OFFSET_32: CodeKind = CodeKind { signed: true, group: 32, offsets: true };
 
-/// How an instruction set widens a half-precision float.
-pub(crate) trait Half {
+/// Steps an instruction set has better instructions for than plain Rust compiles to.
+pub(crate) trait Primitives {
+    /// Widens a half-precision float.
     fn to_f32(bits: u16) -> f32;
+    /// `table[code]` for each code, which are below 16.
+    fn look_up(table: &[i8; 16], codes: [u8; 16]) -> [u8; 16];
 }
 
-/// By integer arithmetic, without branches.
+/// By integer arithmetic and loads, without branches.
 pub(crate) struct Portable;
 
-impl Half for Portable {
+impl Primitives for Portable {
     #[inline(always)]
     fn to_f32(bits: u16) -> f32 {
         let magnitude = u32::from(bits & 0x7fff) << 13;
@@ -29,18 +33,23 @@ impl Half for Portable {
         let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
         f32::from_bits(rebiased | special | u32::from(bits & 0x8000) << 16)
     }
+
+    #[inline(always)]
+    fn look_up(table: &[i8; 16], codes: [u8; 16]) -> [u8; 16] {
+        codes.map(|code| table[usize::from(code & 15)] as u8)
+    }
 }
 
 /// Names the unpacking kernels of a set `unpack: fn(Format) -> Option<(CodeKind, Unpack)>`, compiled under `$feature`.
 macro_rules! unpack_table {
-    ($half:ty $(, $feature:literal)?) => {
+    ($primitives:ty $(, $feature:literal)?) => {
         /// The unpacking kernel of a format, if it has one.
         pub(crate) fn unpack(
             format: mlxr_tensor::Format,
         ) -> Option<($crate::linear::codes::CodeKind, $crate::kernels::Unpack)> {
             use $crate::linear::codes::{StoredRow, UnpackedRow};
             use $crate::unpack::{self, bf16_value, f16_value};
-            use mlxr_tensor::{DType, Format};
+            use mlxr_tensor::{DType, Format, MlxFloat};
             macro_rules! kernel {
                 ($kind:ident, $body:expr) => {{
                     $(#[target_feature(enable = $feature)])?
@@ -49,19 +58,28 @@ macro_rules! unpack_table {
                 }};
             }
             match format {
-                Format::Plain(DType::Q8_0) => kernel!(SIGNED_32, unpack::q8_0::<$half>),
-                Format::Plain(DType::Q4_0) => kernel!(OFFSET_32, unpack::q4_0::<$half>),
-                Format::Plain(DType::Q4_K) => kernel!(OFFSET_32, unpack::q4_k::<$half>),
-                Format::Plain(DType::Q5_K) => kernel!(OFFSET_32, unpack::q5_k::<$half>),
-                Format::Plain(DType::Q6_K) => kernel!(SIGNED_16, unpack::q6_k::<$half>),
+                Format::Plain(DType::Q8_0) => kernel!(SIGNED_32, unpack::q8_0::<$primitives>),
+                Format::Plain(DType::Q4_0) => kernel!(OFFSET_32, unpack::q4_0::<$primitives>),
+                Format::Plain(DType::Q4_1) => kernel!(OFFSET_32, unpack::q4_1::<$primitives>),
+                Format::Plain(DType::Q5_0) => kernel!(OFFSET_32, unpack::q5_0::<$primitives>),
+                Format::Plain(DType::Q5_1) => kernel!(OFFSET_32, unpack::q5_1::<$primitives>),
+                Format::Plain(DType::Q2_K) => kernel!(OFFSET_16, unpack::q2_k::<$primitives>),
+                Format::Plain(DType::Q3_K) => kernel!(SIGNED_16, unpack::q3_k::<$primitives>),
+                Format::Plain(DType::IQ4_NL) => kernel!(SIGNED_32, unpack::iq4_nl::<$primitives>),
+                Format::Plain(DType::IQ4_XS) => kernel!(SIGNED_32, unpack::iq4_xs::<$primitives>),
+                Format::Plain(DType::MXFP4) => kernel!(SIGNED_32, unpack::mxfp4::<$primitives>),
+                Format::MlxFloat(MlxFloat::Mxfp4) => kernel!(SIGNED_32, unpack::mlx_mxfp4::<$primitives>),
+                Format::Plain(DType::Q4_K) => kernel!(OFFSET_32, unpack::q4_k::<$primitives>),
+                Format::Plain(DType::Q5_K) => kernel!(OFFSET_32, unpack::q5_k::<$primitives>),
+                Format::Plain(DType::Q6_K) => kernel!(SIGNED_16, unpack::q6_k::<$primitives>),
                 Format::MlxAffine { bits: 4, group_size, scale } if group_size % 32 == 0 => match scale {
-                    DType::F16 => kernel!(OFFSET_32, |r, o| unpack::mlx4(r, o, f16_value::<$half>)),
+                    DType::F16 => kernel!(OFFSET_32, |r, o| unpack::mlx4(r, o, f16_value::<$primitives>)),
                     DType::BF16 => kernel!(OFFSET_32, |r, o| unpack::mlx4(r, o, bf16_value)),
                     DType::F32 => kernel!(OFFSET_32, |r, o| unpack::mlx4(r, o, f32::from_le_bytes)),
                     _ => None,
                 },
                 Format::MlxAffine { bits: 8, group_size, scale } if group_size % 32 == 0 => match scale {
-                    DType::F16 => kernel!(SIGNED_OFFSET_32, |r, o| unpack::mlx8(r, o, f16_value::<$half>)),
+                    DType::F16 => kernel!(SIGNED_OFFSET_32, |r, o| unpack::mlx8(r, o, f16_value::<$primitives>)),
                     DType::BF16 => kernel!(SIGNED_OFFSET_32, |r, o| unpack::mlx8(r, o, bf16_value)),
                     DType::F32 => kernel!(SIGNED_OFFSET_32, |r, o| unpack::mlx8(r, o, f32::from_le_bytes)),
                     _ => None,
@@ -74,7 +92,7 @@ macro_rules! unpack_table {
 pub(crate) use unpack_table;
 
 #[inline(always)]
-pub(crate) fn f16_value<H: Half>(bytes: [u8; 2]) -> f32 {
+pub(crate) fn f16_value<H: Primitives>(bytes: [u8; 2]) -> f32 {
     H::to_f32(u16::from_le_bytes(bytes))
 }
 
@@ -84,7 +102,7 @@ pub(crate) fn bf16_value(bytes: [u8; 2]) -> f32 {
 }
 
 #[inline(always)]
-fn half_at<H: Half>(bytes: &[u8], at: usize) -> f32 {
+fn half_at<H: Primitives>(bytes: &[u8], at: usize) -> f32 {
     f16_value::<H>([bytes[at], bytes[at + 1]])
 }
 
@@ -105,7 +123,7 @@ fn put<const N: usize>(codes: &mut [i8], at: usize, make: impl Fn(usize) -> u8) 
 }
 
 #[inline(always)]
-pub(crate) fn q8_0<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+pub(crate) fn q8_0<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<34>().0;
     for ((block, codes), scale) in blocks.iter().zip(out.codes.as_chunks_mut::<32>().0).zip(out.scales) {
         *scale = half_at::<H>(block, 0);
@@ -115,14 +133,168 @@ pub(crate) fn q8_0<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
 }
 
 #[inline(always)]
-pub(crate) fn q4_0<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+pub(crate) fn q4_0<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<18>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
     for ((block, codes), (scale, offset)) in blocks.zip(out.scales.iter_mut().zip(out.offsets)) {
         *scale = half_at::<H>(block, 0);
         *offset = -8.0 * *scale;
-        let bytes = take::<16>(block, 2);
-        put::<16>(codes, 0, |i| bytes[i] & 15);
-        put::<16>(codes, 16, |i| bytes[i] >> 4);
+        put_nibbles(codes, 0, take::<16>(block, 2));
+    }
+}
+
+/// The two halves of 16 packed bytes: low nibbles first, then high ones.
+#[inline(always)]
+fn put_nibbles(codes: &mut [i8], at: usize, bytes: [u8; 16]) {
+    put::<16>(codes, at, |i| bytes[i] & 15);
+    put::<16>(codes, at + 16, |i| bytes[i] >> 4);
+}
+
+/// As `put_nibbles`, through a table.
+#[inline(always)]
+fn put_looked_up<H: Primitives>(table: &[i8; 16], codes: &mut [i8], at: usize, bytes: [u8; 16]) {
+    let low = H::look_up(table, bytes.map(|b| b & 15));
+    let high = H::look_up(table, bytes.map(|b| b >> 4));
+    put::<16>(codes, at, |i| low[i]);
+    put::<16>(codes, at + 16, |i| high[i]);
+}
+
+/// Five-bit codes: nibbles as in `put_nibbles` and bit `i` of `high` for code `i`.
+#[inline(always)]
+fn put_five_bits(codes: &mut [i8], high: u32, bytes: [u8; 16]) {
+    put::<16>(codes, 0, |i| bytes[i] & 15 | (high >> i & 1) as u8 * 16);
+    put::<16>(codes, 16, |i| bytes[i] >> 4 | (high >> (i + 16) & 1) as u8 * 16);
+}
+
+#[inline(always)]
+pub(crate) fn q4_1<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<20>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
+    for ((block, codes), (scale, offset)) in blocks.zip(out.scales.iter_mut().zip(out.offsets)) {
+        *scale = half_at::<H>(block, 0);
+        *offset = half_at::<H>(block, 2);
+        put_nibbles(codes, 0, take::<16>(block, 4));
+    }
+}
+
+#[inline(always)]
+pub(crate) fn q5_0<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<22>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
+    for ((block, codes), (scale, offset)) in blocks.zip(out.scales.iter_mut().zip(out.offsets)) {
+        *scale = half_at::<H>(block, 0);
+        *offset = -16.0 * *scale;
+        put_five_bits(codes, u32::from_le_bytes(take::<4>(block, 2)), take::<16>(block, 6));
+    }
+}
+
+#[inline(always)]
+pub(crate) fn q5_1<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<24>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
+    for ((block, codes), (scale, offset)) in blocks.zip(out.scales.iter_mut().zip(out.offsets)) {
+        *scale = half_at::<H>(block, 0);
+        *offset = half_at::<H>(block, 2);
+        put_five_bits(codes, u32::from_le_bytes(take::<4>(block, 4)), take::<16>(block, 8));
+    }
+}
+
+#[inline(always)]
+pub(crate) fn q2_k<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<84>().0;
+    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
+        let (d, d_min) = (half_at::<H>(block, 80), half_at::<H>(block, 82));
+        let packed = take::<16>(block, 0);
+        let groups = out.scales[b * 16..][..16].iter_mut().zip(&mut out.offsets[b * 16..][..16]);
+        for ((scale, offset), s) in groups.zip(packed) {
+            *scale = d * f32::from(s & 15);
+            *offset = -d_min * f32::from(s >> 4);
+        }
+        for run in 0..8 {
+            let bytes = take::<32>(block, 16 + run / 4 * 32);
+            put::<32>(codes, 32 * run, |i| bytes[i] >> (2 * (run % 4)) & 3);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn q3_k<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<110>().0;
+    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
+        let d = half_at::<H>(block, 108);
+        let packed = take::<12>(block, 96);
+        for (i, scale) in out.scales[b * 16..][..16].iter_mut().enumerate() {
+            let low = packed[i % 8] >> (4 * (i / 8)) & 15;
+            let high = packed[8 + i % 4] >> (2 * (i / 4)) & 3;
+            *scale = d * f32::from((low | high << 4) as i8 - 32);
+        }
+        let high = take::<32>(block, 0);
+        for run in 0..8 {
+            let low = take::<32>(block, 32 + run / 4 * 32);
+            // A missing high bit takes 4 off.
+            put::<32>(codes, 32 * run, |i| {
+                (low[i] >> (2 * (run % 4)) & 3 | (high[i] >> run & 1) << 2).wrapping_sub(4)
+            });
+        }
+    }
+}
+
+/// The values IQ4 codes stand for.
+const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice the values E2M1 codes stand for.
+const E2M1_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+#[inline(always)]
+pub(crate) fn iq4_nl<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<18>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
+    for ((block, codes), scale) in blocks.zip(out.scales) {
+        *scale = half_at::<H>(block, 0);
+        put_looked_up::<H>(&IQ4_VALUES, codes, 0, take::<16>(block, 2));
+    }
+}
+
+#[inline(always)]
+pub(crate) fn iq4_xs<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<136>().0;
+    for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
+        let d = half_at::<H>(block, 0);
+        let high = u16::from_le_bytes(take::<2>(block, 2));
+        let low = take::<4>(block, 4);
+        for (i, scale) in out.scales[b * 8..][..8].iter_mut().enumerate() {
+            let code = low[i / 2] >> (4 * (i % 2)) & 15 | ((high >> (2 * i) & 3) as u8) << 4;
+            *scale = d * f32::from(code as i8 - 32);
+            put_looked_up::<H>(&IQ4_VALUES, codes, 32 * i, take::<16>(block, 8 + 16 * i));
+        }
+    }
+}
+
+/// Half of `2^(code - 127)`: the scale of doubled E2M1 values.
+#[inline(always)]
+fn half_e8m0(code: u8) -> f32 {
+    match code {
+        0 | 1 => f32::from_bits(0x0020_0000 << code),
+        _ => f32::from_bits((u32::from(code) - 1) << 23),
+    }
+}
+
+#[inline(always)]
+pub(crate) fn mxfp4<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let blocks = row.data.as_chunks::<17>().0.iter().zip(out.codes.as_chunks_mut::<32>().0);
+    for ((block, codes), scale) in blocks.zip(out.scales) {
+        *scale = half_e8m0(block[0]);
+        put_looked_up::<H>(&E2M1_VALUES, codes, 0, take::<16>(block, 1));
+    }
+}
+
+/// MLX keeps the scales apart and neighbours in one byte.
+#[inline(always)]
+pub(crate) fn mlx_mxfp4<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+    let groups = row.data.as_chunks::<16>().0.iter().zip(row.scales);
+    for (((bytes, &code), codes), scale) in groups.zip(out.codes.as_chunks_mut::<32>().0).zip(out.scales) {
+        *scale = half_e8m0(code);
+        let bytes = *bytes;
+        for half in 0..2 {
+            let nibbles = std::array::from_fn(|i| bytes[8 * half + i / 2] >> (4 * (i % 2)) & 15);
+            let values = H::look_up(&E2M1_VALUES, nibbles);
+            put::<16>(codes, 16 * half, |i| values[i]);
+        }
     }
 }
 
@@ -141,7 +313,7 @@ fn scales_and_minima(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
 
 /// Fills the scales and offsets of a super-block of Q4_K or Q5_K from its 16-byte head.
 #[inline(always)]
-fn k_scales<H: Half>(head: &[u8], scales: &mut [f32], offsets: &mut [f32]) {
+fn k_scales<H: Primitives>(head: &[u8], scales: &mut [f32], offsets: &mut [f32]) {
     let (d, d_min) = (half_at::<H>(head, 0), half_at::<H>(head, 2));
     let (s, m) = scales_and_minima(&head[4..16]);
     for i in 0..8 {
@@ -151,7 +323,7 @@ fn k_scales<H: Half>(head: &[u8], scales: &mut [f32], offsets: &mut [f32]) {
 }
 
 #[inline(always)]
-pub(crate) fn q4_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+pub(crate) fn q4_k<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<144>().0;
     for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
         k_scales::<H>(block, &mut out.scales[b * 8..][..8], &mut out.offsets[b * 8..][..8]);
@@ -164,7 +336,7 @@ pub(crate) fn q4_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
 }
 
 #[inline(always)]
-pub(crate) fn q5_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+pub(crate) fn q5_k<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<176>().0;
     for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
         k_scales::<H>(block, &mut out.scales[b * 8..][..8], &mut out.offsets[b * 8..][..8]);
@@ -178,7 +350,7 @@ pub(crate) fn q5_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
 }
 
 #[inline(always)]
-pub(crate) fn q6_k<H: Half>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
+pub(crate) fn q6_k<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let blocks = row.data.as_chunks::<210>().0;
     for (b, (block, codes)) in blocks.iter().zip(out.codes.as_chunks_mut::<256>().0).enumerate() {
         let d = half_at::<H>(block, 208);

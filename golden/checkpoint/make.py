@@ -6,6 +6,7 @@ Writes beside this script: `python.gguf` and `python.safetensors` with what they
 Writes `fuzz/seeds/*/`: damaged files; `bad.json` says which words of the error each must cause.
 """
 
+import importlib.metadata
 import json
 import pathlib
 import struct
@@ -214,7 +215,8 @@ def write_seeds(kind, suffix, files):
 
 
 def main():
-    good = {"gguf": good_gguf(), "safetensors": good_safetensors()}
+    versions = {name: importlib.metadata.version(name) for name in ("gguf", "safetensors", "numpy")}
+    good = {"versions": versions, "gguf": good_gguf(), "safetensors": good_safetensors()}
     (HERE / "python.json").write_text(json.dumps(good, indent=1) + "\n")
     expected = {}
     for kind, suffix, files in [

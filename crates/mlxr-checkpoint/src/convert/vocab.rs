@@ -122,6 +122,11 @@ fn from_sentencepiece(ckpt: &Checkpoint, n_vocab: usize, bytes: &Bytes) -> Resul
     }
     put_arrays(&mut entries, &tokens, true);
     put_specials(ckpt, &Value::Null, &ids_of(&tokens), &mut entries);
+    const UNKNOWN_ID: &str = "tokenizer.ggml.unknown_token_id";
+    let unknown = tokens.iter().position(|t| t.kind == UNKNOWN);
+    if let Some(id) = unknown.filter(|_| entries.iter().all(|(key, _)| key != UNKNOWN_ID)) {
+        entries.push((UNKNOWN_ID.to_owned(), MetaValue::U32(id as u32)));
+    }
     Ok(entries)
 }
 
@@ -328,7 +333,8 @@ fn put_specials(ckpt: &Checkpoint, tokenizer: &Value, ids: &HashMap<String, u32>
     }
     for kind in ["bos", "eos"] {
         let add = config.get(&format!("add_{kind}_token")).and_then(Value::as_bool);
-        let id = found.get(kind).copied();
+        // Without a tokenizer.json to ask, readers know what is usual for the kind of vocabulary.
+        let id = found.get(kind).copied().filter(|_| !tokenizer.is_null());
         let add = add.or_else(|| Some(template_adds(tokenizer, kind, ids, id?)));
         if let Some(add) = add {
             entries.push((format!("tokenizer.ggml.add_{kind}_token"), MetaValue::Bool(add)));

@@ -7,5 +7,6 @@ mod embedded;
 mod house;
 mod malformed;
 mod random;
+mod seeds;
 mod templates;
 mod vocabs;

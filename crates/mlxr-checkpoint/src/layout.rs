@@ -87,6 +87,44 @@ pub(crate) fn transpose_in_turn(tensor: &HostTensor, n: usize) -> Option<Vec<Hos
     (0..n).map(part).collect()
 }
 
+/// The inverse of [`transpose_in_turn`].
+pub(crate) fn join_transposed(parts: &[HostTensor]) -> Option<HostTensor> {
+    let first = parts.first()?;
+    let (&[n_items, n_out, n_in], Format::Plain(dtype)) = (first.shape(), first.format()) else {
+        return None;
+    };
+    let alike = parts.iter().all(|p| p.shape() == first.shape() && p.format() == first.format());
+    if dtype.is_quantised() || !alike {
+        return None;
+    }
+    let size = dtype.block_bytes();
+    let mut out = Vec::with_capacity(first.data().len() * parts.len());
+    for item in 0..n_items {
+        for i in 0..n_in {
+            for o in 0..n_out {
+                let at = ((item * n_out + o) * n_in + i) * size;
+                parts.iter().for_each(|part| out.extend_from_slice(&part.data()[at..at + size]));
+            }
+        }
+    }
+    HostTensor::new(first.name(), &[n_items, n_in, n_out * parts.len()], dtype, out.into()).ok()
+}
+
+/// The inverse of [`take_columns_in_turn`].
+pub(crate) fn join_columns(parts: &[HostTensor]) -> Option<HostTensor> {
+    let first = parts.first()?;
+    let (&[n_rows, n_cols], Format::Plain(dtype)) = (first.shape(), first.format()) else { return None };
+    let alike = parts.iter().all(|p| p.shape() == first.shape() && p.format() == first.format());
+    if dtype.is_quantised() || !alike {
+        return None;
+    }
+    let size = dtype.block_bytes();
+    let elements =
+        (0..n_rows * n_cols).flat_map(|i| parts.iter().map(move |p| &p.data()[i * size..(i + 1) * size]));
+    let out: Vec<u8> = elements.flatten().copied().collect();
+    HostTensor::new(first.name(), &[n_rows, n_cols * parts.len()], dtype, out.into()).ok()
+}
+
 /// The rows of every head in the order in which RoPE's pairs lie as `wanted` says, from the other order.
 pub(crate) fn reorder_heads(tensor: &HostTensor, n_heads: usize, wanted: RopePairing) -> Option<HostTensor> {
     let is_vector = tensor.shape().len() == 1;
@@ -184,5 +222,15 @@ mod tests {
         let parts = values(transpose_in_turn(&counting(&[1, 2, 4]), 2));
         assert_eq!(parts[0], (vec![1, 2, 2], vec![0., 4., 2., 6.]));
         assert_eq!(parts[1], (vec![1, 2, 2], vec![1., 5., 3., 7.]));
+    }
+
+    #[test]
+    fn what_was_taken_in_turn_joins_again() {
+        let stack = counting(&[2, 3, 4]);
+        let joined = join_transposed(&transpose_in_turn(&stack, 2).unwrap()).unwrap();
+        assert_eq!((joined.shape(), joined.to_f32().unwrap()), (stack.shape(), stack.to_f32().unwrap()));
+        let rows = counting(&[2, 4]);
+        let joined = join_columns(&take_columns_in_turn(&rows, 2).unwrap()).unwrap();
+        assert_eq!((joined.shape(), joined.to_f32().unwrap()), (rows.shape(), rows.to_f32().unwrap()));
     }
 }

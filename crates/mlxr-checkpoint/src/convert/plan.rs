@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mlxr_tensor::{HostTensor, RopePairing};
+use mlxr_tensor::{DType, Format, HostTensor, RopePairing};
 use serde_json::Value;
 
+use super::transcode;
 use crate::arch::{ArchSpec, Layout, Naming, Pattern, TensorRule};
 use crate::{Checkpoint, CheckpointError, layout};
 
@@ -114,17 +115,50 @@ impl Writer<'_> {
                 self.per_expert(rule, name, &pattern.numbers, stacks)
             }
             Layout::Whole | Layout::Qkv | Layout::Halves => {
-                let mut parts = Vec::new();
-                for part in rule.parts {
-                    let part_name = Pattern::fill(part, &pattern.numbers);
-                    let found = stacks.get(&part_name).ok_or_else(|| self.refuse(&part_name))?;
-                    parts.extend(found.iter().cloned());
-                }
+                let parts = self.parts(rule, &pattern.numbers, stacks)?;
                 self.finish(Pattern::fill(rule.file, &pattern.numbers), parts, rule)
                     .map(|output| vec![output])
             }
-            _ => Err(self.refuse(name)),
+            Layout::Transposed | Layout::TransposedInterleaved | Layout::InterleavedColumns => {
+                let parts = self.parts(rule, &pattern.numbers, stacks)?;
+                let plain: Vec<HostTensor> =
+                    parts.into_iter().map(|p| self.plain(p)).collect::<Result<_, _>>()?;
+                let joined = match rule.layout {
+                    Layout::InterleavedColumns => layout::join_columns(&plain),
+                    _ => layout::join_transposed(&plain),
+                };
+                let joined = joined.ok_or_else(|| self.refuse(name))?;
+                let file = Pattern::fill(rule.file, &pattern.numbers);
+                Ok(vec![Output { name: file, shape: joined.shape().to_vec(), parts: vec![joined] }])
+            }
+            Layout::Interleaved => Err(self.refuse(name)),
         }
+    }
+
+    /// The canonical tensors a rule's file tensor is made of.
+    fn parts(
+        &self,
+        rule: &TensorRule,
+        numbers: &[u32],
+        stacks: &Stacks,
+    ) -> Result<Vec<HostTensor>, CheckpointError> {
+        let mut parts = Vec::new();
+        for part in rule.parts {
+            let part_name = Pattern::fill(part, numbers);
+            let found = stacks.get(&part_name).ok_or_else(|| self.refuse(&part_name))?;
+            parts.extend(found.iter().cloned());
+        }
+        Ok(parts)
+    }
+
+    /// Elements that can be moved one by one: blocks become BF16, which holds all values of the 4-bit float formats.
+    fn plain(&self, tensor: HostTensor) -> Result<HostTensor, CheckpointError> {
+        if matches!(tensor.format(), Format::Plain(dtype) if !dtype.is_quantised()) {
+            return Ok(tensor);
+        }
+        transcode::encode(&tensor, DType::BF16, None, super::default_threads())
+            .and_then(|bytes| HostTensor::new(tensor.name(), tensor.shape(), DType::BF16, bytes.into()))
+            .map_err(CheckpointError::tensor(&self.ckpt.path))
     }
 
     fn refuse(&self, name: &str) -> CheckpointError {

@@ -176,8 +176,11 @@ impl File<'_> {
         };
         let pre = pretokenizer::by_name(name)
             .ok_or_else(|| TextError::Unsupported { what: "pre-tokenizer", name: name.to_owned() })?;
-        let default_bos = if pre.no_bos || model == "gemma4" { None } else { Some(11) };
-        let default_eos = if model == "gemma4" { None } else { Some(11) };
+        // Falcon's file names no ends: both are token 11. In other vocabularies that is an ordinary token.
+        let falcon_end =
+            Some(11).filter(|_| self.tokens.get(11).is_some_and(|t| t.kind == TokenKind::Control));
+        let default_bos = if pre.no_bos || model == "gemma4" { None } else { falcon_end };
+        let default_eos = if model == "gemma4" { None } else { falcon_end };
         let specials = self.specials([default_bos, default_eos], [pre.add_bos, false])?;
         let vocab = self.bpe_vocab(pre.symbols)?;
         let Some(merges) = self.metadata.strings("tokenizer.ggml.merges") else {

@@ -9,26 +9,15 @@ use mlxr_checkpoint::Checkpoint;
 /// The file's name, for messages.
 pub const NAME: &str = "mlxr-27m-q8_0.gguf";
 
-#[cfg(bundled_model)]
 /// Bytes at an address every kernel and every page likes.
 #[repr(C, align(4096))]
 struct PageAligned<T: ?Sized>(T);
 
-#[cfg(bundled_model)]
 static MODEL: &PageAligned<[u8]> =
     &PageAligned(*include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/mlxr-27m-q8_0.gguf")));
 
 /// Opens the bundled model where it lies in the program.
-#[cfg(bundled_model)]
 pub fn open() -> anyhow::Result<Checkpoint> {
     Checkpoint::from_gguf_bytes(Path::new(NAME), &Bytes::from_static(&MODEL.0))
         .context("cannot open the bundled model")
-}
-
-#[cfg(not(bundled_model))]
-pub fn open() -> anyhow::Result<Checkpoint> {
-    Err(crate::failure::failure(
-        "this build has no bundled model",
-        "name a model: mlxr run path/to/model.gguf",
-    ))
 }

@@ -304,7 +304,8 @@ fn meta_json(value: &MetaValue) -> Value {
     }
     match value {
         MetaValue::Bool(v) => json!(v),
-        MetaValue::F32(v) => json!(v),
+        // The shortest number that reads back as the same f32, not its long form as f64.
+        MetaValue::F32(v) => v.to_string().parse::<f64>().map_or(Value::Null, |v| json!(v)),
         MetaValue::F64(v) => json!(v),
         _ => match (value.as_str(), value.as_i64(), value.as_u64()) {
             (Some(text), ..) => json!(text),

@@ -1,0 +1,14 @@
+//! The binary from outside: exit code, standard output and standard error of every command.
+
+mod bench;
+mod command;
+mod convert;
+mod errors;
+mod help;
+mod perplexity;
+mod run;
+mod show;
+mod tokenize;
+
+#[cfg(unix)]
+mod repl;

@@ -1,5 +1,7 @@
 //! The binary from outside: exit code, standard output and standard error of every command.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod bench;
 mod command;
 mod convert;

@@ -161,8 +161,8 @@ fn put_looked_up<H: Primitives>(table: &[i8; 16], codes: &mut [i8], at: usize, b
 /// Five-bit codes: nibbles as in `put_nibbles` and bit `i` of `high` for code `i`.
 #[inline(always)]
 fn put_five_bits(codes: &mut [i8], high: u32, bytes: [u8; 16]) {
-    put::<16>(codes, 0, |i| bytes[i] & 15 | (high >> i & 1) as u8 * 16);
-    put::<16>(codes, 16, |i| bytes[i] >> 4 | (high >> (i + 16) & 1) as u8 * 16);
+    put::<16>(codes, 0, |i| bytes[i] & 15 | ((high >> i & 1) as u8) << 4);
+    put::<16>(codes, 16, |i| bytes[i] >> 4 | ((high >> (i + 16) & 1) as u8) << 4);
 }
 
 #[inline(always)]

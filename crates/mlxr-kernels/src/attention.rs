@@ -82,6 +82,9 @@ impl Attention<'_> {
     pub(crate) fn run(&self, pool: &ThreadPool, out: &mut [f32]) {
         let tiles = self.tiles();
         let out = Disjoint::new(out);
+        if tiles.len() < pool.n_threads() && tiles.iter().any(|tile| self.segments(tile).len() > 1) {
+            return self.run_by_segments(pool, &tiles, &out);
+        }
         pool.run(|part, n_parts| {
             SCRATCH.with_borrow_mut(|scratch| {
                 for tile in &tiles[split(tiles.len(), part, n_parts, 1)] {
@@ -90,6 +93,34 @@ impl Attention<'_> {
                 }
             });
         });
+    }
+
+    /// Few tiles over long contexts: segments are computed by any thread, then merged in the order `tile` has.
+    fn run_by_segments(&self, pool: &ThreadPool, tiles: &[Tile<'_>], out: &Disjoint<'_, f32>) {
+        let work = tiles.iter().flat_map(|tile| self.segments(tile).into_iter().map(move |s| (tile, s)));
+        let work: Vec<(&Tile<'_>, Range<usize>)> = work.collect();
+        let mut states: Vec<State> = work.iter().map(|_| State::default()).collect();
+        let shared = Disjoint::new(&mut states);
+        pool.run(|part, n_parts| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                for i in split(work.len(), part, n_parts, 1) {
+                    let (tile, segment) = &work[i];
+                    self.segment(tile, segment, scratch);
+                    // SAFETY: `split` gives each segment to one part only.
+                    let state = unsafe { shared.slice(i..i + 1) };
+                    std::mem::swap(&mut state[0], &mut scratch.segment);
+                }
+            });
+        });
+        let mut states = states.iter();
+        for tile in tiles {
+            let mut total = State::default();
+            total.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
+            for state in states.by_ref().take(self.segments(tile).len()) {
+                self.merge(&mut total, state);
+            }
+            self.finish(tile, &total, out);
+        }
     }
 
     fn group(&self) -> usize {
@@ -121,25 +152,42 @@ impl Attention<'_> {
         self.spec.window.map_or(0, |window| end.saturating_sub(window as usize))..end
     }
 
+    /// Positions the rows of a tile see together: rows are consecutive positions, so the first row reaches back
+    /// furthest and the last one ahead.
+    fn seen(&self, tile: &Tile<'_>) -> Range<usize> {
+        self.visible(tile.rows.start).start..self.visible(tile.rows.end - 1).end
+    }
+
+    /// The units a tile sees, cut into segments at fixed positions.
+    fn segments(&self, tile: &Tile<'_>) -> Vec<Range<usize>> {
+        let seen = self.seen(tile);
+        let unit_tokens = self.unit_tokens();
+        let per_segment = (SEGMENT_TOKENS / unit_tokens).max(1);
+        let (mut start, end) = (seen.start / unit_tokens, seen.end.div_ceil(unit_tokens));
+        let mut segments = Vec::with_capacity((end - start) / per_segment + 2);
+        while start < end {
+            let next = ((start / per_segment + 1) * per_segment).min(end);
+            segments.push(start..next);
+            start = next;
+        }
+        segments
+    }
+
     /// Computes the state of all queries of a tile into `scratch.total`.
     fn tile(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
-        let layout = &self.layer.layout;
-        let n_queries = tile.rows.len() * self.group();
-        // Rows of a tile are consecutive positions, so the first row reaches back furthest and the last one ahead.
-        let seen = self.visible(tile.rows.start).start..self.visible(tile.rows.end - 1).end;
-        let unit_tokens = self.unit_tokens();
-        let units = seen.start / unit_tokens..seen.end.div_ceil(unit_tokens);
-        let per_segment = (SEGMENT_TOKENS / unit_tokens).max(1);
-        scratch.total.reset(n_queries, layout.v_dim);
-        let mut start = units.start;
-        while start < units.end {
-            let end = ((start / per_segment + 1) * per_segment).min(units.end);
-            scratch.segment.reset(n_queries, layout.v_dim);
-            for unit in start..end {
-                self.unit(tile, unit * unit_tokens, seen.end, scratch);
-            }
+        scratch.total.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
+        for segment in self.segments(tile) {
+            self.segment(tile, &segment, scratch);
             self.merge(&mut scratch.total, &scratch.segment);
-            start = end;
+        }
+    }
+
+    /// Computes the state of all queries of a tile over some units into `scratch.segment`.
+    fn segment(&self, tile: &Tile<'_>, units: &Range<usize>, scratch: &mut Scratch) {
+        scratch.segment.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
+        let seen_end = self.seen(tile).end;
+        for unit in units.clone() {
+            self.unit(tile, unit * self.unit_tokens(), seen_end, scratch);
         }
     }
 

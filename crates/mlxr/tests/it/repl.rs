@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
 use crate::command::binary;
@@ -56,6 +57,19 @@ fn ctrl_c_stops_an_answer_but_not_the_chat_and_twice_at_the_prompt_leaves() {
     session.exp_string(PROMPT).unwrap();
     session.send_control('c').unwrap();
     session.exp_eof().unwrap();
+}
+
+#[test]
+fn ctrl_c_ends_a_single_answer_with_exit_code_130() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(binary());
+    command.args(["run", "--greedy", "--ignore-eos", QUESTION]).env("HOME", home.path()).env("TERM", "xterm");
+    let mut session = spawn_command(command, Some(TIMEOUT_MS)).unwrap();
+    session.exp_string("= 68").unwrap();
+    session.send_control('c').unwrap();
+    session.exp_eof().unwrap();
+    let status = session.process().wait().unwrap();
+    assert!(matches!(status, WaitStatus::Exited(_, 130)), "{status:?}");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use mlxr_tensor::{Backend, Batch, DType, KvCache};
 
 use crate::exact::Exact;
 
-/// Longest sequence the tests run: 70 prompt ids and 64 more.
-const MAX_TOKENS: usize = 160;
+/// Longest sequence the tests run: 154 prompt ids and 64 more.
+const MAX_TOKENS: usize = 224;
 
 /// A path under `golden/tiny`.
 pub fn tiny(path: &str) -> PathBuf {
@@ -26,17 +26,22 @@ pub fn backend() -> Arc<dyn Backend> {
 
 /// Opens a model under `golden/tiny`.
 pub fn open(path: &str, n_ctx: Option<u32>) -> Model {
-    open_on(backend(), path, n_ctx)
+    open_on(backend(), &tiny(path), n_ctx)
 }
 
 /// [`open`], with weights made f32.
 pub fn open_exact(path: &str, n_ctx: Option<u32>) -> Model {
-    open_on(Arc::new(Exact(backend())), path, n_ctx)
+    open_on(Arc::new(Exact(backend())), &tiny(path), n_ctx)
 }
 
-fn open_on(backend: Arc<dyn Backend>, path: &str, n_ctx: Option<u32>) -> Model {
-    let ckpt = Checkpoint::open(&tiny(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
-    Model::load(&ckpt, backend, &ModelOptions { n_ctx }).unwrap_or_else(|e| panic!("{path}: {e}"))
+/// [`open`], for any path.
+pub fn open_path(path: &Path) -> Model {
+    open_on(backend(), path, None)
+}
+
+fn open_on(backend: Arc<dyn Backend>, path: &Path, n_ctx: Option<u32>) -> Model {
+    let ckpt = Checkpoint::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    Model::load(&ckpt, backend, &ModelOptions { n_ctx }).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 pub fn load(ckpt: &Checkpoint, n_ctx: Option<u32>) -> Result<Model, ModelError> {

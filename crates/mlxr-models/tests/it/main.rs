@@ -6,4 +6,5 @@ mod configs;
 mod exact;
 mod golden;
 mod harness;
+mod house;
 mod invariance;

@@ -95,7 +95,7 @@ pub struct ModelArg {
 ///
 /// The first word is taken as the model when it is an existing path or looks like one (contains a slash, ends in
 /// .gguf); everything else is the prompt. Text piped into the command is appended to the prompt. Without a prompt, on a
-/// terminal, a chat opens.
+/// terminal, a chat opens. The prompt goes through the model's chat template; a model without one completes the text.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -78,7 +78,12 @@ impl<'a> Facts<'a> {
         Ok(Facts {
             source,
             ckpt,
-            n_params: ckpt.tensors().map(|t| t.n_elements() as u64).sum(),
+            // Rotary factors are a GGUF file's way to store what config.json computes.
+            n_params: ckpt
+                .tensors()
+                .filter(|t| !t.name().starts_with("rope_factors."))
+                .map(|t| t.n_elements() as u64)
+                .sum(),
             formats: formats(ckpt),
             tokenizer: text::tokenizer(ckpt),
             memory,
@@ -126,10 +131,10 @@ impl<'a> Facts<'a> {
     }
 
     fn weights_section(&self) -> Section {
-        let total = self.memory.weights_bytes.max(1);
+        let total = self.memory.weights_bytes;
         let mut section = Section::new("weights");
         for FormatShare { name, n_tensors, n_bytes } in &self.formats {
-            let share = *n_bytes as f64 / total as f64 * 100.0;
+            let share = *n_bytes as f64 / total.max(1) as f64 * 100.0;
             section.row(name, format!("{:>10}  {share:5.1} %  {n_tensors} tensors", units::bytes(*n_bytes)));
         }
         let bits = total as f64 * 8.0 / self.n_params.max(1) as f64;

@@ -58,7 +58,8 @@ Generate text: from a prompt, from standard input, or in a chat.
 
 The first word is taken as the model when it is an existing path or looks like one (contains a
 slash, ends in .gguf); everything else is the prompt. Text piped into the command is appended to the
-prompt. Without a prompt, on a terminal, a chat opens.
+prompt. Without a prompt, on a terminal, a chat opens. The prompt goes through the model's chat
+template; a model without one completes the text.
 
 Usage: mlxr run [OPTIONS] [MODEL_OR_PROMPT]... [-- <PROMPT>...]
 

@@ -156,3 +156,26 @@ fn the_template_is_printed_as_it_is() {
     let output = mlxr(["show", "--template"]).assert().success().get_output().stdout.clone();
     assert!(String::from_utf8(output).unwrap().contains("add_generation_prompt"));
 }
+
+#[test]
+fn a_model_is_the_same_in_every_format() {
+    let mut n_families = 0;
+    for family in std::fs::read_dir(repo("golden/tiny")).unwrap() {
+        let family = family.unwrap().path();
+        if !family.join("hf").is_dir() {
+            continue;
+        }
+        n_families += 1;
+        let facts = |format: &str| json(mlxr(["show", "--json"]).arg(family.join(format)));
+        let hf = facts("hf");
+        for format in ["model.gguf", "mlx-4bit"].into_iter().filter(|format| family.join(format).exists()) {
+            let other = facts(format);
+            for key in ["n_params", "n_layers", "hidden", "n_heads", "n_kv_heads", "head_dim", "n_ctx_train"]
+            {
+                assert_eq!(hf[key], other[key], "{key} of {} as {format}", family.display());
+            }
+            assert_eq!(hf["tokenizer"]["n_vocab"], other["tokenizer"]["n_vocab"], "{}", family.display());
+        }
+    }
+    assert!(n_families >= 10, "only {n_families} families found");
+}

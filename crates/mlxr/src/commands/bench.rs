@@ -37,7 +37,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         bytes_per_token: model.bytes_per_token(),
         sequences: Sequences::new(model, backend, args.kv_type, n_seqs, n_ctx)?,
     };
-    interrupt::install()?;
+    interrupt::install(interrupt::JOB_PATIENCE)?;
     let bar = progress::bar(tests.len() as u64 * u64::from(args.repeats + 1), "bench");
     let read_gbps = mlxr_kernels::bandwidth::measure_read_gbps(n_threads(args), BANDWIDTH_SECONDS);
     let mut results = Vec::new();

@@ -30,7 +30,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     }
     check_destination(&args.source, &args.destination, args.force)?;
     let source = model_source::open(&args.source)?.format;
-    interrupt::install()?;
+    interrupt::install(interrupt::JOB_PATIENCE)?;
     let mut bar = TensorBar::new("converting");
     let done = convert(args, source, quantisation, &mut |progress| bar.advance(progress));
     bar.finish();

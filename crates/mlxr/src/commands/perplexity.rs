@@ -40,7 +40,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
     let backend = loaded::backend(args.threads)?;
     let model = loaded::model(&ckpt, backend.clone(), Some(args.n_ctx))?;
     let mut sequences = Sequences::new(model, backend, args.kv_type, 1, args.n_ctx)?;
-    interrupt::install()?;
+    interrupt::install(interrupt::JOB_PATIENCE)?;
     let bar = progress::bar(n_windows as u64, "perplexity");
     let mut score = Score::default();
     for window in ids.chunks_exact(n_ctx).take(n_windows) {

@@ -22,7 +22,7 @@ pub fn run(args: &QuantizeArgs) -> anyhow::Result<ExitCode> {
         Some(path) => Some(ImportanceMatrix::open(path).context("cannot read the importance matrix")?),
         None => None,
     };
-    interrupt::install()?;
+    interrupt::install(interrupt::JOB_PATIENCE)?;
     let Some(gguf) = or_cancelled(GgufSource::prepare(args))? else { return Ok(cancelled()) };
     let mut options = QuantizeOptions {
         output_type: args.output_type,

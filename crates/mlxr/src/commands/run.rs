@@ -27,7 +27,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         return Err(usage("--json needs a prompt", "give it as an argument or pipe it in"));
     }
     let session = Session::load(args, words.model, prompt.is_none())?;
-    interrupt::install()?;
+    interrupt::install(if prompt.is_some() { interrupt::JOB_PATIENCE } else { interrupt::CHAT_PATIENCE })?;
     match prompt {
         Some(prompt) => answer(args, session, prompt),
         None => chat(args, session),

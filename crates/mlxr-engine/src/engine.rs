@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mlxr_models::Model;
 use mlxr_tensor::{DType, TensorError};
@@ -110,6 +111,8 @@ pub struct Engine {
     pub(crate) n_rows: u64,
     pub(crate) n_generated: u64,
     pub(crate) n_steps: u64,
+    /// Sequences in the queue, for whoever may not ask while a step runs.
+    pub(crate) n_waiting: Arc<AtomicUsize>,
     next_id: u64,
     n_ctx: usize,
     max_waiting: usize,
@@ -180,6 +183,7 @@ impl Engine {
             n_rows: 0,
             n_generated: 0,
             n_steps: 0,
+            n_waiting: Arc::default(),
             next_id: 0,
             n_ctx,
             max_waiting: options.max_waiting,
@@ -189,6 +193,11 @@ impl Engine {
     /// Tokens of one sequence at most.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
+    }
+
+    /// Requests that may wait.
+    pub fn max_waiting(&self) -> usize {
+        self.max_waiting
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
@@ -288,7 +297,12 @@ impl Engine {
         active.seqs[0] = Some(seq);
         tracing::debug!(request = id.0, n_prompt, max_tokens, seed, "accepted");
         self.active.insert(id, active);
+        self.publish_waiting();
         id
+    }
+
+    pub(crate) fn publish_waiting(&self) {
+        self.n_waiting.store(self.scheduler.n_waiting(), Ordering::Release);
     }
 
     pub(crate) fn new_seq(&mut self) -> SeqId {

@@ -1,7 +1,8 @@
 //! Paged KV cache, sampler and the step loop.
 //!
 //! [`Engine::submit`] takes requests, [`Engine::step`] runs one forward over everything that is running and returns
-//! [`Event`]s. There is no thread, no network and no blocking generation in this crate.
+//! [`Event`]s. [`EngineHandle`] moves an engine to a thread of its own. There is no network and no blocking generation
+//! in this crate.
 
 mod batch;
 mod choice;
@@ -14,6 +15,7 @@ mod runner;
 pub mod sampler;
 pub mod scheduler;
 mod step_loop;
+mod thread;
 
 pub use engine::{Engine, EngineError, EngineOptions, EngineStats, ScoreError};
 pub use event::{Event, FinishReason, PromptToken, StopCause, Timings, Usage};
@@ -21,3 +23,4 @@ pub use ids::{BlockId, RequestId, SeqId};
 pub use request::{MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError};
 pub use runner::{ModelRunner, Runner};
 pub use sampler::SamplingParams;
+pub use thread::{EngineHandle, EngineThreadError, EventReceiver, EventSender, Shutdown, event_channel};

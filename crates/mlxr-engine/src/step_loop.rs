@@ -17,6 +17,7 @@ impl Engine {
     /// A forward that fails or panics ends the sequences that were in it; the engine goes on with the others.
     pub fn step(&mut self) -> Vec<Event> {
         let plan = self.scheduler.schedule();
+        self.publish_waiting();
         if !plan.is_empty() {
             self.n_steps += 1;
             self.n_rows += plan.n_rows() as u64;
@@ -198,7 +199,7 @@ impl Engine {
 }
 
 /// The message of a panic, if it has one.
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

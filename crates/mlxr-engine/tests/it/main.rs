@@ -6,3 +6,4 @@ mod behaviour;
 mod fake;
 mod invariance;
 mod scheduling;
+mod thread;

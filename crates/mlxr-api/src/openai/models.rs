@@ -1,0 +1,34 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use serde::{Deserialize, Serialize};
+
+/// One model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    pub id: String,
+    /// `model`.
+    pub object: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    pub owned_by: String,
+}
+
+/// All models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelList {
+    /// `list`.
+    pub object: String,
+    pub data: Vec<Model>,
+}
+
+impl Model {
+    pub fn new(id: String, created: u64) -> Model {
+        Model { id, object: "model".to_owned(), created, owned_by: "mlxr".to_owned() }
+    }
+}
+
+impl ModelList {
+    pub fn new(data: Vec<Model>) -> ModelList {
+        ModelList { object: "list".to_owned(), data }
+    }
+}

@@ -1,0 +1,46 @@
+//! Sampling fields OpenAI does not document but its clients send through `extra_body`, named as vLLM and llama.cpp name
+//! them. Chat completions and completions take the same ones.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::text_list::TextList;
+
+/// Known fields beyond the dialect; what is left is in `unknown`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct SamplingExtensions {
+    pub top_k: Option<i64>,
+    pub min_p: Option<f32>,
+    #[serde(alias = "typ_p")]
+    pub typical_p: Option<f32>,
+    pub top_n_sigma: Option<f32>,
+    #[serde(alias = "repeat_penalty")]
+    pub repetition_penalty: Option<f32>,
+    /// Tokens the penalties look back; -1 is all.
+    pub repeat_last_n: Option<i64>,
+    pub xtc_probability: Option<f32>,
+    pub xtc_threshold: Option<f32>,
+    pub dynatemp_range: Option<f32>,
+    pub dynatemp_exponent: Option<f32>,
+    pub mirostat: Option<u8>,
+    pub mirostat_tau: Option<f32>,
+    pub mirostat_eta: Option<f32>,
+    pub dry_multiplier: Option<f32>,
+    pub dry_base: Option<f32>,
+    pub dry_allowed_length: Option<usize>,
+    /// -1 is all.
+    pub dry_penalty_last_n: Option<i64>,
+    pub dry_sequence_breakers: Option<Vec<String>>,
+    /// Names of samplers in the order they run.
+    pub samplers: Option<TextList>,
+    pub ignore_eos: Option<bool>,
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// Higher goes first.
+    pub priority: Option<i32>,
+    /// Variables for the chat template.
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Refuse what cannot be honoured instead of reporting it.
+    pub strict: Option<bool>,
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}

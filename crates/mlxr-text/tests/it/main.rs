@@ -4,6 +4,7 @@
 
 mod data;
 mod embedded;
+mod grammar;
 mod house;
 mod malformed;
 mod random;

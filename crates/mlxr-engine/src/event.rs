@@ -12,7 +12,7 @@ pub enum Event {
     /// The next prompt tokens' log-probabilities.
     Prompt { request: RequestId, tokens: Vec<PromptToken> },
     /// One more token. Its text may be empty, or be that of earlier tokens, when characters or possible stop strings
-    /// were held back.
+    /// were held back. A token that ends its choice comes only when log-probabilities are wanted, and has no text.
     Token { request: RequestId, choice: u32, id: u32, text: String, logprobs: Option<Logprobs> },
     /// A choice is done; `text` is what was still held back.
     ChoiceEnd { request: RequestId, choice: u32, reason: FinishReason, text: String },

@@ -158,12 +158,19 @@ impl Engine {
         active.count(state.choice, found.as_ref().map(|found| found.token.logprob));
         self.n_generated += 1;
 
-        if self.tokenizer.eog_ids().contains(&id) {
-            self.end_seq(seq, FinishReason::Stop(StopCause::EndOfGeneration(id)));
-            return Ok(());
-        }
-        if active.spec.stop_ids.contains(&id) {
-            self.end_seq(seq, FinishReason::Stop(StopCause::Id(id)));
+        let logprobs = found.filter(|_| active.spec.logprobs.is_some());
+        let (request, choice) = (state.request, state.choice);
+        let cause = if self.tokenizer.eog_ids().contains(&id) {
+            Some(StopCause::EndOfGeneration(id))
+        } else {
+            active.spec.stop_ids.contains(&id).then_some(StopCause::Id(id))
+        };
+        if let Some(cause) = cause {
+            if logprobs.is_some() {
+                let text = String::new();
+                active.emit(choice, Event::Token { request, choice, id, text, logprobs }, &mut self.events);
+            }
+            self.end_seq(seq, FinishReason::Stop(cause));
             return Ok(());
         }
         let piece = state.text.push(id);
@@ -171,8 +178,6 @@ impl Engine {
             StopMatch::Text(text) => (text, None),
             StopMatch::Stopped { text, stop_idx } => (text, Some(stop_idx)),
         };
-        let logprobs = found.filter(|_| active.spec.logprobs.is_some());
-        let (request, choice) = (state.request, state.choice);
         active.emit(choice, Event::Token { request, choice, id, text, logprobs }, &mut self.events);
         let n_generated = state.tokens.len() - active.n_prompt;
         if let Some(stop_idx) = stop_idx {

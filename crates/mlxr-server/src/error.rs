@@ -1,0 +1,143 @@
+//! Why a request was not served, before any dialect words it.
+
+use axum::http::StatusCode;
+use mlxr_api::BodyError;
+use mlxr_engine::{EngineThreadError, SubmitError};
+use mlxr_text::TextError;
+
+use crate::memory::MemoryPlan;
+
+/// Seconds after which a client that found the queue full may try again.
+const RETRY_AFTER_S: u32 = 1;
+
+/// What went wrong. The messages are for clients; causes that are none of their business are in `Internal` and only
+/// logged.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A field that cannot be honoured as it is.
+    #[error("{reason}")]
+    Invalid { field: Option<String>, reason: String },
+    /// Worded so that clients which look for OpenAI's message find it.
+    #[error("this model's maximum context length is {n_ctx} tokens, but the prompt has {n_prompt}")]
+    ContextLength { n_prompt: usize, n_ctx: usize },
+    /// Strict mode met fields that would otherwise have been reported.
+    #[error("{}", reasons.join("; "))]
+    NotHonoured { field: String, reasons: Vec<String> },
+    #[error("the model {model:?} does not exist; known are {known}")]
+    ModelNotFound { model: String, known: String },
+    #[error("no such route: {method} {path}")]
+    NoRoute { method: String, path: String },
+    #[error("{method} is not allowed for {path}")]
+    MethodNotAllowed { method: String, path: String },
+    #[error("a bearer token is needed: send `Authorization: Bearer TOKEN`")]
+    Unauthorized,
+    #[error("{reason}")]
+    Forbidden { reason: String },
+    #[error("the body is larger than {max_bytes} bytes")]
+    BodyTooLarge { max_bytes: usize },
+    #[error("the body did not arrive in time")]
+    BodyTimeout,
+    #[error("the server is busy: {n_waiting} requests wait already, at most {max_waiting} may")]
+    QueueFull { n_waiting: usize, max_waiting: usize },
+    #[error(
+        "{model:?} does not fit: {plan} needed, {used_bytes} of {limit_bytes} bytes are taken by models in use"
+    )]
+    OutOfMemory { model: String, plan: MemoryPlan, used_bytes: u64, limit_bytes: u64 },
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("internal error")]
+    Internal { cause: String },
+}
+
+impl ServeError {
+    pub fn invalid(field: impl Into<String>, reason: impl Into<String>) -> ServeError {
+        ServeError::Invalid { field: Some(field.into()), reason: reason.into() }
+    }
+
+    pub fn internal(cause: impl ToString) -> ServeError {
+        ServeError::Internal { cause: cause.to_string() }
+    }
+
+    pub const fn status(&self) -> StatusCode {
+        match self {
+            ServeError::Invalid { .. }
+            | ServeError::ContextLength { .. }
+            | ServeError::NotHonoured { .. } => StatusCode::BAD_REQUEST,
+            ServeError::ModelNotFound { .. } | ServeError::NoRoute { .. } => StatusCode::NOT_FOUND,
+            ServeError::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            ServeError::Unauthorized => StatusCode::UNAUTHORIZED,
+            ServeError::Forbidden { .. } => StatusCode::FORBIDDEN,
+            ServeError::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            ServeError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            ServeError::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            ServeError::OutOfMemory { .. } | ServeError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            ServeError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// When to try again, in seconds, where that helps.
+    pub const fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            ServeError::QueueFull { .. } | ServeError::OutOfMemory { .. } => Some(RETRY_AFTER_S),
+            _ => None,
+        }
+    }
+
+    /// Writes the cause the client does not see to the log.
+    pub fn log(&self) {
+        if let ServeError::Internal { cause } = self {
+            tracing::error!(cause, "request failed");
+        }
+    }
+}
+
+impl From<BodyError> for ServeError {
+    fn from(error: BodyError) -> Self {
+        ServeError::Invalid { reason: error.to_string(), field: error.field }
+    }
+}
+
+impl From<EngineThreadError> for ServeError {
+    fn from(error: EngineThreadError) -> Self {
+        match error {
+            EngineThreadError::Submit(error) => error.into(),
+            EngineThreadError::Busy { n_commands } => {
+                ServeError::QueueFull { n_waiting: n_commands, max_waiting: n_commands }
+            }
+            EngineThreadError::Stopping => ServeError::ShuttingDown,
+            EngineThreadError::Failed { reason } => ServeError::Internal { cause: reason },
+        }
+    }
+}
+
+impl From<SubmitError> for ServeError {
+    fn from(error: SubmitError) -> Self {
+        let field = match &error {
+            SubmitError::PromptTooLong { n_prompt, n_ctx } => {
+                return ServeError::ContextLength { n_prompt: *n_prompt, n_ctx: *n_ctx };
+            }
+            SubmitError::QueueFull { n_waiting, max_waiting } => {
+                return ServeError::QueueFull { n_waiting: *n_waiting, max_waiting: *max_waiting };
+            }
+            SubmitError::EmptyPrompt | SubmitError::Text(_) => "prompt",
+            SubmitError::NoSuchToken { field, .. } | SubmitError::FieldTooLong { field, .. } => field,
+            SubmitError::Choices { .. } => "best_of",
+            SubmitError::TooManyChoices { .. } => "n",
+            SubmitError::EmptyStop => "stop",
+            SubmitError::Sampling(error) => error.field,
+        };
+        ServeError::invalid(field, error.to_string())
+    }
+}
+
+/// The chat template or the tokenizer refused the conversation.
+impl From<TextError> for ServeError {
+    fn from(error: TextError) -> Self {
+        match &error {
+            TextError::Refused { .. } | TextError::Template { .. } | TextError::Encode { .. } => {
+                ServeError::invalid("messages", error.to_string())
+            }
+            _ => ServeError::internal(error),
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! HTTP in front of the engine: dialects, streams, access, loaded models, metrics.
+//!
+//! A route parses, submits and streams; `translate` knows what a dialect means; `model_manager` knows what is loaded;
+//! `generation` follows requests through the engine. [`App::router`] is the whole service without a socket, [`serve()`]
+//! puts it on one.
+//!
+//! Invariant: dropping what a handler returned, or the handler itself, cancels what it had submitted.
+
+mod access;
+mod app;
+mod dialect;
+mod error;
+mod generation;
+mod ids;
+mod listen;
+mod loaded;
+mod memory;
+mod model_manager;
+mod notices;
+mod routes;
+mod sse;
+mod stream;
+mod telemetry;
+mod tokens;
+mod translate;
+
+pub use access::Access;
+pub use app::{App, Limits};
+pub use error::ServeError;
+pub use listen::{ListenError, Listeners, serve};
+pub use loaded::{EngineSetup, LoadedModel, ModelSource};
+pub use memory::{Memory, MemoryPlan};
+pub use model_manager::{KeepAlive, Lease, ModelSpec, Models};
+pub use tokens::{TokenFileError, Tokens};

@@ -1,0 +1,148 @@
+//! What a model takes, and what there is.
+
+use std::fmt;
+
+use mlxr_checkpoint::Checkpoint;
+use mlxr_engine::EngineOptions;
+use mlxr_models::{DecoderConfig, MlpConfig, ModelError};
+use mlxr_tensor::KvSpec;
+
+/// Sequences of full length the KV arena holds when nobody says; shorter ones share the room.
+const DEFAULT_FULL_SEQS: usize = 8;
+
+/// The context when nobody says, unless the model's own is smaller.
+const DEFAULT_CTX: u32 = 4096;
+
+/// Bytes a model takes once loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    pub n_ctx: u32,
+    pub weights_bytes: u64,
+    /// The KV arena, allocated at once.
+    pub kv_bytes: u64,
+    /// Activations and logits of the largest step.
+    pub step_bytes: u64,
+}
+
+impl MemoryPlan {
+    /// Plans for a checkpoint: weights as stored, the arena as the engine lays it out, the rows of the widest step.
+    /// Without a size for the arena it holds several full sequences, or as many as `room_bytes` leaves beside the
+    /// weights, but always one.
+    ///
+    /// # Errors
+    /// The checkpoint's config makes no sense, or its heads do not fit the KV type.
+    pub fn new(ckpt: &Checkpoint, options: &EngineOptions, room_bytes: u64) -> Result<MemoryPlan, PlanError> {
+        let config = DecoderConfig::for_checkpoint(ckpt)?;
+        let n_ctx = match options.n_ctx {
+            Some(n_ctx) => u32::try_from(n_ctx).unwrap_or(u32::MAX),
+            None => config.n_ctx_train.min(DEFAULT_CTX),
+        };
+        let spec = KvSpec {
+            n_blocks: 1,
+            block_tokens: options.block_tokens,
+            dtype: options.kv_dtype,
+            layers: config.kv_layers(),
+        };
+        let block_bytes = spec.n_bytes().ok_or(PlanError::KvType { dtype: options.kv_dtype })? as u64;
+        let seq_bytes = block_bytes.saturating_mul((n_ctx as usize).div_ceil(options.block_tokens) as u64);
+        let weights_bytes: u64 = ckpt.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
+        let step_bytes = step_bytes(&config, options);
+        let kv_bytes = options.kv_bytes.map_or_else(
+            || {
+                let left = room_bytes.saturating_sub(weights_bytes + step_bytes);
+                let n_seqs = DEFAULT_FULL_SEQS.min(options.max_seqs) as u64;
+                seq_bytes.saturating_mul(n_seqs).min(left).max(seq_bytes)
+            },
+            |bytes| bytes as u64,
+        );
+        Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes })
+    }
+
+    pub const fn total_bytes(&self) -> u64 {
+        self.weights_bytes.saturating_add(self.kv_bytes).saturating_add(self.step_bytes)
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes } = self;
+        let total = self.total_bytes();
+        write!(
+            f,
+            "{total} bytes ({weights_bytes} of weights, {kv_bytes} of KV cache for contexts of {n_ctx}, \
+             {step_bytes} per step)"
+        )
+    }
+}
+
+/// Why a model cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("{dtype} cannot store this model's keys and values: a head is no whole number of quant blocks")]
+    KvType { dtype: mlxr_tensor::DType },
+}
+
+/// Rows of the widest step: residual, normed input, attention and gate/up/product beside each other, in f32, and the
+/// logits that are read back.
+fn step_bytes(config: &DecoderConfig, options: &EngineOptions) -> u64 {
+    let width = |mlp: &MlpConfig| match *mlp {
+        MlpConfig::Dense { intermediate } => intermediate,
+        MlpConfig::Experts { intermediate, router, .. } => intermediate * router.top_k,
+    };
+    let widest = config.layers.iter().map(|layer| width(&layer.mlp)).max().unwrap_or(0);
+    let floats_per_row = 6 * config.hidden + 3 * widest;
+    let floats = options.max_batch_tokens * floats_per_row + 2 * options.max_logit_rows * config.vocab;
+    floats as u64 * 4
+}
+
+/// The memory this process may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub limit_bytes: u64,
+}
+
+impl Memory {
+    /// Nine tenths of the machine's memory, or of the container's if that is less.
+    pub fn detect() -> Memory {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        let machine = system.total_memory();
+        let container = system.cgroup_limits().map(|limits| limits.total_memory).filter(|&bytes| bytes > 0);
+        Memory { limit_bytes: container.map_or(machine, |bytes| bytes.min(machine)) / 10 * 9 }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn plan(options: &EngineOptions, room_bytes: u64) -> MemoryPlan {
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tiny/llama/hf");
+        MemoryPlan::new(&Checkpoint::open(&tiny).unwrap(), options, room_bytes).unwrap()
+    }
+
+    #[test]
+    fn the_arena_takes_what_the_room_leaves_but_holds_one_sequence() {
+        let options = EngineOptions::default();
+        // 2 layers of 2 KV heads of 16 elements, keys and values, in f16.
+        let seq_bytes = 512 * 2 * 2 * (16 + 16) * 2;
+        let roomy = plan(&options, u64::MAX);
+        assert_eq!((roomy.n_ctx, roomy.kv_bytes), (512, 8 * seq_bytes));
+        assert_eq!(plan(&options, 0).kv_bytes, seq_bytes);
+        let base = roomy.weights_bytes + roomy.step_bytes;
+        assert_eq!(plan(&options, base + 3 * seq_bytes).kv_bytes, 3 * seq_bytes);
+        let fixed = EngineOptions { kv_bytes: Some(seq_bytes as usize), ..options };
+        assert_eq!(plan(&fixed, u64::MAX).kv_bytes, seq_bytes);
+        assert_eq!(plan(&EngineOptions { n_ctx: Some(64), ..options }, u64::MAX).n_ctx, 64);
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(Memory::detect().limit_bytes > 1 << 20);
+    }
+}

@@ -1,0 +1,363 @@
+//! Which models there are and which of them are in memory.
+//!
+//! A model is loaded when the first request names it and stays for its keep-alive after the last one. When memory is
+//! short the model that has been idle longest goes first; one that serves requests never goes. Loads happen one at a
+//! time, so that two of them never count on the same memory; requests for models that are there do not wait for them.
+//!
+//! Invariant: the plans of all resident models together are within the limit.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mlxr_checkpoint::Checkpoint;
+use mlxr_engine::Shutdown;
+use tokio::sync::Notify;
+
+use crate::ServeError;
+use crate::ids::unix_s;
+use crate::loaded::{EngineSetup, LoadError, LoadedModel, ModelSource};
+use crate::memory::{Memory, MemoryPlan};
+
+/// How long a model stays in memory after its last request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepAlive {
+    For(Duration),
+    Forever,
+}
+
+impl Default for KeepAlive {
+    /// Ollama's documented default.
+    fn default() -> Self {
+        KeepAlive::For(Duration::from_secs(300))
+    }
+}
+
+/// A model that can be loaded.
+#[derive(Clone, Debug)]
+pub struct ModelSpec {
+    pub name: String,
+    pub source: ModelSource,
+}
+
+/// All models of a server.
+pub struct Models {
+    specs: BTreeMap<String, ModelSource>,
+    default: String,
+    setup: EngineSetup,
+    memory: Memory,
+    keep_alive: KeepAlive,
+    /// When the list was made, for clients that ask how old a model is.
+    pub created_s: u64,
+    resident: Mutex<BTreeMap<String, Resident>>,
+    /// Held by whoever loads or unloads.
+    loading: tokio::sync::Mutex<()>,
+    /// Rung when a model falls idle or its keep-alive changes.
+    idle: Notify,
+}
+
+/// A model in memory.
+#[derive(Debug)]
+struct Resident {
+    model: Arc<LoadedModel>,
+    n_leases: usize,
+    last_used: Instant,
+    keep_alive: KeepAlive,
+}
+
+impl Resident {
+    /// When it may go, if nothing happens before.
+    fn expires_at(&self) -> Option<Instant> {
+        match self.keep_alive {
+            KeepAlive::For(time) if self.n_leases == 0 => self.last_used.checked_add(time),
+            _ => None,
+        }
+    }
+}
+
+impl Models {
+    /// The models of a server; the first is the default. None is loaded yet.
+    ///
+    /// # Errors
+    /// When there is none, or two have the same name.
+    pub fn new(
+        specs: Vec<ModelSpec>,
+        setup: EngineSetup,
+        memory: Memory,
+        keep_alive: KeepAlive,
+    ) -> Result<Arc<Models>, ModelsError> {
+        let default = specs.first().ok_or(ModelsError::None)?.name.clone();
+        let mut by_name = BTreeMap::new();
+        for ModelSpec { name, source } in specs {
+            if by_name.insert(name.clone(), source).is_some() {
+                return Err(ModelsError::Twice { name });
+            }
+        }
+        Ok(Arc::new(Models {
+            specs: by_name,
+            default,
+            setup,
+            memory,
+            keep_alive,
+            created_s: unix_s(),
+            resident: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+            idle: Notify::new(),
+        }))
+    }
+
+    /// Every model's name, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.specs.keys().map(String::as_str)
+    }
+
+    /// The model meant when none is named.
+    pub fn default_name(&self) -> &str {
+        &self.default
+    }
+
+    /// The name a model goes by here; Ollama's clients write `:latest` after names without a tag.
+    ///
+    /// # Errors
+    /// [`ServeError::ModelNotFound`].
+    pub fn resolve(&self, name: &str) -> Result<&str, ServeError> {
+        let find = |name: &str| self.specs.get_key_value(name).map(|(known, _)| known.as_str());
+        let found = find(name).or_else(|| find(name.strip_suffix(":latest")?));
+        found.ok_or_else(|| ServeError::ModelNotFound {
+            model: name.to_owned(),
+            known: self.names().collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// The models in memory.
+    pub fn resident(&self) -> Vec<Arc<LoadedModel>> {
+        self.lock().values().map(|resident| resident.model.clone()).collect()
+    }
+
+    /// A model to work with, loaded if it was not. The load goes on when the caller gives up.
+    ///
+    /// # Errors
+    /// There is no such model, no memory for it, or its files are broken.
+    pub async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease, ServeError> {
+        let name = self.resolve(name)?.to_owned();
+        if let Some(lease) = self.lease(&name) {
+            return Ok(lease);
+        }
+        let models = self.clone();
+        let load = tokio::spawn(async move { models.load(name).await });
+        load.await.map_err(ServeError::internal)?
+    }
+
+    /// A lease on a model that is in memory and in order.
+    fn lease(self: &Arc<Self>, name: &str) -> Option<Lease> {
+        let mut table = self.lock();
+        let resident = table.get_mut(name).filter(|resident| resident.model.engine.failure().is_none())?;
+        resident.n_leases += 1;
+        Some(Lease { model: resident.model.clone(), models: self.clone() })
+    }
+
+    async fn load(self: Arc<Self>, name: String) -> Result<Lease, ServeError> {
+        let _loading = self.loading.lock().await;
+        if let Some(lease) = self.lease(&name) {
+            return Ok(lease);
+        }
+        // What is left under the name is a model whose engine broke down.
+        self.unload_now(&name).await;
+        let source = self.specs[&name].clone();
+        let failed = |error: LoadError| ServeError::internal(format!("cannot load {name:?}: {error}"));
+        let (setup, limit_bytes) = (self.setup.clone(), self.memory.limit_bytes);
+        let (ckpt, plan) = blocking(move || plan(&source, &setup, limit_bytes)).await?.map_err(failed)?;
+        let plan = self.make_room(&name, &ckpt, plan).await?;
+        let (setup, model_name) = (self.setup.clone(), name.clone());
+        let model =
+            blocking(move || LoadedModel::load(&model_name, &ckpt, plan, &setup)).await?.map_err(failed)?;
+        tracing::info!(model = name, %plan, "model loaded");
+        let model = Arc::new(model);
+        let (last_used, keep_alive) = (Instant::now(), self.keep_alive);
+        let resident = Resident { model: model.clone(), n_leases: 1, last_used, keep_alive };
+        self.lock().insert(name, resident);
+        Ok(Lease { model, models: self.clone() })
+    }
+
+    /// Unloads idle models until `plan` fits. An arena nobody sized is planned anew to what busy models leave.
+    async fn make_room(
+        &self,
+        name: &str,
+        ckpt: &Checkpoint,
+        plan: MemoryPlan,
+    ) -> Result<MemoryPlan, ServeError> {
+        loop {
+            let used_bytes = self.used_bytes();
+            let room = self.memory.limit_bytes.saturating_sub(used_bytes);
+            if plan.total_bytes() <= room {
+                return Ok(plan);
+            }
+            let Some(victim) = self.longest_idle() else {
+                let smaller =
+                    MemoryPlan::new(ckpt, &self.setup.options, room).map_err(ServeError::internal)?;
+                if smaller.total_bytes() <= room {
+                    return Ok(smaller);
+                }
+                let (model, limit_bytes) = (name.to_owned(), self.memory.limit_bytes);
+                return Err(ServeError::OutOfMemory { model, plan: smaller, used_bytes, limit_bytes });
+            };
+            tracing::info!(model = victim, "unloading to make room for {name}");
+            self.unload_now(&victim).await;
+        }
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.lock().values().map(|resident| resident.model.plan.total_bytes()).sum()
+    }
+
+    fn longest_idle(&self) -> Option<String> {
+        let table = self.lock();
+        let idle = table.iter().filter(|(_, resident)| resident.n_leases == 0);
+        idle.min_by_key(|(_, resident)| resident.last_used).map(|(name, _)| name.clone())
+    }
+
+    /// Takes a model out and waits for its memory. Requests that still hold leases keep what they have.
+    async fn unload_now(&self, name: &str) {
+        let Some(resident) = self.lock().remove(name) else { return };
+        resident.model.engine.shut_down(Shutdown::Drain);
+        let engine = resident.model.engine.clone();
+        drop(resident);
+        // Only a cancelled runtime fails here, and then the process ends anyway.
+        let _ = blocking(move || engine.join()).await;
+        tracing::info!(model = name, "model unloaded");
+    }
+
+    /// Sets how long a model stays after its last request; `For(0)` lets it go as soon as it is idle. Returns whether
+    /// it is in memory.
+    pub fn set_keep_alive(&self, name: &str, keep_alive: KeepAlive) -> bool {
+        let mut table = self.lock();
+        let Some(resident) = table.get_mut(name) else { return false };
+        resident.keep_alive = keep_alive;
+        drop(table);
+        self.idle.notify_one();
+        true
+    }
+
+    /// Unloads what has outstayed its keep-alive. Returns when the next one will have.
+    pub async fn unload_expired(&self) -> Option<Instant> {
+        loop {
+            let next = {
+                let table = self.lock();
+                let expiring = table.iter().filter_map(|(name, r)| Some((r.expires_at()?, name.clone())));
+                expiring.min()
+            };
+            let (at, name) = next?;
+            if Instant::now() < at {
+                return Some(at);
+            }
+            let _loading = self.loading.lock().await;
+            // It may have been asked for while this waited.
+            let is_expired =
+                self.lock().get(&name).and_then(Resident::expires_at).is_some_and(|at| at <= Instant::now());
+            if is_expired {
+                self.unload_now(&name).await;
+            }
+        }
+    }
+
+    /// Unloads models as their keep-alives pass, for ever.
+    pub async fn watch_keep_alive(&self) {
+        loop {
+            match self.unload_expired().await {
+                Some(at) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at.into()) => {}
+                        () = self.idle.notified() => {}
+                    }
+                }
+                None => self.idle.notified().await,
+            }
+        }
+    }
+
+    /// Ends every engine: `Drain` lets requests finish, `Cancel` does not.
+    pub fn shut_down(&self, shutdown: Shutdown) {
+        for model in self.resident() {
+            model.engine.shut_down(shutdown);
+        }
+    }
+
+    /// Unloads everything.
+    pub async fn close(&self) {
+        let _loading = self.loading.lock().await;
+        let names: Vec<String> = self.lock().keys().cloned().collect();
+        for name in names {
+            self.unload_now(&name).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Resident>> {
+        self.resident.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Models {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Models").field("names", &self.specs.keys()).finish_non_exhaustive()
+    }
+}
+
+/// A list of models that cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelsError {
+    #[error("no model to serve")]
+    None,
+    #[error("two models are called {name:?}")]
+    Twice { name: String },
+}
+
+/// The right to use a model: as long as it is held, the model stays.
+#[derive(Debug)]
+pub struct Lease {
+    model: Arc<LoadedModel>,
+    models: Arc<Models>,
+}
+
+impl std::ops::Deref for Lease {
+    type Target = LoadedModel;
+
+    fn deref(&self) -> &LoadedModel {
+        &self.model
+    }
+}
+
+impl Lease {
+    /// Sets how long the model stays after its last request.
+    pub fn set_keep_alive(&self, keep_alive: KeepAlive) {
+        self.models.set_keep_alive(&self.model.name, keep_alive);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut table = self.models.lock();
+        // A model that broke down may have been replaced under the same name.
+        let resident = table.get_mut(&self.model.name).filter(|r| Arc::ptr_eq(&r.model, &self.model));
+        if let Some(resident) = resident {
+            resident.n_leases -= 1;
+            resident.last_used = Instant::now();
+        }
+        drop(table);
+        self.models.idle.notify_one();
+    }
+}
+
+fn plan(
+    source: &ModelSource,
+    setup: &EngineSetup,
+    room_bytes: u64,
+) -> Result<(Checkpoint, MemoryPlan), LoadError> {
+    let ckpt = source.open()?;
+    let plan = MemoryPlan::new(&ckpt, &setup.options, room_bytes)?;
+    Ok((ckpt, plan))
+}
+
+/// Runs what takes long away from the threads that serve connections.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ServeError> {
+    tokio::task::spawn_blocking(work).await.map_err(ServeError::internal)
+}

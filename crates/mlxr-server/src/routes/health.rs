@@ -1,0 +1,24 @@
+//! Whether the service is up, and its metrics.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use crate::app::App;
+
+pub fn routes() -> Router<Arc<App>> {
+    Router::new().route("/health", get(health)).route("/metrics", get(metrics))
+}
+
+async fn health() -> Response {
+    ([(CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response()
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let text = app.telemetry.render(&app.models.resident());
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}

@@ -1,0 +1,68 @@
+//! The routes, one file per dialect. They parse, submit and stream; what things mean is in `translate`.
+
+mod health;
+mod openai;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
+use bytes::Bytes;
+
+use crate::app::App;
+use crate::dialect::Dialect;
+use crate::{Limits, ServeError};
+
+/// Every route of the service.
+pub fn all() -> Router<Arc<App>> {
+    Router::new()
+        .merge(health::routes())
+        .merge(openai::routes())
+        .fallback(no_route)
+        .method_not_allowed_fallback(method_not_allowed)
+}
+
+async fn no_route(request: Request) -> Response {
+    let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
+    Dialect::of_path(&path).error(&ServeError::NoRoute { method, path })
+}
+
+async fn method_not_allowed(request: Request) -> Response {
+    let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
+    Dialect::of_path(&path).error(&ServeError::MethodNotAllowed { method, path })
+}
+
+/// The whole body, within the limits.
+async fn read_body(request: Request, limits: &Limits) -> Result<Bytes, ServeError> {
+    use axum::extract::FromRequest;
+    use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+
+    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            ServeError::BodyTooLarge { max_bytes: limits.max_body_bytes }
+        }
+        rejection if is_timeout(&rejection) => ServeError::BodyTimeout,
+        rejection => ServeError::Invalid { field: None, reason: rejection.body_text() },
+    })
+}
+
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.into_iter().any(|cause| cause.is::<tower_http::timeout::TimeoutError>())
+}
+
+/// Bodies up to this size are translated where they arrive; templates and tokenizers take longer with larger ones, and
+/// other connections must not wait for that.
+const MAX_INLINE_BYTES: usize = 64 << 10;
+
+/// Runs `work`, whose cost grows with a body of `n_bytes`.
+async fn translate<T: Send + 'static>(
+    n_bytes: usize,
+    work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
+) -> Result<T, ServeError> {
+    if n_bytes <= MAX_INLINE_BYTES {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(ServeError::internal)?
+}

@@ -1,0 +1,79 @@
+//! OpenAI's routes.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use mlxr_api::openai::chat::ChatCompletionRequest;
+use mlxr_api::openai::completions::CompletionRequest;
+use mlxr_api::openai::models::{Model, ModelList};
+
+use super::{read_body, translate};
+use crate::ServeError;
+use crate::app::App;
+use crate::dialect::Dialect;
+use crate::generation::Generation;
+use crate::stream;
+use crate::translate::openai::{chat, completions, json_response, stream_response};
+
+pub fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(complete))
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*id}", get(show_model))
+}
+
+async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer_chat(&app, request).await.unwrap_or_else(|error| Dialect::OpenAi.error(&error))
+}
+
+async fn answer_chat(app: &App, request: Request) -> Result<Response, ServeError> {
+    let body = read_body(request, &app.limits).await?;
+    let request = ChatCompletionRequest::parse(&body)?;
+    let lease = app.models.acquire(&request.model).await?;
+    let (strict, n_bytes) = (app.limits.strict, body.len());
+    let (lease, task) =
+        translate(n_bytes, move || chat::read(&request, &lease, strict).map(|task| (lease, task))).await?;
+    let chat::Task { request, answer, notices, is_stream } = task;
+    let generation = Generation::start(lease, vec![request], &app.telemetry).await?;
+    if is_stream {
+        return Ok(stream_response(stream::body(generation, answer.stream()), &notices));
+    }
+    Ok(json_response(&answer.whole(generation).await?, &notices))
+}
+
+async fn complete(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer_completion(&app, request).await.unwrap_or_else(|error| Dialect::OpenAi.error(&error))
+}
+
+async fn answer_completion(app: &App, request: Request) -> Result<Response, ServeError> {
+    let body = read_body(request, &app.limits).await?;
+    let request = CompletionRequest::parse(&body)?;
+    let lease = app.models.acquire(&request.model).await?;
+    let (strict, n_bytes) = (app.limits.strict, body.len());
+    let (lease, task) =
+        translate(n_bytes, move || completions::read(&request, &lease, strict).map(|task| (lease, task)))
+            .await?;
+    let completions::Task { requests, answer, notices, is_stream } = task;
+    let generation = Generation::start(lease, requests, &app.telemetry).await?;
+    if is_stream {
+        return Ok(stream_response(stream::body(generation, answer.stream()), &notices));
+    }
+    Ok(json_response(&answer.whole(generation).await?, &notices))
+}
+
+async fn list_models(State(app): State<Arc<App>>) -> Response {
+    let created_s = app.models.created_s;
+    let models = app.models.names().map(|name| Model::new(name.to_owned(), created_s)).collect();
+    json_response(&ModelList::new(models), &Default::default())
+}
+
+async fn show_model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    match app.models.resolve(&id) {
+        Ok(name) => json_response(&Model::new(name.to_owned(), app.models.created_s), &Default::default()),
+        Err(error) => Dialect::OpenAi.error(&error),
+    }
+}

@@ -1,0 +1,178 @@
+//! Metrics, in Prometheus' text format. Each server has its own recorder, so nothing here is global.
+
+use std::fmt;
+
+use metrics::{
+    Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+use crate::loaded::LoadedModel;
+
+/// Upper bounds of the latency buckets, in seconds.
+const LATENCY_BUCKETS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// How a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Stop,
+    Length,
+    Cancelled,
+    Error,
+    /// It never began.
+    Refused,
+}
+
+impl Outcome {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Stop => "stop",
+            Outcome::Length => "length",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Error => "error",
+            Outcome::Refused => "refused",
+        }
+    }
+}
+
+/// A server's metrics.
+pub struct Telemetry {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl Telemetry {
+    /// # Errors
+    /// The buckets are malformed, which they are not.
+    pub fn new() -> Result<Telemetry, BuildError> {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS)?
+            .build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, describe);
+        Ok(Telemetry { recorder, handle })
+    }
+
+    /// The metrics of one model.
+    pub fn of_model(&self, model: &str) -> ModelMetrics {
+        metrics::with_local_recorder(&self.recorder, || {
+            let latency = |name: &'static str| histogram!(name, "model" => model.to_owned());
+            let total = |name: &'static str| counter!(name, "model" => model.to_owned());
+            let outcomes =
+                [Outcome::Stop, Outcome::Length, Outcome::Cancelled, Outcome::Error, Outcome::Refused];
+            ModelMetrics {
+                ttft: latency("mlxr_time_to_first_token_seconds"),
+                itl: latency("mlxr_inter_token_latency_seconds"),
+                queue: latency("mlxr_queue_time_seconds"),
+                duration: latency("mlxr_generation_duration_seconds"),
+                n_prompt: total("mlxr_prompt_tokens_total"),
+                n_completion: total("mlxr_completion_tokens_total"),
+                outcomes: outcomes.map(|outcome| {
+                    let counter = counter!(
+                        "mlxr_generations_total", "model" => model.to_owned(), "outcome" => outcome.name()
+                    );
+                    (outcome, counter)
+                }),
+            }
+        })
+    }
+
+    /// Counts an HTTP response.
+    pub fn count_response(&self, route: &str, status: u16) {
+        metrics::with_local_recorder(&self.recorder, || {
+            let labels = [("route", route.to_owned()), ("status", status.to_string())];
+            counter!("mlxr_http_responses_total", &labels).increment(1);
+        });
+    }
+
+    /// The text Prometheus scrapes, with what the engines hold right now.
+    pub fn render(&self, models: &[std::sync::Arc<LoadedModel>]) -> String {
+        metrics::with_local_recorder(&self.recorder, || {
+            gauge!("mlxr_models_loaded").set(models.len() as f64);
+            for model in models {
+                record_engine(model);
+            }
+        });
+        self.handle.render()
+    }
+
+    /// Moves recorded values from buffers to buckets; without it, buffers grow until the next scrape.
+    pub fn run_upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Telemetry")
+    }
+}
+
+/// Where the events of one model's generations are counted.
+#[derive(Clone)]
+pub struct ModelMetrics {
+    pub ttft: Histogram,
+    pub itl: Histogram,
+    pub queue: Histogram,
+    pub duration: Histogram,
+    pub n_prompt: Counter,
+    pub n_completion: Counter,
+    outcomes: [(Outcome, Counter); 5],
+}
+
+impl ModelMetrics {
+    pub fn count(&self, outcome: Outcome) {
+        if let Some((_, counter)) = self.outcomes.iter().find(|(known, _)| *known == outcome) {
+            counter.increment(1);
+        }
+    }
+}
+
+fn record_engine(model: &LoadedModel) {
+    let (name, stats) = (&model.name, model.engine.stats());
+    let set = |metric: &'static str, value: usize| {
+        gauge!(metric, "model" => name.clone()).set(value as f64);
+    };
+    set("mlxr_requests_waiting", stats.n_waiting);
+    set("mlxr_requests_running", stats.n_running);
+    set("mlxr_kv_blocks", stats.blocks.n_blocks);
+    set("mlxr_kv_blocks_used", stats.blocks.n_blocks - stats.blocks.n_free);
+    set("mlxr_kv_blocks_used_peak", stats.blocks.peak_used);
+    let total = |metric: &'static str, value: u64| {
+        counter!(metric, "model" => name.clone()).absolute(value);
+    };
+    total("mlxr_engine_steps_total", stats.n_steps);
+    total("mlxr_engine_rows_total", stats.n_rows);
+    total("mlxr_engine_preemptions_total", stats.n_preemptions);
+    gauge!("mlxr_model_memory_bytes", "model" => name.clone()).set(model.plan.total_bytes() as f64);
+}
+
+fn describe() {
+    describe_histogram!("mlxr_time_to_first_token_seconds", "From submission to the first token");
+    describe_histogram!("mlxr_inter_token_latency_seconds", "Between two tokens of one choice");
+    describe_histogram!(
+        "mlxr_queue_time_seconds",
+        "From submission to the first step with rows of the request"
+    );
+    describe_histogram!("mlxr_generation_duration_seconds", "From submission to the end");
+    describe_counter!("mlxr_prompt_tokens_total", "Prompt tokens of finished requests");
+    describe_counter!("mlxr_completion_tokens_total", "Tokens generated for finished requests");
+    describe_counter!("mlxr_generations_total", "Generations by how they ended");
+    describe_counter!("mlxr_http_responses_total", "HTTP responses by route and status");
+    describe_counter!("mlxr_engine_steps_total", "Steps since the model was loaded");
+    describe_counter!("mlxr_engine_rows_total", "Rows run since the model was loaded; per step: the batch");
+    describe_counter!(
+        "mlxr_engine_preemptions_total",
+        "Sequences that lost their blocks and were computed again"
+    );
+    describe_gauge!("mlxr_requests_waiting", "Sequences in the queue");
+    describe_gauge!("mlxr_requests_running", "Sequences in the batch");
+    describe_gauge!("mlxr_kv_blocks", "KV blocks of the arena");
+    describe_gauge!("mlxr_kv_blocks_used", "KV blocks in use");
+    describe_gauge!("mlxr_kv_blocks_used_peak", "The most KV blocks in use so far");
+    describe_gauge!("mlxr_models_loaded", "Models in memory");
+    describe_gauge!("mlxr_model_memory_bytes", "Planned memory of the model");
+}

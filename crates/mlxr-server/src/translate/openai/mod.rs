@@ -1,0 +1,98 @@
+//! OpenAI's dialect.
+
+pub mod chat;
+pub mod completions;
+mod fill_in;
+mod logprobs;
+mod prompt;
+mod sampling;
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use mlxr_api::openai::error::{ErrorBody, ErrorDetail};
+use mlxr_engine::FinishReason;
+use serde::Serialize;
+
+use crate::ServeError;
+use crate::notices::Notices;
+use crate::sse;
+
+/// What answers say they come from.
+const FINGERPRINT: &str = concat!("mlxr-", env!("CARGO_PKG_VERSION"));
+
+/// An answer in one piece.
+pub fn json_response(value: &impl Serialize, notices: &Notices) -> Response {
+    with_status(StatusCode::OK, value, notices)
+}
+
+fn with_status(status: StatusCode, value: &impl Serialize, notices: &Notices) -> Response {
+    // Our own types always serialise.
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    notices.write_header(headers);
+    response
+}
+
+/// A streamed answer.
+pub fn stream_response(body: Body, notices: &Notices) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, sse::CONTENT_TYPE);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    notices.write_header(headers);
+    response
+}
+
+/// An error as OpenAI's clients read it.
+pub fn error_response(error: &ServeError) -> Response {
+    let mut response = with_status(error.status(), &error_body(error), &Notices::default());
+    let headers = response.headers_mut();
+    if let Some(seconds) = error.retry_after_s() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if matches!(error, ServeError::Unauthorized) {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// The body of [`error_response`], also sent inside a stream that has begun.
+fn error_body(error: &ServeError) -> ErrorBody {
+    let request = "invalid_request_error";
+    let (r#type, param, code) = match error {
+        ServeError::Invalid { field, .. } => (request, field.clone(), None),
+        ServeError::NotHonoured { field, .. } => (request, Some(field.clone()), Some("unsupported_field")),
+        ServeError::ContextLength { .. } => (request, None, Some("context_length_exceeded")),
+        ServeError::ModelNotFound { .. } => (request, Some("model".to_owned()), Some("model_not_found")),
+        ServeError::NoRoute { .. } => (request, None, Some("unknown_url")),
+        ServeError::MethodNotAllowed { .. } => (request, None, Some("method_not_allowed")),
+        ServeError::Unauthorized => ("authentication_error", None, Some("invalid_api_key")),
+        ServeError::Forbidden { .. } => ("permission_error", None, Some("forbidden")),
+        ServeError::BodyTooLarge { .. } => (request, None, Some("request_too_large")),
+        ServeError::BodyTimeout => (request, None, Some("request_timeout")),
+        ServeError::QueueFull { .. } => ("rate_limit_error", None, Some("queue_full")),
+        ServeError::OutOfMemory { .. } => ("server_error", Some("model".to_owned()), Some("out_of_memory")),
+        ServeError::ShuttingDown => ("server_error", None, Some("shutting_down")),
+        ServeError::Internal { .. } => ("server_error", None, Some("internal_error")),
+    };
+    let (r#type, code) = (r#type.to_owned(), code.map(str::to_owned));
+    ErrorBody { error: ErrorDetail { message: error.to_string(), r#type, param, code } }
+}
+
+/// How a choice ended.
+///
+/// # Errors
+/// When it did not end as clients expect: the model failed, or the server cancelled it.
+fn finish_reason(reason: &FinishReason) -> Result<&'static str, ServeError> {
+    match reason {
+        FinishReason::Stop(_) => Ok("stop"),
+        FinishReason::Length => Ok("length"),
+        FinishReason::Cancelled => Err(ServeError::ShuttingDown),
+        FinishReason::Error(cause) => Err(ServeError::Internal { cause: cause.clone() }),
+    }
+}

@@ -3,7 +3,9 @@
 //! Invariant: a field a dialect documents has a type here, and one it does not ends up in `unknown`, so that whoever
 //! translates a request can honour, report or refuse every one of them.
 
+pub mod anthropic;
 mod body;
+pub mod ollama;
 pub mod openai;
 
 pub use body::{BodyError, parse};

@@ -1,0 +1,11 @@
+//! Ollama's dialect: one file per endpoint, and what several of them share.
+
+pub mod chat;
+pub mod error;
+pub mod generate;
+pub mod keep_alive;
+pub mod logprobs;
+pub mod metrics;
+pub mod models;
+pub mod options;
+pub mod output;

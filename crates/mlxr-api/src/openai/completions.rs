@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{self, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::sampling::SamplingExtensions;
@@ -175,9 +175,19 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// The first token of an echoed prompt has none.
     pub token_logprobs: Vec<Option<f32>>,
-    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub top_logprobs: Vec<Option<TopLogprobs>>,
     /// Characters before the token in the choice's text.
     pub text_offset: Vec<usize>,
+}
+
+/// Tokens and their log-probabilities, most likely first; on the wire one object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TopLogprobs(pub Vec<(String, f32)>);
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! Log-probabilities as the two endpoints show them.
 
 use mlxr_api::openai::chat::{ChatTokenLogprob, TopLogprob};
-use mlxr_api::openai::completions::CompletionLogprobs;
+use mlxr_api::openai::completions::{CompletionLogprobs, TopLogprobs};
 use mlxr_engine::sampler::Logprobs;
 use mlxr_text::Tokenizer;
-use serde_json::{Map, Value};
 
 /// JSON has no infinity; OpenAI shows this for a token that cannot be.
 const MIN_LOGPROB: f32 = -9999.0;
@@ -35,8 +34,15 @@ pub fn push_completion_token(
     out.tokens.push(spelling(tokenizer, id));
     out.token_logprobs.push(logprobs.map(|found| finite(found.token.logprob)));
     out.top_logprobs.push(logprobs.map(|found| {
-        let top = found.top.iter().map(|t| (spelling(tokenizer, t.id), Value::from(finite(t.logprob))));
-        top.collect::<Map<String, Value>>()
+        let mut top: Vec<(String, f32)> = Vec::with_capacity(found.top.len());
+        for t in &found.top {
+            let token = spelling(tokenizer, t.id);
+            // Ids can share a spelling; the likelier one stands for both.
+            if top.iter().all(|(known, _)| *known != token) {
+                top.push((token, finite(t.logprob)));
+            }
+        }
+        TopLogprobs(top)
     }));
     out.text_offset.push(offset);
 }

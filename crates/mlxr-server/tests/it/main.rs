@@ -1,0 +1,11 @@
+//! The service from outside: requests in, bytes out, on the bundled model and on a tiny one.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
+
+mod cancel;
+mod chat;
+mod completions;
+mod errors;
+mod harness;
+mod models;
+mod sockets;

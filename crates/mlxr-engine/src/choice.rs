@@ -6,6 +6,7 @@ use std::time::Instant;
 use mlxr_text::{Detokenizer, StopMatch, StopMatcher};
 
 use crate::event::{Event, FinishReason, StopCause, Timings, Usage};
+use crate::loop_guard::LoopGuard;
 use crate::request::Request;
 use crate::sampler::Sampler;
 use crate::{RequestId, SeqId};
@@ -20,6 +21,7 @@ pub(crate) struct Choice {
     pub sampler: Sampler,
     pub text: Detokenizer,
     pub stops: StopMatcher,
+    pub loops: Option<LoopGuard>,
 }
 
 impl Choice {

@@ -16,6 +16,7 @@ use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
 use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
 use crate::kv::{BlockTables, IntegrityError, PoolStats};
+use crate::loop_guard::LoopGuard;
 use crate::request::{Prompt, Request, SubmitError};
 use crate::runner::{ModelRunner, Runner};
 use crate::sampler::{Candidates, Sampler, SamplingParams};
@@ -270,7 +271,8 @@ impl Engine {
         let (id, seq) = (RequestId(self.next_id), self.new_seq());
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let params: Arc<SamplingParams> = Arc::new(request.sampling.clone());
-        let mut sampler = Sampler::new(params, seed, self.tokenizer.eog_ids());
+        let mut sampler =
+            Sampler::new(params, seed, self.tokenizer.eog_ids()).with_constraint(request.constraint.clone());
         for &token in &tokens {
             sampler.accept(self.tokenizer.token_bytes(token).unwrap_or_default());
         }
@@ -287,7 +289,8 @@ impl Engine {
         let choice = Choice {
             request: id,
             choice: 0,
-            text: Detokenizer::after(&self.tokenizer, &tokens),
+            text: Detokenizer::after(&self.tokenizer, &tokens).showing(request.shown_ids.clone()),
+            loops: request.loop_limits.map(LoopGuard::new),
             stops: StopMatcher::new(request.stop.iter().cloned()),
             tokens,
             sampler,

@@ -52,6 +52,8 @@ pub enum FinishReason {
     Stop(StopCause),
     /// `max_tokens` or the context was reached.
     Length,
+    /// The model said the same thing over and over.
+    Loop,
     Cancelled,
     /// The model failed on this sequence's batch, or gave no distribution.
     Error(String),
@@ -66,6 +68,8 @@ pub enum StopCause {
     Id(u32),
     /// One of the request's stop strings.
     Text(String),
+    /// The grammar allows nothing more.
+    Grammar,
 }
 
 /// Tokens a request took.

@@ -1,6 +1,9 @@
 //! What a client asks of the engine, and why it may be refused.
 
+use mlxr_text::grammar::ConstraintState;
 use mlxr_text::{EncodeOptions, TextError};
+
+use crate::loop_guard::LoopLimits;
 
 use crate::sampler::{ParamError, SamplingParams};
 
@@ -9,6 +12,8 @@ pub const MAX_STOPS: usize = 32;
 pub const MAX_STOP_BYTES: usize = 1024;
 /// The most stop ids of a request.
 pub const MAX_STOP_IDS: usize = 256;
+/// The longest passage the loop guard compares.
+pub const MAX_LOOP_PERIOD: usize = 4096;
 /// The most alternatives reported per token.
 pub const MAX_TOP_LOGPROBS: usize = 100;
 
@@ -41,6 +46,12 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// Higher goes first.
     pub priority: i32,
+    /// What the output is held to, from the start: reasoning budget, grammar.
+    pub constraint: Option<ConstraintState>,
+    /// Control tokens that are spelt out in the text instead of hidden: the markers of tool calls and reasoning.
+    pub shown_ids: Vec<u32>,
+    /// End a choice that repeats itself.
+    pub loop_limits: Option<LoopLimits>,
 }
 
 impl Request {
@@ -57,6 +68,9 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             priority: 0,
+            constraint: None,
+            shown_ids: Vec::new(),
+            loop_limits: None,
         }
     }
 
@@ -86,6 +100,7 @@ impl Request {
             check("stop string", stop.len(), MAX_STOP_BYTES)?;
         }
         check("stop_token_ids", self.stop_ids.len(), MAX_STOP_IDS)?;
+        check("loop period", self.loop_limits.map_or(0, |limits| limits.max_period), MAX_LOOP_PERIOD)?;
         check("logprobs", self.logprobs.unwrap_or(0), MAX_TOP_LOGPROBS)?;
         check("prompt_logprobs", self.prompt_logprobs.unwrap_or(0), MAX_TOP_LOGPROBS)
     }

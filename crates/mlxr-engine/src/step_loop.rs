@@ -180,9 +180,15 @@ impl Engine {
         };
         active.emit(choice, Event::Token { request, choice, id, text, logprobs }, &mut self.events);
         let n_generated = state.tokens.len() - active.n_prompt;
+        let is_loop = state.loops.as_mut().is_some_and(|loops| loops.push(id));
+        let is_done = state.sampler.is_done();
         if let Some(stop_idx) = stop_idx {
             let reason = active.stop_text(stop_idx);
             self.end_seq(seq, reason);
+        } else if is_done {
+            self.end_seq(seq, FinishReason::Stop(StopCause::Grammar));
+        } else if is_loop {
+            self.end_seq(seq, FinishReason::Loop);
         } else if n_generated == active.max_tokens {
             self.end_seq(seq, FinishReason::Length);
         } else {

@@ -3,6 +3,8 @@
 //! Invariant: the pieces pushed out, joined, are exactly the lossy UTF-8 reading of the tokens' bytes joined; a
 //! character whose bytes are spread over several tokens comes out whole with the last of them.
 
+use std::sync::Arc;
+
 use crate::tokenizer::StartRule;
 use crate::{TokenKind, Tokenizer};
 
@@ -11,6 +13,8 @@ use crate::{TokenKind, Tokenizer};
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Control tokens that are spelt out nevertheless.
+    shown: Arc<[u32]>,
     /// Nothing visible yet, so the first-token rule still applies.
     at_start: bool,
     /// The beginning of a character: at most three bytes.
@@ -20,12 +24,24 @@ pub struct Detokenizer {
 impl Detokenizer {
     /// A detokeniser at the start of a text, hiding special tokens.
     pub fn new(tokenizer: &Tokenizer) -> Detokenizer {
-        Detokenizer { tokenizer: tokenizer.clone(), skip_special: true, at_start: true, pending: Vec::new() }
+        Detokenizer {
+            tokenizer: tokenizer.clone(),
+            skip_special: true,
+            shown: Arc::new([]),
+            at_start: true,
+            pending: Vec::new(),
+        }
     }
 
     /// Whether control tokens are hidden (the default) or spelt out.
     pub fn skip_special(mut self, skip: bool) -> Detokenizer {
         self.skip_special = skip;
+        self
+    }
+
+    /// Control tokens to spell out although the others are hidden.
+    pub fn showing(mut self, ids: impl Into<Arc<[u32]>>) -> Detokenizer {
+        self.shown = ids.into();
         self
     }
 
@@ -42,7 +58,7 @@ impl Detokenizer {
     /// The text that one more token makes certain: whole characters only, possibly none.
     pub fn push(&mut self, id: u32) -> String {
         let vocab = self.tokenizer.vocab();
-        if self.skip_special && vocab.is_special(id) {
+        if self.skip_special && vocab.is_special(id) && !self.shown.contains(&id) {
             return String::new();
         }
         let Some(mut piece) = vocab.pieces.get(id) else { return String::new() };

@@ -5,6 +5,7 @@
 
 mod candidates;
 mod dry;
+mod grammar;
 mod logprobs;
 mod mirostat;
 mod params;
@@ -14,6 +15,8 @@ mod temperature;
 mod truncate;
 
 use std::sync::Arc;
+
+use mlxr_text::grammar::{ConstraintState, GrammarError};
 
 pub use candidates::{Candidate, Candidates};
 pub use dry::{BreakTracker, Dry, MAX_BREAKER_BYTES, MAX_BREAKERS};
@@ -32,6 +35,8 @@ pub enum SampleError {
     NoCandidate,
     #[error("token {id} is outside the vocabulary of {n_vocab}")]
     NoSuchToken { id: u32, n_vocab: usize },
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
 }
 
 /// Chooses the tokens of one sequence.
@@ -44,6 +49,7 @@ pub struct Sampler {
     /// Mirostat's bound on surprise.
     mu: f32,
     breaks: Option<BreakTracker>,
+    constraint: Option<ConstraintState>,
 }
 
 impl Sampler {
@@ -51,7 +57,24 @@ impl Sampler {
     pub fn new(params: Arc<SamplingParams>, seed: u64, eog_ids: &[u32]) -> Self {
         let forbidden: Arc<[u32]> = if params.ignore_eos { eog_ids.into() } else { Arc::new([]) };
         let breaks = (!params.dry.is_off()).then(|| BreakTracker::new(&params.dry.breakers));
-        Self { mu: params.mirostat.initial_mu(), rng: TokenRng::new(seed, 0), forbidden, breaks, params }
+        Self {
+            mu: params.mirostat.initial_mu(),
+            rng: TokenRng::new(seed, 0),
+            forbidden,
+            breaks,
+            constraint: None,
+            params,
+        }
+    }
+
+    /// The same sampler, held to a constraint.
+    pub fn with_constraint(self, constraint: Option<ConstraintState>) -> Self {
+        Self { constraint, ..self }
+    }
+
+    /// Whether the constraint allows nothing more.
+    pub fn is_done(&self) -> bool {
+        self.constraint.as_ref().is_some_and(ConstraintState::is_done)
     }
 
     /// The same state with the random numbers of another choice.
@@ -84,6 +107,9 @@ impl Sampler {
         for &id in &*self.forbidden {
             scratch.update(id, |_| f32::NEG_INFINITY);
         }
+        if let Some(constraint) = &mut self.constraint {
+            grammar::keep_allowed(constraint, scratch)?;
+        }
         if scratch.best().is_none_or(|best| best.logit == f32::NEG_INFINITY) {
             return Err(SampleError::NoCandidate);
         }
@@ -101,7 +127,11 @@ impl Sampler {
             scratch.softmax();
             scratch.pick(u).copied()
         };
-        chosen.map(|candidate| candidate.id).ok_or(SampleError::NoCandidate)
+        let id = chosen.map(|candidate| candidate.id).ok_or(SampleError::NoCandidate)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.commit(id)?;
+        }
+        Ok(id)
     }
 
     /// Whether a stage takes part, see [`SamplingParams`].

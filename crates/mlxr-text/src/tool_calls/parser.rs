@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 
 use super::reader::{IdStyle, Ids, Reader};
 use super::{OutputEvent, ToolFormat, ToolSpec, calls, harmony, python};
+use crate::Tokenizer;
 use crate::reasoning::ReasoningTags;
 
 /// What to look for in an answer.
@@ -30,6 +31,12 @@ impl OutputOptions {
             texts.extend([tags.open.as_str(), tags.close.as_str()]);
         }
         texts
+    }
+
+    /// The ids of those that are, for the detokeniser to show.
+    pub fn control_ids(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        let ids = self.control_texts().into_iter().filter_map(|text| tokenizer.id_of(text));
+        ids.filter(|&id| tokenizer.is_special(id)).collect()
     }
 }
 

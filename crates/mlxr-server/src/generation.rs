@@ -139,6 +139,7 @@ impl Drop for Journal {
         let outcome = match &self.end {
             Some(FinishReason::Stop(_)) => Outcome::Stop,
             Some(FinishReason::Length) => Outcome::Length,
+            Some(FinishReason::Loop) => Outcome::Loop,
             Some(FinishReason::Error(_)) => Outcome::Error,
             Some(FinishReason::Cancelled) | None => Outcome::Cancelled,
         };

@@ -20,6 +20,7 @@ const LATENCY_BUCKETS: [f64; 16] =
 pub enum Outcome {
     Stop,
     Length,
+    Loop,
     Cancelled,
     Error,
     /// It never began.
@@ -31,6 +32,7 @@ impl Outcome {
         match self {
             Outcome::Stop => "stop",
             Outcome::Length => "length",
+            Outcome::Loop => "loop",
             Outcome::Cancelled => "cancelled",
             Outcome::Error => "error",
             Outcome::Refused => "refused",
@@ -61,8 +63,14 @@ impl Telemetry {
         metrics::with_local_recorder(&self.recorder, || {
             let latency = |name: &'static str| histogram!(name, "model" => model.to_owned());
             let total = |name: &'static str| counter!(name, "model" => model.to_owned());
-            let outcomes =
-                [Outcome::Stop, Outcome::Length, Outcome::Cancelled, Outcome::Error, Outcome::Refused];
+            let outcomes = [
+                Outcome::Stop,
+                Outcome::Length,
+                Outcome::Loop,
+                Outcome::Cancelled,
+                Outcome::Error,
+                Outcome::Refused,
+            ];
             ModelMetrics {
                 ttft: latency("mlxr_time_to_first_token_seconds"),
                 itl: latency("mlxr_inter_token_latency_seconds"),
@@ -120,7 +128,7 @@ pub struct ModelMetrics {
     pub duration: Histogram,
     pub n_prompt: Counter,
     pub n_completion: Counter,
-    outcomes: [(Outcome, Counter); 5],
+    outcomes: [(Outcome, Counter); 6],
 }
 
 impl ModelMetrics {

@@ -1,4 +1,4 @@
-//! Tokenizers, streaming detokeniser, chat templates.
+//! Tokenizers, streaming detokeniser, chat templates, tool calls, grammars.
 //!
 //! [`Tokenizer`] turns text into ids whatever file the vocabulary came from; [`Detokenizer`] turns ids back into text
 //! as they arrive, never splitting a character; [`StopMatcher`] finds stop strings in that stream; [`ChatTemplate`]

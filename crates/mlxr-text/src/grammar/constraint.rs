@@ -21,7 +21,8 @@ const MAX_LEAD_BYTES: usize = 4;
 pub struct Constraint {
     /// The language of the answer.
     pub grammar: Option<Grammar>,
-    /// How the model marks its reasoning, when it does.
+    /// How the model marks its reasoning, when it does. Not used with a grammar of tool calls in channels, which says
+    /// itself where the reasoning is.
     pub reasoning: Option<ReasoningTags>,
     /// Tokens of reasoning after which its end is forced.
     pub reasoning_budget: Option<usize>,
@@ -85,7 +86,8 @@ impl ConstraintState {
         constraint: &Constraint,
         matcher: Option<Matcher>,
     ) -> Result<ConstraintState, GrammarError> {
-        let tags = constraint.reasoning.clone();
+        let covers_reasoning = constraint.grammar.as_ref().is_some_and(|grammar| grammar.covers_reasoning);
+        let tags = constraint.reasoning.clone().filter(|_| !covers_reasoning);
         let phase = match &tags {
             None => Phase::Answering { lead: 0 },
             Some(tags) if tags.is_open => Phase::Thinking { tail: Vec::new(), n_tokens: 0 },

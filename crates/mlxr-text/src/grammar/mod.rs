@@ -32,6 +32,8 @@ const MAX_SOURCE_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grammar {
     pub(crate) source: Arc<Source>,
+    /// The grammar itself says where reasoning is: channels.
+    pub(crate) covers_reasoning: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -64,7 +66,7 @@ pub(crate) type Control<'a> = &'a dyn Fn(&str) -> Option<u32>;
 impl Grammar {
     /// Any JSON object.
     pub fn json_object() -> Grammar {
-        Grammar { source: Arc::new(Source::Schema(json!({"type": "object"}))) }
+        Grammar { source: Arc::new(Source::Schema(json!({"type": "object"}))), covers_reasoning: false }
     }
 
     /// JSON that satisfies a schema; keys come in the order of `properties`.
@@ -117,14 +119,17 @@ impl Grammar {
         parallel: bool,
     ) -> Result<Option<Grammar>, GrammarError> {
         match tools::lark(format, tools, choice, parallel)? {
-            Some(parts) => Grammar::checked("tool", Source::Lark(parts)).map(Some),
+            Some(parts) => {
+                let grammar = Grammar::checked("tool", Source::Lark(parts))?;
+                Ok(Some(Grammar { covers_reasoning: format == ToolFormat::Harmony, ..grammar }))
+            }
             None => Ok(None),
         }
     }
 
     /// Compiles once without a vocabulary, for the errors.
     fn checked(what: &'static str, source: Source) -> Result<Grammar, GrammarError> {
-        let grammar = Grammar { source: Arc::new(source) };
+        let grammar = Grammar { source: Arc::new(source), covers_reasoning: false };
         let names_tokens =
             matches!(&*grammar.source, Source::Lark(parts) if parts.iter().any(Part::names_tokens));
         if !names_tokens {

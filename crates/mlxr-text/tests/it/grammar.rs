@@ -1,6 +1,7 @@
 //! Grammars on a small vocabulary: what they accept, and what they lead a blind sampler to.
 
 use std::fs;
+use std::path::Path;
 use std::sync::LazyLock;
 
 use mlxr_text::grammar::{Constraint, Grammar, GrammarError, GrammarFactory, ToolChoice};
@@ -374,4 +375,75 @@ fn special_tokens_are_no_text() {
     assert!(!mask.allows(start[0]));
     assert!(mask.allows(tokenizer.eos().unwrap()));
     assert!(!mask.allows(1 << 20));
+}
+
+/// Mean and worst time of a mask while a text is followed, in microseconds.
+fn mask_times(factory: &GrammarFactory, tokenizer: &Tokenizer, grammar: Grammar, text: &str) -> (f64, f64) {
+    let mut state = factory.start(&of(grammar)).unwrap();
+    let mut times = Vec::new();
+    for id in tokenizer.encode(text, EncodeOptions::default()).unwrap() {
+        let start = std::time::Instant::now();
+        let mask = state.mask().unwrap();
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+        assert!(mask.is_none_or(|mask| mask.allows(id)), "{text:?}");
+        state.commit(id).unwrap();
+    }
+    (times.iter().sum::<f64>() / times.len() as f64, times.iter().copied().fold(0.0, f64::max))
+}
+
+/// Grammars of each kind with a text of each.
+fn timed_grammars() -> Vec<(&'static str, Grammar, String)> {
+    let object = r#"{"name": "Ann", "age": 7, "tags": ["a", "b"], "next": {"x": true}}"#;
+    let free = r#"{"title": "The quick brown fox jumps over the lazy dog", "list": [1, 2.5, {"deep": null}], "ok": true}"#;
+    let prose = "Here is what I think of the weather in general, and of rain in particular. ".repeat(4);
+    let call = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": 3}}\n</tool_call>";
+    let auto = Grammar::tool_calls(ToolFormat::Hermes, &tools(), &ToolChoice::Auto, true).unwrap().unwrap();
+    let gbnf = "root ::= v\nv ::= \"[\" (v (\",\" v)*)? \"]\" | \"\\\"\" [^\"]* \"\\\"\" | [0-9]+";
+    vec![
+        ("json schema", Grammar::json_schema(&person()).unwrap(), object.to_owned()),
+        ("json object", Grammar::json_object(), free.to_owned()),
+        ("regex", Grammar::regex("(?s:.)*").unwrap(), prose.clone()),
+        ("tools auto, text", auto.clone(), prose.clone()),
+        ("tools auto, call", auto, call.to_owned()),
+        ("recursive gbnf", Grammar::gbnf(gbnf).unwrap(), format!("[12,[\"{prose}\",3]]")),
+    ]
+}
+
+#[test]
+fn masks_take_little_time() {
+    let mut paths = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/mlxr-27m-q8_0.gguf")];
+    paths.extend(data::folder("MLXR_TESTDATA").map(|dir| dir.join("vocabs/ggml-vocab-llama-bpe.gguf")));
+    for path in paths {
+        let bytes = fs::read(&path).unwrap();
+        let metadata = mlxr_checkpoint::gguf::read_metadata(&path, &bytes.into()).unwrap();
+        let tokenizer = &Tokenizer::from_gguf(&metadata).unwrap();
+        let name = tokenizer.n_vocab();
+        let start = std::time::Instant::now();
+        let factory = GrammarFactory::for_tokenizer(tokenizer).unwrap();
+        println!("{name} tokens: trie in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+        for (kind, grammar, text) in timed_grammars() {
+            let start = std::time::Instant::now();
+            factory.start(&of(grammar.clone())).unwrap();
+            let compiled = start.elapsed().as_secs_f64() * 1e3;
+            let (mean, worst) = mask_times(&factory, tokenizer, grammar, &text);
+            println!(
+                "{name}, {kind}: compiled in {compiled:.1} ms, mask {mean:.0} us mean, {worst:.0} us worst"
+            );
+            assert!(mean < 100_000.0, "{kind}: {mean} us");
+        }
+    }
+}
+
+#[test]
+fn channels_bring_their_own_reasoning() {
+    let grammar = Grammar::tool_calls(ToolFormat::Harmony, &tools(), &ToolChoice::Required, false).unwrap();
+    let tags = ReasoningTags::detect("<|channel|>analysis<|channel|>commentary");
+    assert!(tags.as_ref().is_some_and(|tags| tags.is_open));
+    let constraint = Constraint { grammar, reasoning: tags, reasoning_budget: None };
+    let call = "<|channel|>commentary to=functions.stop <|constrain|>json<|message|>{}";
+    assert!(accepts(
+        &constraint,
+        &format!("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant{call}")
+    ));
+    assert!(!accepts(&constraint, "<|channel|>final<|message|>No."));
 }

@@ -10,4 +10,5 @@ mod malformed;
 mod random;
 mod seeds;
 mod templates;
+mod tool_calls;
 mod vocabs;

@@ -92,6 +92,7 @@ fn finish_reason(reason: &FinishReason) -> Result<&'static str, ServeError> {
     match reason {
         FinishReason::Stop(_) => Ok("stop"),
         FinishReason::Length => Ok("length"),
+        FinishReason::Loop => Ok("loop"),
         FinishReason::Cancelled => Err(ServeError::ShuttingDown),
         FinishReason::Error(cause) => Err(ServeError::Internal { cause: cause.clone() }),
     }

@@ -7,13 +7,17 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
-use axum::http::{HeaderMap, Uri};
-use axum::middleware::Next;
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, RETRY_AFTER};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Uri};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use crate::dialect::Dialect;
+use crate::notices::UNSUPPORTED;
 use crate::{ServeError, Tokens};
 
 /// The rule of a listener.
@@ -41,10 +45,33 @@ impl Access {
             Access::Tokens(tokens) => check_token(headers, tokens),
         }
     }
+
+    /// `router` with this rule in front. Pages that pass it are told so, and get their preflights answered, which carry
+    /// no token.
+    pub fn guard(self, router: Router) -> Router {
+        let cors = match &self {
+            Access::Loopback { hosts, .. } => Some(cors(hosts.clone())),
+            Access::Socket | Access::Tokens(_) => None,
+        };
+        let guarded = router.layer(middleware::from_fn_with_state(Arc::new(self), check));
+        match cors {
+            Some(cors) => guarded.layer(cors),
+            None => guarded,
+        }
+    }
+}
+
+fn cors(hosts: Vec<String>) -> CorsLayer {
+    let is_ours = move |origin: &HeaderValue, _: &Parts| is_allowed_origin(origin, &hosts);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(is_ours))
+        .allow_methods(AllowMethods::mirror_request())
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([UNSUPPORTED, RETRY_AFTER])
 }
 
 /// Lets a request through, or answers it.
-pub async fn guard(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
+async fn check(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
     match access.check(request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(error) => Dialect::of_path(request.uri().path()).error(&error).into_response(),
@@ -67,12 +94,15 @@ fn check_host(uri: &Uri, headers: &HeaderMap, hosts: &[String]) -> Result<(), Se
 
 fn check_origin(headers: &HeaderMap, hosts: &[String]) -> Result<(), ServeError> {
     let Some(value) = headers.get(ORIGIN) else { return Ok(()) };
-    let origin = value.to_str().unwrap_or_default();
-    let host = origin.split_once("://").map(|(_, host)| host_name(host));
-    if host.is_some_and(|host| is_local(host, hosts)) {
+    if is_allowed_origin(value, hosts) {
         return Ok(());
     }
-    Err(ServeError::Forbidden { reason: format!("pages of {origin:?} may not use this server") })
+    Err(ServeError::Forbidden { reason: format!("pages of {value:?} may not use this server") })
+}
+
+fn is_allowed_origin(origin: &HeaderValue, hosts: &[String]) -> bool {
+    let host = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    host.is_some_and(|(_, host)| is_local(host_name(host), hosts))
 }
 
 fn check_token(headers: &HeaderMap, tokens: &Tokens) -> Result<(), ServeError> {

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Router, middleware};
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::access::{Access, guard};
+use crate::access::Access;
 use crate::app::App;
 use crate::{Limits, Tokens};
 
@@ -156,8 +156,8 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, stop: impl Future<Output
     let slots = Arc::new(Semaphore::new(app.limits.max_connections));
     let (closing, is_closing) = watch::channel(false);
     let mut acceptors = JoinSet::new();
-    let acceptor = |access| Acceptor {
-        router: router.clone().layer(middleware::from_fn_with_state(Arc::new(access), guard)),
+    let acceptor = |access: Access| Acceptor {
+        router: access.guard(router.clone()),
         graceful: graceful.clone(),
         limits: app.limits,
         slots: slots.clone(),
@@ -233,11 +233,13 @@ impl Acceptor {
     async fn run(mut self, source: Source) {
         loop {
             // Beyond the limit connections wait in the system's queue.
-            let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                accepted = accept(&source) => accepted,
+            let slots = self.slots.clone();
+            let next = async { (slots.acquire_owned().await, accept(&source).await) };
+            let (slot, accepted) = tokio::select! {
+                next = next => next,
                 _ = self.is_closing.wait_for(|is_closing| *is_closing) => return,
             };
+            let Ok(slot) = slot else { return };
             match accepted {
                 Ok(Stream::Tcp(stream)) => self.serve(stream, slot),
                 #[cfg(unix)]

@@ -9,7 +9,8 @@ use clap::{CommandFactory, FromArgMatches};
 
 use crate::args::{Cli, ColorWhen, Command};
 use crate::failure::{self, Report};
-use crate::{commands, logging, output};
+use crate::logging::{self, Reader};
+use crate::{commands, output};
 
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -25,7 +26,8 @@ pub fn main() -> ExitCode {
     if let Some(choice) = cli.global.color.map(ColorWhen::choice) {
         choice.write_global();
     }
-    logging::init(cli.global.log_level.as_deref());
+    let reader = if matches!(cli.command, Command::Serve(_)) { Reader::Later } else { Reader::Waiting };
+    logging::init(cli.global.log_level.as_deref(), reader);
     let result = run(cli.command);
     match result.and_then(|code| output::flush().map(|()| code)) {
         Ok(code) => code,
@@ -45,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => commands::bench::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Run(args) => commands::run::run(&args),
+        Command::Serve(args) => commands::serve::run(&args),
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Completions(args) => commands::completions::run(&args),

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxr_checkpoint::FileType;
 use mlxr_tensor::DType;
 
+use crate::commands::serve::ServeArgs;
 use crate::logging;
 use crate::sampling::{ChoiceArgs, SamplingArgs};
 
@@ -31,7 +32,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as `mlxr_engine=debug` [default: warn]
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter such as `mlxr_engine=debug` [default: warn, for serve info]
     #[arg(long, global = true, value_name = "LEVEL", value_parser = logging::parse_filter)]
     pub log_level: Option<String>,
     /// When to colour the output [default: auto, which respects NO_COLOR]
@@ -59,6 +60,7 @@ impl ColorWhen {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Run(Box<RunArgs>),
+    Serve(Box<ServeArgs>),
     Show(ShowArgs),
     Tokenize(TokenizeArgs),
     Bench(BenchArgs),

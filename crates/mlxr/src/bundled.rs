@@ -18,6 +18,10 @@ static MODEL: &PageAligned<[u8]> =
 
 /// Opens the bundled model where it lies in the program.
 pub fn open() -> anyhow::Result<Checkpoint> {
-    Checkpoint::from_gguf_bytes(Path::new(NAME), &Bytes::from_static(&MODEL.0))
-        .context("cannot open the bundled model")
+    Checkpoint::from_gguf_bytes(Path::new(NAME), &bytes()).context("cannot open the bundled model")
+}
+
+/// The bundled model's file.
+pub fn bytes() -> Bytes {
+    Bytes::from_static(&MODEL.0)
 }

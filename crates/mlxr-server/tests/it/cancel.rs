@@ -48,7 +48,7 @@ async fn a_client_that_does_not_wait_for_a_whole_answer_cancels_its_request() {
 fn story(i: usize, stream: bool) -> Value {
     let animals = ["cat", "dog", "fox", "owl", "bear", "mouse", "duck", "frog"];
     let content = format!("Tell me about a {} and the number {i}.", animals[i % animals.len()]);
-    let temperature = if i % 2 == 0 { 0.0 } else { 0.9 };
+    let temperature = if i.is_multiple_of(2) { 0.0 } else { 0.9 };
     json!({
         "model": HOUSE, "messages": [{"role": "user", "content": content}], "max_tokens": 24,
         "temperature": temperature, "seed": i, "stream": stream,
@@ -74,7 +74,7 @@ async fn many_streams_at_once_say_what_each_says_alone_while_others_leave() {
         streams.spawn(
             async move { Some((i, text_of(&ask(&stayer, post(PATH, story(i, true))).await.events()))) },
         );
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             let leaver = app.clone();
             streams.spawn(async move {
                 let mut body = send(&leaver, post(PATH, endless(true))).await.into_body();

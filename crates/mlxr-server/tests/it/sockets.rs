@@ -114,9 +114,10 @@ async fn strangers_are_kept_out() {
     let answer =
         exchange(server.connect().await, "GET", "/v1/models", "Origin: https://evil.example\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("permission_error"), "{answer}");
-    let answer =
-        exchange(server.connect().await, "GET", "/v1/models", "Origin: http://localhost:3000\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let local = "Origin: http://localhost:3000\r\n";
+    let answer = exchange(server.connect().await, "GET", "/v1/models", local).await;
+    let allowed = "access-control-allow-origin: http://localhost:3000\r\n";
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(allowed), "{answer}");
     server.close().await;
 
     let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -126,6 +127,9 @@ async fn strangers_are_kept_out() {
     let server = start(Limits::default(), &Tokens::new(["0123456789abcdef"]), None, GRACE);
     let answer = exchange(server.connect().await, "GET", "/v1/models", "").await;
     assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Bearer"), "{answer}");
+    let preflight = format!("{local}Access-Control-Request-Method: POST\r\n");
+    let answer = exchange(server.connect().await, "OPTIONS", "/v1/models", &preflight).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(allowed), "{answer}");
     let with_token = "Authorization: Bearer 0123456789abcdef\r\n";
     let answer = exchange(server.connect().await, "GET", "/v1/models", with_token).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -161,6 +165,24 @@ async fn headers_that_do_not_end_are_given_up() {
     let answer = exchange(server.connect().await, "GET", "/health", "").await;
     assert!(answer.ends_with(r#"{"status":"ok"}"#), "{answer}");
     server.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_limit_wait_and_do_not_keep_the_server_from_stopping() {
+    let limits = Limits { max_connections: 1, ..Limits::default() };
+    let server = start(limits, &Tokens::default(), None, GRACE);
+    let mut first = server.connect().await;
+    first.write_all(request("GET", "/health", "", "").as_bytes()).await.unwrap();
+    let mut answer = [0; 15];
+    first.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let waiting = tokio::spawn(exchange(server.connect().await, "GET", "/health", ""));
+    drop(first);
+    assert!(waiting.await.unwrap().starts_with("HTTP/1.1 200 OK"));
+    // One that stays open without a request in it.
+    let idle = server.connect().await;
+    server.close().await;
+    drop(idle);
 }
 
 #[tokio::test(flavor = "multi_thread")]

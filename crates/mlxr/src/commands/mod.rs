@@ -6,6 +6,7 @@ pub mod convert;
 pub mod perplexity;
 pub mod quantize;
 pub mod run;
+pub mod serve;
 pub mod show;
 pub mod tokenize;
 

@@ -18,6 +18,7 @@ Usage: mlxr [OPTIONS] <COMMAND>
 
 Commands:
   run          Generate text: from a prompt, from standard input, or in a chat
+  serve        Answer requests over HTTP, in the OpenAI dialect
   show         Show what a model is: architecture, quantisation, tokenizer, template, memory
   tokenize     Turn text into token ids, or ids into text
   bench        Measure prefill and decode speed
@@ -37,7 +38,7 @@ Options:
 Global options:
       --log-level <LEVEL>
           What to log to stderr: error, warn, info, debug, trace, or a filter such as
-          `mlxr_engine=debug` [default: warn]
+          `mlxr_engine=debug` [default: warn, for serve info]
 
       --color <WHEN>
           When to colour the output [default: auto, which respects NO_COLOR]
@@ -219,7 +220,7 @@ Sampling options (defaults: the model's generation config, else as given):
 Global options:
       --log-level <LEVEL>
           What to log to stderr: error, warn, info, debug, trace, or a filter such as
-          `mlxr_engine=debug` [default: warn]
+          `mlxr_engine=debug` [default: warn, for serve info]
 
       --color <WHEN>
           When to colour the output [default: auto, which respects NO_COLOR]

@@ -9,6 +9,7 @@ mod errors;
 mod help;
 mod perplexity;
 mod run;
+mod serve;
 mod show;
 mod tokenize;
 

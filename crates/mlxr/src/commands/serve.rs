@@ -1,0 +1,321 @@
+//! `mlxr serve`: models behind HTTP.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, ValueHint};
+use mlxr_engine::EngineOptions;
+use mlxr_server::{
+    App, EngineSetup, KeepAlive, Limits, Listeners, Memory, ModelSource, ModelSpec, Models, Tokens, serve,
+};
+use tokio::sync::oneshot;
+
+use crate::args::LoadArgs;
+use crate::failure::{EXIT_INTERRUPTED, failure, usage};
+use crate::{bundled, loaded, output};
+
+/// The name of the bundled model.
+const BUNDLED: &str = "mlxr-27m";
+
+/// Threads that serve connections; the work is the engines'.
+const NETWORK_THREADS: usize = 2;
+
+/// Answer requests over HTTP, in the OpenAI dialect.
+///
+/// Models are loaded when a request names them and stay for --keep-alive after the last one. Without --model, the
+/// bundled one is served. Listeners on other addresses than loopback need --token-file.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mlxr serve
+  mlxr serve --model qwen=path/to/qwen.gguf --model path/to/folder
+  mlxr serve --host 0.0.0.0 --token-file tokens.txt")]
+pub struct ServeArgs {
+    /// A model to serve, under its file's name or NAME, may be given again [default: the bundled model]
+    #[arg(short, long, value_name = "[NAME=]PATH", value_parser = parse_model, value_hint = ValueHint::AnyPath)]
+    pub model: Vec<(String, PathBuf)>,
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub listen: ListenArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Listeners")]
+pub struct ListenArgs {
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// The port to listen on; 0 lets the system choose
+    #[arg(long, value_name = "PORT", default_value_t = 11434)]
+    pub port: u16,
+    /// Listen on no TCP port
+    #[arg(long, conflicts_with_all = ["host", "port"])]
+    pub no_tcp: bool,
+    /// The Unix socket to listen on [default: mlxr/mlxr.sock in XDG_RUNTIME_DIR or in the user's state folder]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// Listen on no Unix socket
+    #[arg(long, conflicts_with = "socket")]
+    pub no_socket: bool,
+    /// Tokens to demand of clients, one per line; the file must be its owner's alone
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub token_file: Option<PathBuf>,
+    /// A name this machine is also known by, accepted as host and origin, may be given again
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Sequences a model runs at a time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = parse_positive)]
+    pub max_seqs: usize,
+    /// Requests that may wait for a model; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = parse_positive)]
+    pub max_waiting: usize,
+    /// Tokens a model computes per step: more read prompts faster, fewer keep the time between tokens short
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = parse_positive)]
+    pub max_batch_tokens: usize,
+    /// Memory of a model's keys and values, such as 512M [default: as many as 8 full sequences]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub kv_size: Option<u64>,
+    /// Memory of all models together, such as 12G [default: nine tenths of what there is]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// How long a model stays loaded after its last request, such as 90s, 5m, 1h or forever
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_keep_alive)]
+    pub keep_alive: KeepAlive,
+    /// The largest body of a request
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_bytes)]
+    pub max_body: u64,
+    /// Connections at a time; more wait
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = parse_positive)]
+    pub max_connections: usize,
+    /// How long a stopping server waits for the requests that run
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
+    pub grace: Duration,
+    /// Refuse requests with fields that would have no effect, instead of reporting them
+    #[arg(long)]
+    pub strict: bool,
+}
+
+pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let app = App::new(models(args)?, limits(&args.limits))?;
+    let (listeners, addresses) = listeners(args)?;
+    let stop = on_interrupt()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(NETWORK_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the network threads")?;
+    for address in addresses {
+        output::raw(&format!("listening on {address}\n"))?;
+    }
+    output::flush()?;
+    let stopped = async move {
+        // The sender lives in the handler for good.
+        let _ = stop.await;
+        tracing::info!("stopping; Ctrl-C again ends the program at once");
+    };
+    runtime.block_on(serve(app, listeners, stopped)).context("the server broke down")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn models(args: &ServeArgs) -> anyhow::Result<std::sync::Arc<Models>> {
+    let mut specs = Vec::new();
+    for (name, path) in &args.model {
+        if !path.exists() {
+            let hint = "name a .gguf file, or a folder with config.json and *.safetensors";
+            return Err(failure(format_args!("no model at {}", path.display()), hint));
+        }
+        specs.push(ModelSpec { name: name.clone(), source: ModelSource::Path(path.clone()) });
+    }
+    if specs.is_empty() {
+        let source = ModelSource::Bytes { name: bundled::NAME.to_owned(), bytes: bundled::bytes() };
+        specs.push(ModelSpec { name: BUNDLED.to_owned(), source });
+    }
+    let LimitArgs { max_seqs, max_waiting, max_batch_tokens, .. } = args.limits;
+    let defaults = EngineOptions::default();
+    let options = EngineOptions {
+        n_ctx: args.load.n_ctx.map(|n| n as usize),
+        kv_bytes: args.limits.kv_size.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        kv_dtype: args.load.kv_type,
+        max_batch_tokens: max_batch_tokens.max(max_seqs),
+        max_logit_rows: defaults.max_logit_rows.max(max_seqs),
+        max_seqs,
+        max_waiting,
+        ..defaults
+    };
+    let setup = EngineSetup { backend: loaded::backend(args.load.threads)?, options };
+    let memory = args.limits.memory.map_or_else(Memory::detect, |limit_bytes| Memory { limit_bytes });
+    Ok(Models::new(specs, setup, memory, args.limits.keep_alive)?)
+}
+
+fn limits(args: &LimitArgs) -> Limits {
+    Limits {
+        max_body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
+        max_connections: args.max_connections,
+        strict: args.strict,
+        ..Limits::default()
+    }
+}
+
+/// Opens the listeners. Returns them and where they listen.
+fn listeners(args: &ServeArgs) -> anyhow::Result<(Listeners, Vec<String>)> {
+    let ListenArgs { host, port, no_tcp, socket, no_socket, token_file, allow_host } = &args.listen;
+    let tokens = token_file.as_deref().map(Tokens::from_file).transpose()?.unwrap_or_default();
+    let mut listeners = Listeners::new(args.limits.grace);
+    let mut addresses = Vec::new();
+    if !no_tcp {
+        let bound = listeners.tcp(SocketAddr::new(*host, *port), allow_host, &tokens)?;
+        addresses.push(format!("http://{bound}"));
+    }
+    if !no_socket && cfg!(unix) {
+        match socket.clone().or_else(default_socket) {
+            Some(path) => {
+                open_socket(&mut listeners, &path, socket.is_none())?;
+                addresses.push(path.display().to_string());
+            }
+            None => tracing::warn!(
+                "no Unix socket: neither XDG_RUNTIME_DIR nor HOME is set (--socket PATH names one)"
+            ),
+        }
+    }
+    if addresses.is_empty() {
+        return Err(usage("nothing to listen on", "leave out --no-tcp or --no-socket"));
+    }
+    Ok((listeners, addresses))
+}
+
+/// Where the socket goes when nobody says.
+fn default_socket() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let folder = variable("XDG_RUNTIME_DIR")
+        .or_else(|| variable("XDG_STATE_HOME"))
+        .or_else(|| Some(variable("HOME")?.join(".local/state")))?;
+    Some(folder.join("mlxr/mlxr.sock"))
+}
+
+#[cfg(unix)]
+fn open_socket(listeners: &mut Listeners, path: &Path, is_default: bool) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+
+    if let (true, Some(folder)) = (is_default, path.parent()) {
+        let created = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        created.with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    Ok(listeners.unix(path)?)
+}
+
+#[cfg(not(unix))]
+fn open_socket(_listeners: &mut Listeners, _path: &Path, _is_default: bool) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// Resolves at the first Ctrl-C or termination signal; the second one ends the program.
+fn on_interrupt() -> anyhow::Result<oneshot::Receiver<()>> {
+    let (stop, stopped) = oneshot::channel();
+    let stop = Mutex::new(Some(stop));
+    ctrlc::set_handler(move || {
+        match stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A server that has ended by itself no longer listens.
+            Some(stop) => drop(stop.send(())),
+            None => std::process::exit(EXIT_INTERRUPTED.into()),
+        }
+    })?;
+    Ok(stopped)
+}
+
+fn parse_model(text: &str) -> Result<(String, PathBuf), String> {
+    if let Some((name, path)) = text.split_once('=') {
+        let is_name = !name.is_empty() && !name.contains(['/', '\\']) && !name.contains(char::is_whitespace);
+        return match is_name && !path.is_empty() {
+            true => Ok((name.to_owned(), PathBuf::from(path))),
+            false => Err("expected NAME=PATH with a name without slashes and spaces".to_owned()),
+        };
+    }
+    let path = PathBuf::from(text);
+    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    match stem.and_then(|stem| stem.to_str()) {
+        Some(name) => Ok((name.to_owned(), path)),
+        None => Err("the path has no name; give one as NAME=PATH".to_owned()),
+    }
+}
+
+fn parse_positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+/// `1500`, `64K`, `512M`, `12G`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'k', 'M', 'm', 'G', 'g']) {
+        Some(digits) => (
+            digits,
+            match text.as_bytes()[digits.len()].to_ascii_uppercase() {
+                b'K' => 10,
+                b'M' => 20,
+                _ => 30,
+            },
+        ),
+        None => (text, 0),
+    };
+    let parsed = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).filter(|n| *n > 0);
+    parsed.ok_or_else(|| "expected a number of bytes such as 1500, 64K, 512M or 12G".to_owned())
+}
+
+/// `90`, `90s`, `5m`, `1h`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let (digits, factor) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(digits) if text.ends_with('m') => (digits, 60),
+        Some(digits) if text.ends_with('h') => (digits, 3600),
+        Some(digits) => (digits, 1),
+        None => (text, 1),
+    };
+    let parsed = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
+    parsed.map(Duration::from_secs).ok_or_else(|| "expected a time such as 90s, 5m or 1h".to_owned())
+}
+
+fn parse_keep_alive(text: &str) -> Result<KeepAlive, String> {
+    match text {
+        "forever" => Ok(KeepAlive::Forever),
+        _ => parse_time(text).map(KeepAlive::For).map_err(|reason| format!("{reason}, or forever")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_has_the_name_given_or_its_file_s() {
+        let path = PathBuf::from;
+        assert_eq!(parse_model("a=b/c.gguf"), Ok(("a".to_owned(), path("b/c.gguf"))));
+        assert_eq!(parse_model("b/c.d.gguf"), Ok(("c.d".to_owned(), path("b/c.d.gguf"))));
+        assert_eq!(parse_model("src"), Ok(("src".to_owned(), path("src"))));
+        for bad in ["=x", "a=", "a/b=c", "a b=c", ".."] {
+            assert!(parse_model(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_have_units() {
+        assert_eq!(parse_bytes("1500"), Ok(1500));
+        assert_eq!(parse_bytes("2k"), Ok(2048));
+        assert_eq!(parse_bytes("12G"), Ok(12 << 30));
+        for bad in ["", "G", "0", "-1", "1.5M", "99999999999G"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_time("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_keep_alive("0"), Ok(KeepAlive::For(Duration::ZERO)));
+        assert_eq!(parse_keep_alive("forever"), Ok(KeepAlive::Forever));
+        assert!(parse_keep_alive("soon").is_err() && parse_time("5d").is_err());
+    }
+}

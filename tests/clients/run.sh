@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Real clients against a real server on an ephemeral loopback port: installs them under target/clients (needs the
+# package registries, python3 and node), starts `mlxr serve` with the bundled model, runs every *_check here.
+# Usage: tests/clients/run.sh [path/to/mlxr]
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+work=$PWD/target/clients
+mkdir -p "$work"
+
+mlxr=${1:-}
+if [ -z "$mlxr" ]; then
+  cargo build --locked -p mlxr
+  mlxr=$PWD/target/debug/mlxr
+fi
+
+[ -x "$work/venv/bin/python" ] || python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+mkdir -p "$work/node"
+cp "$here"/package.json "$here"/*.mjs "$work/node/"
+(cd "$work/node" && npm install --silent --no-audit --no-fund --no-package-lock)
+
+run=$(mktemp -d)
+"$mlxr" serve --port 0 --socket "$run/mlxr.sock" >"$run/out" 2>"$run/log" &
+server=$!
+finish() {
+  code=$?
+  kill "$server" 2>/dev/null || true
+  wait "$server" || code=1
+  [ "$code" = 0 ] || cat "$run/log" >&2
+  rm -rf "$run"
+  exit "$code"
+}
+trap finish EXIT
+
+for _ in $(seq 100); do
+  url=$(sed -n 's/^listening on \(http:.*\)$/\1/p' "$run/out")
+  [ -z "$url" ] && kill -0 "$server" && sleep 0.1 || break
+done
+export MLXR_URL=${url:?the server did not start} MLXR_SOCKET=$run/mlxr.sock
+export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
+
+for check in "$here"/*_check.py; do
+  echo "== ${check##*/}"
+  "$work/venv/bin/python" "$check"
+done
+for check in "$work"/node/*_check.mjs; do
+  echo "== ${check##*/}"
+  node "$check"
+done

@@ -15,7 +15,8 @@ impl Matcher {
         match matcher.get_error() {
             Some(error) => Err(GrammarError::compile("compiled", &error)),
             None => {
-                matcher.grammar_warnings();
+                // A grammar without any text shows here, and the automaton's caches are warm for the first token.
+                matcher.compute_mask_or_eos().map_err(|e| GrammarError::compile("compiled", &e))?;
                 Ok(Matcher(Box::new(matcher)))
             }
         }

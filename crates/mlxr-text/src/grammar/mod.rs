@@ -27,6 +27,8 @@ use crate::tool_calls::{ToolFormat, ToolSpec};
 
 /// Longest source of a grammar.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
+/// Longest regular expression: what it costs to compile grows faster than its length.
+pub(crate) const MAX_PATTERN_BYTES: usize = 8 << 10;
 
 /// A language texts must belong to. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +77,7 @@ impl Grammar {
     /// [`GrammarError`] naming the keyword that is not supported and where it is, or what makes no sense.
     pub fn json_schema(schema: &Value) -> Result<Grammar, GrammarError> {
         schema::check(schema)?;
-        check_len("schema", schema.to_string().len())?;
+        check_len("schema", schema.to_string().len(), MAX_SOURCE_BYTES)?;
         Grammar::checked("schema", Source::Schema(schema.clone()))
     }
 
@@ -84,7 +86,7 @@ impl Grammar {
     /// # Errors
     /// [`GrammarError`] when the expression does not parse or uses look-around or back-references.
     pub fn regex(pattern: &str) -> Result<Grammar, GrammarError> {
-        check_len("regex", pattern.len())?;
+        check_len("regex", pattern.len(), MAX_PATTERN_BYTES)?;
         let lark = format!("start: /{}/", llguidance::regex_to_lark(pattern, ""));
         Grammar::checked("regex", Source::Lark(vec![Part::Text(lark)]))
     }
@@ -94,7 +96,7 @@ impl Grammar {
     /// # Errors
     /// [`GrammarError`] when it does not parse.
     pub fn lark(source: &str) -> Result<Grammar, GrammarError> {
-        check_len("lark", source.len())?;
+        check_len("lark", source.len(), MAX_SOURCE_BYTES)?;
         Grammar::checked("lark", Source::Lark(vec![Part::Text(source.to_owned())]))
     }
 
@@ -103,7 +105,7 @@ impl Grammar {
     /// # Errors
     /// [`GrammarError`] with line and column when it does not parse.
     pub fn gbnf(source: &str) -> Result<Grammar, GrammarError> {
-        check_len("gbnf", source.len())?;
+        check_len("gbnf", source.len(), MAX_SOURCE_BYTES)?;
         Grammar::checked("gbnf", Source::Lark(vec![Part::Text(gbnf::to_lark(source)?)]))
     }
 
@@ -181,9 +183,9 @@ pub(crate) fn limits() -> ParserLimits {
     ParserLimits { verbose_errors: false, ..ParserLimits::default() }
 }
 
-fn check_len(what: &'static str, found: usize) -> Result<(), GrammarError> {
-    if MAX_SOURCE_BYTES < found {
-        return Err(GrammarError::TooLong { what, found, max: MAX_SOURCE_BYTES });
+fn check_len(what: &'static str, found: usize, max: usize) -> Result<(), GrammarError> {
+    if max < found {
+        return Err(GrammarError::TooLong { what, found, max });
     }
     Ok(())
 }

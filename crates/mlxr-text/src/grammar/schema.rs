@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::GrammarError;
+use super::{GrammarError, MAX_PATTERN_BYTES};
 
 /// Keywords the automaton enforces, and those that only describe.
 const ENFORCED: [&str; 27] = [
@@ -114,6 +114,9 @@ fn check_keyword(root: &Value, keyword: &str, value: &Value, path: &str) -> Resu
             Err(wrong(path, &format!("unsupported format {name:?}")))
         }
         ("$ref", Value::String(target)) => check_ref(root, target, path),
+        ("pattern", Value::String(pattern)) if MAX_PATTERN_BYTES < pattern.len() => {
+            Err(wrong(path, &format!("longer than {MAX_PATTERN_BYTES} bytes")))
+        }
         ("format" | "$ref" | "pattern", value) if !value.is_string() => Err(wrong(path, "expected a string")),
         _ => Ok(()),
     }

@@ -5,6 +5,7 @@
 mod data;
 mod embedded;
 mod grammar;
+mod hostile;
 mod house;
 mod malformed;
 mod random;

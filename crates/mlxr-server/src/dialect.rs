@@ -9,12 +9,22 @@ use crate::translate;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     OpenAi,
+    Ollama,
+    Anthropic,
 }
 
 impl Dialect {
     /// The dialect that clients of `path` speak.
-    pub fn of_path(_path: &str) -> Dialect {
-        Dialect::OpenAi
+    pub fn of_path(path: &str) -> Dialect {
+        let is_below =
+            |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if is_below("/api") {
+            Dialect::Ollama
+        } else if is_below("/v1/messages") {
+            Dialect::Anthropic
+        } else {
+            Dialect::OpenAi
+        }
     }
 
     /// An error in the dialect's shape; what clients must not see goes to the log.
@@ -22,6 +32,8 @@ impl Dialect {
         error.log();
         match self {
             Dialect::OpenAi => translate::openai::error_response(error),
+            Dialect::Ollama => translate::ollama::error_response(error),
+            Dialect::Anthropic => translate::anthropic::error_response(error),
         }
     }
 }

@@ -13,6 +13,11 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}{:016x}{:016x}", state.hash_one(n), state.hash_one((n, prefix)))
 }
 
+/// 64 bits nobody can guess.
+pub fn seed() -> u64 {
+    RandomState::new().hash_one(0u8)
+}
+
 /// Seconds since 1970.
 pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())

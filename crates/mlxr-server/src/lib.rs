@@ -16,6 +16,7 @@ mod listen;
 mod loaded;
 mod memory;
 mod model_manager;
+mod ndjson;
 mod notices;
 mod routes;
 mod sse;

@@ -134,6 +134,25 @@ impl Models {
         self.lock().values().map(|resident| resident.model.clone()).collect()
     }
 
+    /// The models in memory, and when each goes if nothing happens before; `None` is never.
+    pub fn resident_until(&self) -> Vec<(Arc<LoadedModel>, Option<Instant>)> {
+        let now = Instant::now();
+        let until = |resident: &Resident| match resident.keep_alive {
+            // One in use stays at least as long as one that has just been used.
+            KeepAlive::For(time) if resident.n_leases > 0 => now.checked_add(time),
+            _ => resident.expires_at(),
+        };
+        self.lock().values().map(|resident| (resident.model.clone(), until(resident))).collect()
+    }
+
+    /// Where a model's files are.
+    ///
+    /// # Errors
+    /// [`ServeError::ModelNotFound`].
+    pub fn source(&self, name: &str) -> Result<&ModelSource, ServeError> {
+        Ok(&self.specs[self.resolve(name)?])
+    }
+
     /// A model to work with, loaded if it was not. The load goes on when the caller gives up.
     ///
     /// # Errors

@@ -17,12 +17,21 @@ pub fn data(out: &mut Vec<u8>, value: &impl Serialize) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// Appends one event with a name and `value` as its data.
+pub fn event(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(name.as_bytes());
+    out.push(b'\n');
+    data(out, value);
+}
+
 /// Appends the end that OpenAI's clients wait for.
 pub fn done(out: &mut Vec<u8>) {
     out.extend_from_slice(b"data: [DONE]\n\n");
 }
 
-fn json(out: &mut Vec<u8>, value: &impl Serialize) {
+/// Appends `value`.
+pub fn json(out: &mut Vec<u8>, value: &impl Serialize) {
     let start = out.len();
     if let Err(error) = serde_json::to_writer(&mut *out, value) {
         // Our own types always serialise; were one not to, a half-written value must not go out.

@@ -1,6 +1,8 @@
 //! The routes, one file per dialect. They parse, submit and stream; what things mean is in `translate`.
 
+mod anthropic;
 mod health;
+mod ollama;
 mod openai;
 
 use std::sync::Arc;
@@ -19,6 +21,8 @@ pub fn all() -> Router<Arc<App>> {
     Router::new()
         .merge(health::routes())
         .merge(openai::routes())
+        .merge(ollama::routes())
+        .merge(anthropic::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(method_not_allowed)
 }
@@ -64,5 +68,12 @@ async fn translate<T: Send + 'static>(
     if n_bytes <= MAX_INLINE_BYTES {
         return work();
     }
+    blocking(work).await
+}
+
+/// Runs what takes long away from the threads that serve connections.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
+) -> Result<T, ServeError> {
     tokio::task::spawn_blocking(work).await.map_err(ServeError::internal)?
 }

@@ -1,5 +1,9 @@
 //! What the dialects mean: wire types to engine requests, events to wire types.
 
+pub mod anthropic;
 mod collect;
+mod conversation;
+pub mod ollama;
 pub mod openai;
+mod parts;
 mod sampling;

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
 
+mod anthropic;
 mod cancel;
 mod chat;
 mod completions;
 mod errors;
 mod harness;
 mod models;
+mod ollama;
 mod sockets;

@@ -2,8 +2,8 @@
 
 pub mod chat;
 pub mod completions;
-mod fill_in;
-mod logprobs;
+pub mod fill_in;
+pub mod logprobs;
 mod prompt;
 mod sampling;
 
@@ -27,7 +27,8 @@ pub fn json_response(value: &impl Serialize, notices: &Notices) -> Response {
     with_status(StatusCode::OK, value, notices)
 }
 
-fn with_status(status: StatusCode, value: &impl Serialize, notices: &Notices) -> Response {
+/// A body of JSON under any status.
+pub fn with_status(status: StatusCode, value: &impl Serialize, notices: &Notices) -> Response {
     // Our own types always serialise.
     let body = serde_json::to_vec(value).unwrap_or_default();
     let mut response = Response::new(Body::from(body));
@@ -88,7 +89,7 @@ fn error_body(error: &ServeError) -> ErrorBody {
 ///
 /// # Errors
 /// When it did not end as clients expect: the model failed, or the server cancelled it.
-fn finish_reason(reason: &FinishReason) -> Result<&'static str, ServeError> {
+pub fn finish_reason(reason: &FinishReason) -> Result<&'static str, ServeError> {
     match reason {
         FinishReason::Stop(_) => Ok("stop"),
         FinishReason::Length => Ok("length"),

@@ -1,0 +1,382 @@
+//! Messages to an engine request.
+
+use mlxr_api::anthropic::content::{Block, Content, ToolResultBlock};
+use mlxr_api::anthropic::messages::{Message, MessagesRequest, Role, ThinkingMode, Tool, ToolChoice};
+use mlxr_engine::{Prompt, Request, SamplingParams};
+use serde_json::{Map, Value, json};
+
+use super::answer::Answer;
+use crate::ServeError;
+use crate::loaded::LoadedModel;
+use crate::notices::Notices;
+use crate::translate::conversation::{Abilities, ChatPrompt, Conversation};
+use crate::translate::sampling::{set, with_generation_config};
+
+/// What a request asks for.
+#[derive(Debug)]
+pub struct Task {
+    pub request: Request,
+    pub answer: Answer,
+    pub notices: Notices,
+    pub is_stream: bool,
+}
+
+/// Reads a request for a model.
+///
+/// # Errors
+/// [`ServeError`] names the field that cannot be honoured.
+pub fn read(wire: &MessagesRequest, model: &LoadedModel, strict: bool) -> Result<Task, ServeError> {
+    let Some(max_tokens) = wire.max_tokens else {
+        return Err(ServeError::invalid("max_tokens", "max_tokens: a number is required"));
+    };
+    let (prompt, notices) = prompt(wire, model, strict)?;
+    let mut params = with_generation_config(SamplingParams::neutral(), &model.generation);
+    set(&mut params.temperature, wire.temperature);
+    set(&mut params.top_k, wire.top_k.map(|k| usize::try_from(k).unwrap_or(0)));
+    // 0 leaves the likeliest token, which any number above it does too.
+    set(&mut params.top_p, wire.top_p.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p }));
+    params.validate().map_err(|error| ServeError::invalid(error.field, error.to_string()))?;
+    let answer = Answer::new(wire.model.clone(), &prompt, max_tokens, notices.warnings());
+    let request = Request {
+        sampling: params,
+        max_tokens: Some(max_tokens),
+        stop: wire.stop_sequences.clone().unwrap_or_default(),
+        ..Request::new(Prompt::Tokens(prompt.tokens))
+    };
+    Ok(Task { request, answer, notices, is_stream: wire.stream == Some(true) })
+}
+
+/// The conversation as the model reads it, and what of the request has no effect.
+///
+/// # Errors
+/// [`ServeError`] names the field that cannot be honoured.
+pub fn prompt(
+    wire: &MessagesRequest,
+    model: &LoadedModel,
+    strict: bool,
+) -> Result<(ChatPrompt, Notices), ServeError> {
+    if wire.messages.is_empty() {
+        return Err(ServeError::invalid("messages", "messages: at least one message is required"));
+    }
+    if wire.output_config.as_ref().is_some_and(|config| config.format.is_some()) {
+        let reason = "output_config.format must be left out: this server does not constrain answers";
+        return Err(ServeError::invalid("output_config.format", reason));
+    }
+    let mut reader = Reader::default();
+    if let Some(system) = &wire.system {
+        let content = reader.text_of("system", system)?;
+        reader.say(json!({"role": "system", "content": content}));
+    }
+    for (i, message) in wire.messages.iter().enumerate() {
+        reader.message(i, message)?;
+    }
+    let Reader { messages, mut notices } = reader;
+    let mut conversation = Conversation { messages, ..Conversation::default() };
+    conversation.tools = tools(wire, model, &mut notices)?;
+    let reads_thinking = set_thinking(&mut conversation, wire, model, &mut notices);
+    note(wire, &mut notices);
+    notices.enforce(strict)?;
+    Ok((conversation.prompt(model, reads_thinking)?, notices))
+}
+
+/// Messages for a template, as they are put together.
+#[derive(Debug, Default)]
+struct Reader {
+    messages: Vec<Value>,
+    notices: Notices,
+}
+
+impl Reader {
+    /// Adds a message. Turns of the same speaker are one, as templates that want them to alternate expect.
+    fn say(&mut self, message: Value) {
+        let is_plain = |message: &Value| {
+            matches!(message["role"].as_str(), Some("user" | "assistant"))
+                && message.get("tool_calls").is_none()
+        };
+        if let Some(last) = self.messages.last_mut()
+            && is_plain(last)
+            && is_plain(&message)
+            && last["role"] == message["role"]
+            && let (Some(before), Some(more)) = (last["content"].as_str(), message["content"].as_str())
+        {
+            last["content"] = json!(format!("{before}\n{more}"));
+            return;
+        }
+        self.messages.push(message);
+    }
+
+    fn message(&mut self, i: usize, message: &Message) -> Result<(), ServeError> {
+        for name in message.unknown.keys() {
+            self.notices.add(format!("messages[{i}].{name}"), "there is no such field");
+        }
+        let role = message.role;
+        let path = format!("messages[{i}].content");
+        let blocks = match &message.content {
+            Content::Text(text) => {
+                self.say(json!({"role": role.name(), "content": text}));
+                return Ok(());
+            }
+            Content::Blocks(blocks) => blocks,
+        };
+        let (mut texts, mut thoughts, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+        for (j, block) in blocks.iter().enumerate() {
+            let path = format!("{path}[{j}]");
+            self.note_block(&path, block);
+            match (block, role) {
+                (Block::Text(block), _) => texts.push(block.text.as_str()),
+                (Block::Thinking(block), Role::Assistant) => thoughts.push(block.thinking.as_str()),
+                (Block::ToolUse(call), Role::Assistant) => {
+                    let function = json!({"name": call.name, "arguments": call.input});
+                    calls.push(json!({"id": call.id, "type": "function", "function": function}));
+                }
+                (Block::ToolResult(result), Role::User) => self.result(&path, result)?,
+                (block, role) => return Err(unreadable(&path, block, role)),
+            }
+        }
+        let has_text = !texts.is_empty() || !calls.is_empty() || !thoughts.is_empty();
+        if !has_text {
+            return if blocks.is_empty() {
+                Err(ServeError::invalid(&path, format!("{path}: a message needs content")))
+            } else {
+                Ok(())
+            };
+        }
+        let mut fields = Map::from_iter([
+            ("role".to_owned(), json!(role.name())),
+            ("content".to_owned(), json!(texts.join("\n"))),
+        ]);
+        if !thoughts.is_empty() {
+            fields.insert("reasoning_content".to_owned(), json!(thoughts.join("\n")));
+        }
+        if !calls.is_empty() {
+            fields.insert("tool_calls".to_owned(), json!(calls));
+        }
+        self.say(Value::Object(fields));
+        Ok(())
+    }
+
+    /// What a tool gave back is a message of its own, before the user's words.
+    fn result(&mut self, path: &str, result: &ToolResultBlock) -> Result<(), ServeError> {
+        if result.is_error == Some(true) {
+            self.notices.add(format!("{path}.is_error"), "templates do not tell results from errors");
+        }
+        let content = match &result.content {
+            Some(content) => self.text_of(&format!("{path}.content"), content)?,
+            None => String::new(),
+        };
+        self.messages.push(json!({"role": "tool", "tool_call_id": result.tool_use_id, "content": content}));
+        Ok(())
+    }
+
+    /// The text of blocks, which stand on lines of their own.
+    fn text_of(&mut self, path: &str, content: &Content) -> Result<String, ServeError> {
+        let blocks = match content {
+            Content::Text(text) => return Ok(text.clone()),
+            Content::Blocks(blocks) => blocks,
+        };
+        let mut texts = Vec::with_capacity(blocks.len());
+        for (j, block) in blocks.iter().enumerate() {
+            let path = format!("{path}[{j}]");
+            self.note_block(&path, block);
+            match block {
+                Block::Text(block) => texts.push(block.text.as_str()),
+                block => return Err(unreadable(&path, block, Role::User)),
+            }
+        }
+        Ok(texts.join("\n"))
+    }
+
+    fn note_block(&mut self, path: &str, block: &Block) {
+        if !matches!(block, Block::Text(_) | Block::Thinking(_) | Block::ToolUse(_) | Block::ToolResult(_)) {
+            return;
+        }
+        for (name, value) in block.other() {
+            let reason = match name.as_str() {
+                "cache_control" => "nothing is cached by request",
+                "citations" => "nothing is cited",
+                "caller" | "toolset_name" => "calls are the model's own",
+                _ => "there is no such field",
+            };
+            if !value.is_null() {
+                self.notices.add(format!("{path}.{name}"), reason);
+            }
+        }
+    }
+}
+
+fn unreadable(path: &str, block: &Block, role: Role) -> ServeError {
+    let field = format!("{path}.type");
+    let kind = block.kind();
+    let reason = match block {
+        Block::Thinking(_) | Block::ToolUse(_) | Block::ToolResult(_) => {
+            format!("{field}: {kind:?} cannot be in a message of the {}", role.name())
+        }
+        _ => format!("{field}: {kind:?} cannot be read, this model reads only text"),
+    };
+    ServeError::invalid(field, reason)
+}
+
+/// The tools in the shape templates expect, for a model whose calls can be read.
+fn tools(
+    wire: &MessagesRequest,
+    model: &LoadedModel,
+    notices: &mut Notices,
+) -> Result<Vec<Value>, ServeError> {
+    let tools = wire.tools.as_deref().unwrap_or_default();
+    match &wire.tool_choice {
+        Some(ToolChoice::None {}) => return Ok(Vec::new()),
+        Some(ToolChoice::Any { .. } | ToolChoice::Tool { .. }) => {
+            let reason = "tool_choice must be auto or none: this server does not constrain answers";
+            return Err(ServeError::invalid("tool_choice", reason));
+        }
+        Some(ToolChoice::Auto { disable_parallel_tool_use: Some(true) }) => {
+            notices.add("tool_choice.disable_parallel_tool_use", "the model calls what it wants to");
+        }
+        Some(ToolChoice::Auto { .. }) | None => {}
+    }
+    if !tools.is_empty() && Abilities::of(&model.template, &model.tokenizer).tools.is_none() {
+        let reason = format!("tools: the model {:?} was not trained to call tools", model.name);
+        return Err(ServeError::invalid("tools", reason));
+    }
+    tools.iter().enumerate().map(|(i, tool)| template_tool(i, tool, notices)).collect()
+}
+
+fn template_tool(i: usize, tool: &Tool, notices: &mut Notices) -> Result<Value, ServeError> {
+    if let Some(kind) = tool.r#type.as_deref().filter(|kind| *kind != "custom") {
+        let field = format!("tools[{i}].type");
+        return Err(ServeError::invalid(
+            &field,
+            format!("{field}: there is no tool {kind:?} here, only your own"),
+        ));
+    }
+    let Some(schema) = &tool.input_schema else {
+        let field = format!("tools[{i}].input_schema");
+        return Err(ServeError::invalid(&field, format!("{field}: a schema is required")));
+    };
+    if tool.strict == Some(true) {
+        notices.add(format!("tools[{i}].strict"), "answers are not constrained");
+    }
+    for name in tool.other.keys() {
+        notices.add(format!("tools[{i}].{name}"), "it is not shown to the model");
+    }
+    let mut function = json!({"name": tool.name, "parameters": schema});
+    if let Some(description) = &tool.description {
+        function["description"] = json!(description);
+    }
+    Ok(json!({"type": "function", "function": function}))
+}
+
+/// Tells the template whether to think. Returns whether reasoning is to be told from the answer.
+fn set_thinking(
+    conversation: &mut Conversation,
+    wire: &MessagesRequest,
+    model: &LoadedModel,
+    notices: &mut Notices,
+) -> bool {
+    if let Some(effort) = wire.output_config.as_ref().and_then(|config| config.effort.as_ref())
+        && !conversation.set_variable(&model.template, "reasoning_effort", json!(effort))
+    {
+        notices.add("output_config.effort", "the model's chat template does not use it");
+    }
+    let Some(thinking) = &wire.thinking else { return true };
+    let is_wanted = thinking.r#type != ThinkingMode::Disabled;
+    conversation.set_thinking(&model.template, is_wanted);
+    if is_wanted && Abilities::of(&model.template, &model.tokenizer).thinking.is_none() {
+        notices.add("thinking", "the model does not think before it answers");
+    } else if thinking.budget_tokens.is_some() {
+        notices.add("thinking.budget_tokens", "only max_tokens ends thinking");
+    }
+    if thinking.display.is_some() {
+        notices.add("thinking.display", "thinking is shown as it is");
+    }
+    true
+}
+
+fn note(wire: &MessagesRequest, notices: &mut Notices) {
+    let mut note = |is_said: bool, field: &str, reason: &str| {
+        if is_said {
+            notices.add(field, reason);
+        }
+    };
+    note(wire.cache_control.is_some(), "cache_control", "nothing is cached by request");
+    note(wire.container.is_some(), "container", "there are no containers");
+    note(wire.context_management.is_some(), "context_management", "the conversation stays as it is");
+    note(wire.diagnostics.is_some(), "diagnostics", "there are none");
+    note(wire.inference_geo.is_some(), "inference_geo", "it is computed here");
+    note(
+        wire.mcp_servers.as_ref().is_some_and(|servers| !servers.is_empty()),
+        "mcp_servers",
+        "none is called",
+    );
+    note(wire.metadata.as_ref().is_some_and(|map| !map.is_empty()), "metadata", "nothing is stored");
+    let speed = wire.speed.as_deref().is_some_and(|speed| speed != "standard");
+    note(speed, "speed", "there is only one");
+    note(wire.user_profile_id.is_some(), "user_profile_id", "there are no profiles");
+    note(wire.workspace_id.is_some(), "workspace_id", "there are no workspaces");
+    let config = wire.output_config.iter().flat_map(|config| config.unknown.keys());
+    for name in config {
+        note(true, &format!("output_config.{name}"), "there is no such field");
+    }
+    for name in wire.unknown.keys() {
+        note(true, name, "there is no such field");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+mod tests {
+    use super::*;
+
+    fn read(messages: Value) -> Result<(Vec<Value>, Vec<String>), ServeError> {
+        let body = json!({"model": "m", "messages": messages}).to_string();
+        let wire = MessagesRequest::parse(body.as_bytes()).unwrap();
+        let mut reader = Reader::default();
+        for (i, message) in wire.messages.iter().enumerate() {
+            reader.message(i, message)?;
+        }
+        Ok((reader.messages, reader.notices.warnings()))
+    }
+
+    #[test]
+    fn a_conversation_with_tools_becomes_what_templates_read() {
+        let (messages, warnings) = read(json!([
+            {"role": "user", "content": "1 + 2?"},
+            {"role": "user", "content": [{"type": "text", "text": "Quick!", "cache_control": {}}]},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "hm", "signature": ""},
+                {"type": "text", "text": "Adding."},
+                {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 1}}]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "3"}]},
+                {"type": "text", "text": "So?"}]}
+        ]))
+        .unwrap();
+        let call =
+            json!({"id": "t1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}});
+        assert_eq!(
+            messages,
+            [
+                json!({"role": "user", "content": "1 + 2?\nQuick!"}),
+                json!({"role": "assistant", "content": "Adding.", "reasoning_content": "hm", "tool_calls": [call]}),
+                json!({"role": "tool", "tool_call_id": "t1", "content": "3"}),
+                json!({"role": "user", "content": "So?"}),
+            ]
+        );
+        let expected = "messages[1].content[0].cache_control is not honoured: nothing is cached by request";
+        assert_eq!(warnings, [expected]);
+    }
+
+    #[test]
+    fn blocks_out_of_place_are_refused_by_their_path() {
+        let check = |role: &str, block: Value, text: &str| {
+            let refused = read(json!([{"role": role, "content": [block]}])).unwrap_err();
+            let ServeError::Invalid { field: Some(field), reason } = refused else { panic!("{refused}") };
+            assert_eq!(field, "messages[0].content[0].type");
+            assert!(reason.contains(text), "{reason}");
+        };
+        check("user", json!({"type": "image", "source": {}}), "reads only text");
+        check("user", json!({"type": "thinking", "thinking": "x"}), "message of the user");
+        check("assistant", json!({"type": "tool_result", "tool_use_id": "x"}), "message of the assistant");
+        assert!(read(json!([{"role": "user", "content": []}])).is_err());
+    }
+}

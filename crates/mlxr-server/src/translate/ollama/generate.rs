@@ -1,0 +1,222 @@
+//! `/api/generate`: a prompt to an engine request.
+
+use mlxr_api::ollama::generate::GenerateRequest;
+use mlxr_api::ollama::output::{Format, Think};
+use mlxr_engine::{Prompt, Request};
+use mlxr_text::EncodeOptions;
+use mlxr_text::tool_calls::OutputOptions;
+use serde_json::{Value, json};
+
+use super::line::{Answer, Clock, Endpoint, Outcome};
+use super::options;
+use crate::ServeError;
+use crate::loaded::LoadedModel;
+use crate::notices::Notices;
+use crate::translate::conversation::{Abilities, ChatPrompt, Conversation};
+use crate::translate::openai::fill_in;
+use crate::translate::parts::Parts;
+
+/// The most alternatives per token that Ollama documents.
+const MAX_TOP_LOGPROBS: usize = 20;
+
+/// What a request asks for.
+#[derive(Debug)]
+pub struct Task {
+    pub request: Request,
+    pub answer: Answer,
+    pub notices: Notices,
+    pub is_stream: bool,
+}
+
+/// Whether there is nothing to go on from: the request is about the model itself.
+pub fn has_no_prompt(wire: &GenerateRequest) -> bool {
+    let is_empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
+    is_empty(&wire.prompt) && is_empty(&wire.suffix) && wire.images.as_ref().is_none_or(Vec::is_empty)
+}
+
+/// Reads a request for a model.
+///
+/// # Errors
+/// [`ServeError`] names the field that cannot be honoured.
+pub fn read(
+    wire: &GenerateRequest,
+    model: &LoadedModel,
+    strict: bool,
+    clock: Clock,
+) -> Result<Task, ServeError> {
+    check(wire)?;
+    let mut notices = Notices::default();
+    let wire_options = wire.options.clone().unwrap_or_default();
+    options::note(&wire_options, model, &mut notices);
+    note(wire, &mut notices);
+    let ChatPrompt { tokens, output } = prompt(wire, model, &mut notices)?;
+    notices.enforce(strict)?;
+
+    let context = (wire.raw != Some(true)).then(|| tokens.clone());
+    let n_prompt = tokens.len();
+    let mut request = Request {
+        logprobs: top_logprobs(wire.logprobs, wire.top_logprobs)?,
+        ..Request::new(Prompt::Tokens(tokens))
+    };
+    options::apply(&mut request, n_prompt, &wire_options, model)?;
+    let answer = Answer {
+        model: wire.model.clone(),
+        endpoint: Endpoint::Generate { context },
+        parts: Parts::new(output),
+        tokenizer: model.tokenizer.clone(),
+        has_logprobs: request.logprobs.is_some(),
+        clock,
+        warnings: notices.warnings(),
+        n_calls: 0,
+        outcome: Outcome::default(),
+    };
+    Ok(Task { request, answer, notices, is_stream: wire.stream != Some(false) })
+}
+
+/// Refuses what would change the meaning of the answer.
+fn check(wire: &GenerateRequest) -> Result<(), ServeError> {
+    let is_said = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    if is_said(&wire.template) {
+        let reason = "template cannot be given with a request: the model's own is written in Jinja, not in Go's \
+                      language; use raw and write the prompt yourself";
+        return Err(ServeError::invalid("template", reason));
+    }
+    if wire.images.as_ref().is_some_and(|images| !images.is_empty()) {
+        return Err(ServeError::invalid("images", "images cannot be read: this model reads only text"));
+    }
+    let is_raw = wire.raw == Some(true);
+    let has_context = wire.context.as_ref().is_some_and(|ids| !ids.is_empty());
+    if is_raw && (is_said(&wire.system) || has_context) {
+        let reason = "raw prompts take neither system nor context: write the whole prompt yourself";
+        return Err(ServeError::invalid("raw", reason));
+    }
+    refuse_format(wire.format.as_ref())
+}
+
+/// # Errors
+/// When the answer is to have a form.
+pub(super) fn refuse_format(format: Option<&Format>) -> Result<(), ServeError> {
+    match format {
+        None | Some(Format::Text) => Ok(()),
+        Some(Format::Json | Format::Schema(_)) => Err(ServeError::invalid(
+            "format",
+            "format must be left out: this server does not constrain answers",
+        )),
+    }
+}
+
+fn note(wire: &GenerateRequest, notices: &mut Notices) {
+    note_context_fields(wire.truncate, wire.shift, notices);
+    for (name, value) in [("width", wire.width), ("height", wire.height), ("steps", wire.steps)] {
+        if value.is_some_and(|value| value != 0) {
+            notices.add(name, "this model draws no images");
+        }
+    }
+    for name in wire.unknown.keys() {
+        notices.add(name, "there is no such field");
+    }
+}
+
+/// Reports that prompts stay as they are.
+pub(super) fn note_context_fields(truncate: Option<bool>, shift: Option<bool>, notices: &mut Notices) {
+    if truncate == Some(true) {
+        notices.add("truncate", "a prompt longer than the context is refused");
+    }
+    if shift == Some(true) {
+        notices.add("shift", "a full context ends the answer, nothing of it is dropped");
+    }
+}
+
+/// # Errors
+/// More alternatives than Ollama documents.
+pub(super) fn top_logprobs(
+    is_wanted: Option<bool>,
+    n_top: Option<usize>,
+) -> Result<Option<usize>, ServeError> {
+    let n_top = n_top.unwrap_or(0);
+    if n_top > MAX_TOP_LOGPROBS {
+        let reason = format!("top_logprobs is {n_top}, but must be from 0 to {MAX_TOP_LOGPROBS}");
+        return Err(ServeError::invalid("top_logprobs", reason));
+    }
+    Ok((is_wanted == Some(true) || n_top > 0).then_some(n_top))
+}
+
+fn prompt(
+    wire: &GenerateRequest,
+    model: &LoadedModel,
+    notices: &mut Notices,
+) -> Result<ChatPrompt, ServeError> {
+    let text = wire.prompt.as_deref().unwrap_or_default();
+    let as_text = |tokens| ChatPrompt { tokens, output: OutputOptions::default() };
+    if let Some(suffix) = wire.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
+        return fill_in::tokens(&model.tokenizer, text, suffix).map(as_text);
+    }
+    if wire.raw == Some(true) {
+        let options = EncodeOptions { add_special: true, parse_special: true };
+        return Ok(as_text(model.tokenizer.encode(text, options)?));
+    }
+    let mut conversation = Conversation::default();
+    if let Some(system) = wire.system.as_ref().filter(|system| !system.is_empty()) {
+        conversation.messages.push(json!({"role": "system", "content": system}));
+    }
+    conversation.messages.push(json!({"role": "user", "content": text}));
+    let reads_thinking = set_thinking(&mut conversation, wire.think.as_ref(), model, notices)?;
+    let mut prompt = conversation.prompt(model, reads_thinking)?;
+    if let Some(context) = wire.context.as_ref().filter(|context| !context.is_empty()) {
+        prompt.tokens = after_context(context, &prompt.tokens, model.tokenizer.bos());
+    }
+    Ok(prompt)
+}
+
+/// A turn behind what came before it; the text has begun already.
+fn after_context(context: &[u32], turn: &[u32], bos: Option<u32>) -> Vec<u32> {
+    let begins_anew = bos.is_some() && turn.first() == bos.as_ref();
+    [context, &turn[usize::from(begins_anew)..]].concat()
+}
+
+/// Tells the template whether to think. Returns whether reasoning is to be told from the answer.
+///
+/// # Errors
+/// When a model that cannot think is asked to.
+pub(super) fn set_thinking(
+    conversation: &mut Conversation,
+    think: Option<&Think>,
+    model: &LoadedModel,
+    notices: &mut Notices,
+) -> Result<bool, ServeError> {
+    let Some(think) = think else { return Ok(true) };
+    let is_wanted = *think != Think::Whether(false);
+    if is_wanted && Abilities::of(&model.template, &model.tokenizer).thinking.is_none() {
+        return Err(ServeError::invalid("think", format!("{:?} does not support thinking", model.name)));
+    }
+    conversation.set_thinking(&model.template, is_wanted);
+    if let Think::Effort(effort) = think
+        && !conversation.set_variable(&model.template, "reasoning_effort", Value::String(effort.clone()))
+    {
+        notices.add("think", "the model thinks, but its template knows no levels");
+    }
+    Ok(is_wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_is_gone_on_from_without_a_second_beginning() {
+        assert_eq!(after_context(&[1, 5], &[1, 6], Some(1)), [1, 5, 6]);
+        assert_eq!(after_context(&[1, 5], &[6], Some(1)), [1, 5, 6]);
+        assert_eq!(after_context(&[1, 5], &[1, 6], None), [1, 5, 1, 6]);
+    }
+
+    #[test]
+    fn a_request_without_a_prompt_is_about_the_model() {
+        let check = |body: &str, expected| {
+            assert_eq!(has_no_prompt(&GenerateRequest::parse(body.as_bytes()).unwrap()), expected, "{body}");
+        };
+        check(r#"{"model": "m"}"#, true);
+        check(r#"{"model": "m", "prompt": "", "suffix": "", "images": [], "system": "s"}"#, true);
+        check(r#"{"model": "m", "prompt": "x"}"#, false);
+        check(r#"{"model": "m", "suffix": "x"}"#, false);
+    }
+}

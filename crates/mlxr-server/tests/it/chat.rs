@@ -193,6 +193,14 @@ async fn parts_and_developer_messages_read_like_plain_ones() {
 }
 
 #[tokio::test]
+async fn a_large_body_says_what_a_small_one_says() {
+    let app = app();
+    let small = ask_json(&app, PATH, story(json!({}))).await;
+    let large = ask_json(&app, PATH, story(json!({"safety_identifier": "x".repeat(100_000)}))).await;
+    assert_eq!(small["choices"], large["choices"]);
+}
+
+#[tokio::test]
 async fn what_has_no_effect_is_reported_and_in_strict_mode_refused() {
     let app = app();
     let extra =

@@ -12,7 +12,7 @@ use crate::assemble::{Assembled, assemble};
 use crate::gguf::{self, GgufFile, GgufMetadata};
 use crate::mapping::LoadOptions;
 use crate::tokenizer::{self, ChatTemplates, TokenizerSource};
-use crate::{CheckpointError, json, mlx, safetensors};
+use crate::{CheckpointError, json, mlx, published, safetensors};
 
 /// Which kind of files a checkpoint came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct Checkpoint {
     pub unknown: Vec<HostTensor>,
     /// File names of tensors the family is known not to need.
     pub ignored: Vec<String>,
+    /// What an owner should know: metadata without effect here, weights that could not stay mapped.
+    pub warnings: Vec<String>,
     tensors: BTreeMap<String, HostTensor>,
 }
 
@@ -80,6 +82,17 @@ impl Checkpoint {
             return Err(CheckpointError::unsupported(path, "a safetensors file on its own", hint));
         }
         Self::from_gguf(path, gguf::open_series(path, options)?)
+    }
+
+    /// The tokenizer alone, of a model of any family or of a file with a vocabulary and no model.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for what only a model needs.
+    pub fn open_tokenizer(path: &Path) -> Result<TokenizerSource, CheckpointError> {
+        if path.is_dir() {
+            return tokenizer::source_from_dir(path);
+        }
+        Ok(TokenizerSource::Gguf(gguf::open_series(path, LoadOptions::default())?.metadata))
     }
 
     /// Reads a GGUF file that is in memory already, such as one compiled into a program; `name` is for messages.
@@ -122,6 +135,7 @@ impl Checkpoint {
             templates: tokenizer::chat_templates_from_gguf(&metadata),
             tokenizer: TokenizerSource::Gguf(metadata.clone()),
             rope_pairing: pairing,
+            warnings: arch::unread_keys(path, arch, &metadata)?,
             metadata: Some(metadata),
         };
         Ok(Self::from_parts(path, arch, parts, assembled))
@@ -148,7 +162,15 @@ impl Checkpoint {
         let is_mlx =
             mlx::settings(&config).is_some() || files.metadata.get("format").is_some_and(|f| f == "mlx");
         let tensors = mlx::join_quantised(files.tensors, &config, &config_path)?;
-        let mut assembled = assemble(arch, Naming::Hf, &config, tensors)?;
+        let joined = published::join_quantised(tensors, &config, &config_path)?;
+        let mut assembled = assemble(arch, Naming::Hf, &config, joined.tensors)?;
+        assembled.ignored.extend(joined.ignored);
+        let mut warnings = Vec::new();
+        if joined.n_rearranged_bytes > 0 {
+            let n_mib = joined.n_rearranged_bytes >> 20;
+            warnings
+                .push(format!("quantised weights were rearranged: {n_mib} MiB are in memory, not mapped"));
+        }
         settle_tied_head(&mut config, &mut assembled);
         let tokenizer = tokenizer::source_from_dir(dir)?;
         let parts = Parts {
@@ -159,6 +181,7 @@ impl Checkpoint {
             tokenizer,
             rope_pairing: RopePairing::Half,
             metadata: None,
+            warnings,
         };
         Ok(Self::from_parts(dir, arch, parts, assembled))
     }
@@ -175,6 +198,7 @@ impl Checkpoint {
             named_templates: parts.templates.named,
             rope_pairing: parts.rope_pairing,
             metadata: parts.metadata,
+            warnings: parts.warnings,
             unknown: assembled.unknown,
             ignored: assembled.ignored,
             tensors: assembled.tensors,
@@ -201,6 +225,7 @@ struct Parts {
     tokenizer: TokenizerSource,
     rope_pairing: RopePairing,
     metadata: Option<GgufMetadata>,
+    warnings: Vec<String>,
 }
 
 /// A head that config.json says is tied to the embedding is not read, even when the file repeats it.

@@ -16,6 +16,7 @@ mod json;
 mod layout;
 mod mapping;
 mod mlx;
+mod published;
 pub mod quantize;
 mod safetensors;
 mod summary;

@@ -1,5 +1,6 @@
 //! Tensors in host memory exactly as a model file stores them: mapped, shared, never converted on the way in.
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -16,6 +17,31 @@ pub enum Format {
     MlxAffine { bits: u8, group_size: u16, scale: DType },
     /// MLX block floating point: `data` holds packed element codes, `scales` one byte per group.
     MlxFloat(MlxFloat),
+    /// 8-bit floats or integers, times an f32 in `scales` for every `group_size` columns (the last group may be short),
+    /// or for every row where there is no group size.
+    Scaled { element: DType, group_size: Option<NonZeroU32> },
+    /// 4-bit codes of a table, the first of two in a byte's high half, times an f32 in `scales` for every `group_size`
+    /// columns.
+    Codebook { table: Codebook, group_size: u16 },
+}
+
+/// The tables of 4-bit codes that bitsandbytes knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codebook {
+    /// Quantiles of a normal distribution.
+    Nf4,
+    /// Floats of a sign, two bits of exponent and one of fraction, the largest of them 1.
+    Fp4,
+}
+
+impl Codebook {
+    /// What the codes stand for.
+    pub const fn values(self) -> &'static [f32; 16] {
+        match self {
+            Codebook::Nf4 => &codec::NF4,
+            Codebook::Fp4 => &codec::FP4,
+        }
+    }
 }
 
 /// The block-float modes of MLX.
@@ -56,6 +82,14 @@ impl Format {
                 packed_row_bytes(cols, bits as usize, group_size as usize)
             }
             Format::MlxFloat(mode) => packed_row_bytes(cols, mode.bits(), mode.group_size()),
+            Format::Scaled { element: element @ (DType::F8E4M3 | DType::F8E5M2 | DType::I8), .. } => {
+                element.bytes_for(cols)
+            }
+            Format::Scaled { .. } => None,
+            Format::Codebook { group_size, .. } => {
+                (group_size > 0 && group_size.is_multiple_of(2) && cols.is_multiple_of(group_size.into()))
+                    .then_some(cols / 2)
+            }
         }
     }
 
@@ -65,6 +99,18 @@ impl Format {
             Format::Plain(_) => 0,
             Format::MlxAffine { group_size, scale, .. } => cols / group_size as usize * scale.block_bytes(),
             Format::MlxFloat(mode) => cols / mode.group_size(),
+            Format::Scaled { group_size, .. } => {
+                group_size.map_or(1, |n| cols.div_ceil(n.get() as usize)) * 4
+            }
+            Format::Codebook { group_size, .. } => cols / usize::from(group_size) * 4,
+        }
+    }
+
+    /// The element type of [`Format::Plain`].
+    pub const fn plain(self) -> Option<DType> {
+        match self {
+            Format::Plain(dtype) => Some(dtype),
+            _ => None,
         }
     }
 
@@ -81,6 +127,10 @@ impl Format {
             Format::MlxFloat(MlxFloat::Mxfp4) => "MLX mxfp4".to_owned(),
             Format::MlxFloat(MlxFloat::Nvfp4) => "MLX nvfp4".to_owned(),
             Format::MlxFloat(MlxFloat::Mxfp8) => "MLX mxfp8".to_owned(),
+            Format::Scaled { element, group_size: None } => format!("{element} scaled by row"),
+            Format::Scaled { element, group_size: Some(n) } => format!("{element} scaled g{n}"),
+            Format::Codebook { table: Codebook::Nf4, group_size } => format!("NF4 g{group_size}"),
+            Format::Codebook { table: Codebook::Fp4, group_size } => format!("FP4 g{group_size}"),
         }
     }
 }
@@ -178,7 +228,7 @@ impl HostTensor {
         &self.data
     }
 
-    /// One scale per group, empty for [`Format::Plain`].
+    /// One scale per group (or row), empty for [`Format::Plain`].
     pub fn scales(&self) -> &Bytes {
         &self.scales
     }

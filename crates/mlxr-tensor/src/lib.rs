@@ -14,4 +14,4 @@ pub use backend::{
 };
 pub use dtype::DType;
 pub use error::TensorError;
-pub use host::{Format, HostTensor, MlxFloat};
+pub use host::{Codebook, Format, HostTensor, MlxFloat};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use mlxr_checkpoint::Checkpoint;
+use mlxr_checkpoint::{Checkpoint, TokenizerSource};
 
 use crate::failure::failure;
 
@@ -29,6 +29,20 @@ impl ModelSource {
     }
 }
 
+impl ModelSource {
+    /// The tokenizer alone, which needs no model that can be run.
+    pub fn open_tokenizer(&self) -> anyhow::Result<TokenizerSource> {
+        match self {
+            ModelSource::Bundled => Ok(crate::bundled::open()?.tokenizer),
+            ModelSource::Path(path) => {
+                check_exists(path)?;
+                Checkpoint::open_tokenizer(path)
+                    .with_context(|| format!("cannot open the model {}", path.display()))
+            }
+        }
+    }
+}
+
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -40,12 +54,17 @@ impl fmt::Display for ModelSource {
 
 /// Opens a model at a path.
 pub fn open(path: &Path) -> anyhow::Result<Checkpoint> {
+    check_exists(path)?;
+    Checkpoint::open(path).with_context(|| format!("cannot open the model {}", path.display()))
+}
+
+fn check_exists(path: &Path) -> anyhow::Result<()> {
     if !path.exists() {
         let hint = "name a .gguf file, or a folder with config.json and *.safetensors; \
                     a prompt that looks like a path goes after `--`";
         return Err(failure(format_args!("no model at {}", path.display()), hint));
     }
-    Checkpoint::open(path).with_context(|| format!("cannot open the model {}", path.display()))
+    Ok(())
 }
 
 /// What the positional words of `run` and its kin mean.

@@ -50,6 +50,7 @@ const LLAMA: ArchSpec = ArchSpec {
     hf_ignored: BUFFERS,
     hparams: &[hp::DECODER, hp::DENSE],
     defaults: &[SILU, EPS_1E_6, THETA_1E4],
+    gguf_defaults: &[],
     swa_period: 0,
     query_scalar_layers: None,
 };
@@ -147,10 +148,11 @@ const QWEN3_MOE: ArchSpec = ArchSpec {
         EPS_1E_6,
         THETA_1E4,
         ("use_sliding_window", D::Bool(false)),
-        // llama.cpp always normalises the chosen experts' weights, as every released checkpoint of the family does.
-        ("norm_topk_prob", D::Bool(true)),
+        ("norm_topk_prob", D::Bool(false)),
         ("decoder_sparse_step", D::Int(1)),
     ],
+    // llama.cpp always normalises the chosen experts' weights, as every released checkpoint of the family does.
+    gguf_defaults: &[("norm_topk_prob", D::Bool(true))],
     ..QWEN3
 };
 

@@ -171,6 +171,7 @@ pub(crate) fn config_from_gguf(arch: &ArchSpec, metadata: &GgufMetadata) -> Map<
         config.insert("sliding_window".to_owned(), Value::Null);
     }
     fill_query_scalar(arch, &mut config);
+    fill(&mut config, arch.gguf_defaults);
     for (gguf, hf) in TOKEN_IDS {
         if let Some(id) = metadata.u32(&format!("tokenizer.ggml.{gguf}")) {
             config.insert(hf.to_owned(), json!(id));
@@ -282,6 +283,11 @@ pub(crate) fn normalise_config(config: &mut Map<String, Value>) {
     if let Some(kind) = scaling.get("type").cloned() {
         scaling.entry("rope_type").or_insert(kind);
     }
+    // Early long-context phis use these names; a real YaRN has no lists of factors.
+    let is_listed = scaling.contains_key("short_factor") && scaling.contains_key("long_factor");
+    if is_listed && scaling.get("rope_type").is_some_and(|kind| kind == "yarn" || kind == "su") {
+        scaling.insert("rope_type".to_owned(), json!("longrope"));
+    }
     // The long-context phis say it beside the scaling or inside it.
     const ORIGINAL: &str = "original_max_position_embeddings";
     if scaling.get("rope_type").is_some_and(|kind| kind == "longrope")
@@ -313,7 +319,13 @@ fn flatten_rope_parameters(config: &mut Map<String, Value>, rope: &Map<String, V
 
 /// Puts in what the family assumes where config.json is silent.
 pub(crate) fn complete_config(arch: &ArchSpec, config: &mut Map<String, Value>) {
-    for (key, default) in arch.defaults {
+    fill(config, arch.defaults);
+    fill_head_dim(config);
+    fill_layer_types(arch, config);
+}
+
+fn fill(config: &mut Map<String, Value>, defaults: &[(&str, Default)]) {
+    for (key, default) in defaults {
         config.entry(*key).or_insert_with(|| match *default {
             Default::Str(v) => json!(v),
             Default::Int(v) => json!(v),
@@ -321,8 +333,6 @@ pub(crate) fn complete_config(arch: &ArchSpec, config: &mut Map<String, Value>) 
             Default::Bool(v) => json!(v),
         });
     }
-    fill_head_dim(config);
-    fill_layer_types(arch, config);
 }
 
 /// Says of every layer whether it attends to a window, where the family mixes both kinds.
@@ -344,4 +354,39 @@ fn fill_layer_types(arch: &ArchSpec, config: &mut Map<String, Value>) {
     let types: Vec<&str> =
         (0..n_layers).map(|i| if is_windowed(i) { "sliding_attention" } else { "full_attention" }).collect();
     config.insert("layer_types".to_owned(), json!(types));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn experts_without_a_word_are_weighed_as_each_format_means_it() {
+        let arch = ArchSpec::for_model_type("qwen3_moe").unwrap();
+        let mut hf = object(json!({"model_type": "qwen3_moe"}));
+        complete_config(arch, &mut hf);
+        assert_eq!(hf["norm_topk_prob"], json!(false));
+        let mut gguf = config_from_gguf(arch, &GgufMetadata::from_entries([]));
+        complete_config(arch, &mut gguf);
+        assert_eq!(gguf["norm_topk_prob"], json!(true));
+    }
+
+    #[test]
+    fn the_first_long_phis_say_yarn_or_su_and_mean_longrope() {
+        for old in ["yarn", "su"] {
+            let mut config = object(json!({
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": {"type": old, "short_factor": [1.0], "long_factor": [2.0]},
+            }));
+            normalise_config(&mut config);
+            assert_eq!(config["rope_scaling"]["rope_type"], json!("longrope"));
+        }
+        let mut config = object(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}));
+        normalise_config(&mut config);
+        assert_eq!(config["rope_scaling"]["rope_type"], json!("yarn"));
+    }
 }

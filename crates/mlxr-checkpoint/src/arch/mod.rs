@@ -5,6 +5,7 @@ mod families;
 mod hparams;
 mod rope;
 mod tensors;
+mod unread;
 
 use std::collections::HashMap;
 
@@ -15,6 +16,7 @@ pub(crate) use hparams::{
 };
 pub(crate) use rope::{Llama3, fill_scaling};
 pub use tensors::{Layout, TensorRule};
+pub(crate) use unread::unread_keys;
 
 /// One model family.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct ArchSpec {
     pub hparams: &'static [&'static [HParam]],
     /// What config.json means when it does not say (and what a GGUF file never says).
     pub defaults: &'static [(&'static str, Default)],
+    /// Where a GGUF file that does not say means something else.
+    pub gguf_defaults: &'static [(&'static str, Default)],
     /// Of this many layers the last one attends to everything, the others to a window; 0 where all are alike.
     pub swa_period: u64,
     /// GGUF files do not say how queries are scaled: by the head size, except in the variant with this many layers,

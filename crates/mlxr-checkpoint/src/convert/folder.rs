@@ -269,6 +269,10 @@ fn quantised_pieces(
         Format::Plain(dtype) => {
             return vec![piece(output.name.clone(), dtype, output.shape.clone(), coding(Part::Weight))];
         }
+        Format::Scaled { .. } | Format::Codebook { .. } => {
+            let dtype = DType::BF16;
+            return vec![piece(output.name.clone(), dtype, output.shape.clone(), Coding::Plain(dtype))];
+        }
     };
     let with_cols = |cols: usize| {
         let mut shape = output.shape.clone();
@@ -429,7 +433,7 @@ fn mlx_settings(outputs: &[Output], quantisation: Option<MlxQuantisation>) -> Op
         let how = match output.parts[0].format() {
             Format::MlxAffine { bits, group_size, .. } => MlxQuantisation::Affine { bits, group_size },
             Format::MlxFloat(mode) => MlxQuantisation::Float(mode),
-            Format::Plain(_) => return None,
+            Format::Plain(_) | Format::Scaled { .. } | Format::Codebook { .. } => return None,
         };
         Some((output.name.strip_suffix(".weight")?.to_owned(), how))
     });

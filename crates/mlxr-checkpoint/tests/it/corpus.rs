@@ -70,6 +70,28 @@ fn lying_configs_give_the_error_they_deserve() {
     });
 }
 
+/// The seeds of the fuzz target `published`: a byte that picks the settings, and a file whose weights join.
+#[test]
+fn quantised_seeds_join_or_say_why_not() {
+    let target = fs::read_to_string(root().join("fuzz/fuzz_targets/published.rs")).unwrap();
+    let settings: Vec<&str> =
+        target.split("r#\"").skip(1).take(7).map(|rest| rest.split("\"#").next().unwrap()).collect();
+    let mut n_joined = 0;
+    for entry in fs::read_dir(root().join("fuzz/seeds/published")).unwrap() {
+        let bytes = fs::read(entry.unwrap().path()).unwrap();
+        let (choice, file) = bytes.split_first().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings[usize::from(*choice) % settings.len()];
+        let config = format!(r#"{{"model_type": "llama", "quantization_config": {settings}}}"#);
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        fs::write(dir.path().join("model.safetensors"), file).unwrap();
+        let Ok(ckpt) = Checkpoint::open(dir.path()) else { continue };
+        ckpt.tensors().for_each(|tensor| drop(tensor.to_f32().unwrap()));
+        n_joined += usize::from(ckpt.tensor("layers.0.mlp.up.weight").is_some());
+    }
+    assert!(n_joined >= 8, "{n_joined} joined");
+}
+
 #[test]
 fn files_of_the_gguf_package_read_as_it_reads_them() {
     let ckpt = Checkpoint::open(&golden("python.gguf")).unwrap();

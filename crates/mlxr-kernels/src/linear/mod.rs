@@ -252,6 +252,8 @@ fn stored_row(weight: &HostTensor, row: usize) -> StoredRow<'_> {
         Format::Plain(dtype) => dtype.block_len(),
         Format::MlxAffine { group_size, .. } => group_size as usize,
         Format::MlxFloat(mode) => mode.group_size(),
+        // Never unpacked to codes, so nothing asks.
+        Format::Scaled { .. } | Format::Codebook { .. } => 1,
     };
     StoredRow {
         data: part(weight.data(), rows, row),

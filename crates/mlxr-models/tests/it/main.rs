@@ -8,3 +8,4 @@ mod golden;
 mod harness;
 mod house;
 mod invariance;
+mod published;

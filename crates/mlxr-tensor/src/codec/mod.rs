@@ -6,6 +6,7 @@
 //!
 //! One file per family: block layouts are documented as byte offsets beside the code that reads them.
 
+mod apart;
 mod codebook;
 mod encode;
 mod fit;
@@ -25,6 +26,7 @@ mod ternary;
 
 use std::ops::Range;
 
+pub use apart::{FP4, NF4};
 pub use encode::{can_quantise, quantise};
 pub use mlx::{AffineParts, quantise_mlx, quantise_mlx_float};
 
@@ -80,6 +82,17 @@ pub fn dequantise_rows(tensor: &HostTensor, rows: Range<usize>, out: &mut [f32])
         }
         Format::MlxFloat(mode) => {
             mlx::decode_float(mode, &data, &cut(tensor.scales(), format.row_scale_bytes(cols)), out);
+        }
+        Format::Scaled { element, group_size } => {
+            let decode = row_decoder(element).ok_or_else(|| no_codec(element))?;
+            decode(&data, out);
+            let group_size = group_size.map_or(cols, |n| n.get() as usize);
+            apart::scale_rows(&cut(tensor.scales(), format.row_scale_bytes(cols)), cols, group_size, out);
+        }
+        Format::Codebook { table, group_size } => {
+            apart::look_up(table.values(), &data, out);
+            let group_size = group_size.into();
+            apart::scale_rows(&cut(tensor.scales(), format.row_scale_bytes(cols)), cols, group_size, out);
         }
     }
     Ok(())

@@ -1,8 +1,10 @@
 //! Deterministic test data: noise, and tensors in every format.
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 
-use crate::{DType, Format, HostTensor, MlxFloat, codec};
+use crate::{Codebook, DType, Format, HostTensor, MlxFloat, codec};
 
 /// A small generator of test values (xorshift64*).
 #[derive(Clone, Debug)]
@@ -61,6 +63,12 @@ pub fn formats() -> Vec<Format> {
         }
     }
     formats.extend([MlxFloat::Mxfp4, MlxFloat::Nvfp4, MlxFloat::Mxfp8].map(Format::MlxFloat));
+    for element in [DType::F8E4M3, DType::F8E5M2, DType::I8] {
+        for group_size in [None, NonZeroU32::new(128)] {
+            formats.push(Format::Scaled { element, group_size });
+        }
+    }
+    formats.extend([Codebook::Nf4, Codebook::Fp4].map(|table| Format::Codebook { table, group_size: 64 }));
     formats
 }
 
@@ -85,9 +93,26 @@ pub fn tensor(format: Format, shape: &[usize], noise: &mut Noise) -> HostTensor 
                 codec::quantise_mlx_float(mode, &noise.values(n), cols).expect("finite values");
             (data, scales, Vec::new())
         }
+        Format::Scaled { element, .. } => {
+            (blocks(element, n, noise), scales(format, n / cols, cols, noise), Vec::new())
+        }
+        Format::Codebook { .. } => {
+            let data = (0..n / 2).map(|_| (noise.next_u64() >> 32) as u8).collect();
+            (data, scales(format, n / cols, cols, noise), Vec::new())
+        }
     };
     HostTensor::with_scales("test", shape, format, data.into(), scales.into(), biases.into())
         .expect("the encoder's sizes")
+}
+
+/// f32 scales that bring codes to about 1.
+fn scales(format: Format, rows: usize, cols: usize, noise: &mut Noise) -> Vec<u8> {
+    let size = match format {
+        Format::Scaled { .. } => 0.01,
+        _ => 1.0,
+    };
+    let n = rows * format.row_scale_bytes(cols) / 4;
+    (0..n).flat_map(|_| (size * (1.5 + 0.5 * noise.value())).to_le_bytes()).collect()
 }
 
 /// The same tensor with its bytes at an odd address.

@@ -62,6 +62,9 @@ impl Session {
     fn load(args: &RunArgs, source: ModelSource, is_chat: bool) -> anyhow::Result<Session> {
         let spinner = progress::spinner(format!("loading {source}"));
         let ckpt = source.open()?;
+        if args.verbose {
+            spinner.suspend(|| ckpt.warnings.iter().for_each(|warning| eprintln!("warning: {warning}")));
+        }
         let tokenizer = text::tokenizer(&ckpt)?;
         // Checked before the weights are touched.
         args.sampling.resolve(&ckpt.generation)?;

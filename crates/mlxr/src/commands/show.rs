@@ -143,6 +143,9 @@ impl<'a> Facts<'a> {
             let names: Vec<&str> = self.ckpt.unknown.iter().map(HostTensor::name).take(4).collect();
             section.row("unknown", format!("{} tensors: {}, ...", self.ckpt.unknown.len(), names.join(", ")));
         }
+        for warning in &self.ckpt.warnings {
+            section.row("warning", warning.clone());
+        }
         section
     }
 
@@ -229,6 +232,7 @@ impl<'a> Facts<'a> {
             "head_dim": config.head_dim,
             "tied_embedding": config.tied,
             "formats": formats,
+            "warnings": ckpt.warnings,
             "unknown_tensors": ckpt.unknown.iter().map(HostTensor::name).collect::<Vec<_>>(),
             "tokenizer": tokenizer,
             "chat_template": ckpt.chat_template,

@@ -24,7 +24,9 @@ pub fn run(args: &TokenizeArgs) -> anyhow::Result<ExitCode> {
             )
         })?,
     };
-    let tokenizer = text::tokenizer(&words.model.open()?)?;
+    let source = words.model.open_tokenizer()?;
+    let tokenizer = Tokenizer::from_source(&source)
+        .with_context(|| format!("cannot read the tokenizer of {}", words.model))?;
     if args.decode { decode(args, &tokenizer, &input) } else { encode(args, &tokenizer, &input) }?;
     Ok(ExitCode::SUCCESS)
 }

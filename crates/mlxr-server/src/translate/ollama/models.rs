@@ -14,6 +14,9 @@ use crate::loaded::{LoadedModel, ModelSource};
 use crate::translate::conversation::Abilities;
 use crate::translate::openai::fill_in;
 
+/// Of a model in memory, which has no age, the end of its weights tells versions apart.
+const SAMPLE_BYTES: usize = 1 << 20;
+
 /// What is known of a model from its files.
 pub struct Facts {
     ckpt: Checkpoint,
@@ -37,7 +40,8 @@ impl Facts {
                 modified
             }
             ModelSource::Bytes { bytes, .. } => {
-                hash.update(bytes);
+                describe(&ckpt, UNIX_EPOCH, &mut hash);
+                hash.update(&bytes[bytes.len().saturating_sub(SAMPLE_BYTES)..]);
                 UNIX_EPOCH + Duration::from_secs(created_s)
             }
         };

@@ -1,0 +1,99 @@
+"""The ollama package against `mlxr serve`."""
+
+import asyncio
+import os
+
+import ollama
+
+URL = os.environ["MLXR_URL"]
+MODEL = "mlxr-27m"
+ASK = [{"role": "user", "content": "Tell me a story about a cat."}]
+GREEDY = {"temperature": 0, "repeat_penalty": 1, "num_predict": 40}
+
+
+def check_models(api):
+    (listed,) = api.list().models
+    assert listed.model == MODEL and listed.size > 20_000_000 and listed.modified_at.year >= 1970, listed
+    assert listed.details.format == "gguf" and listed.details.quantization_level == "Q8_0", listed
+    shown = api.show(MODEL)
+    assert shown.details == listed.details and "completion" in shown.capabilities
+    assert shown.modelinfo["general.parameter_count"] > 20_000_000 and "<|im_start|>" in shown.template
+
+
+def check_loading(api):
+    loaded = api.generate(MODEL, keep_alive="10m")
+    assert loaded.done and loaded.done_reason == "load" and loaded.response == "", loaded
+    (running,) = api.ps().models
+    assert running.model == MODEL and running.size_vram == 0 and running.context_length > 0, running
+    api.generate(MODEL, keep_alive=-1)
+    assert api.ps().models[0].expires_at.year == 9999
+    gone = api.generate(MODEL, keep_alive=0)
+    assert gone.done_reason == "unload" and not api.ps().models
+    (line,) = api.chat(MODEL, messages=[], stream=True)
+    assert line.done_reason == "load" and len(api.ps().models) == 1
+
+
+def check_chat(api):
+    whole = api.chat(MODEL, ASK, options=GREEDY)
+    text = whole.message.content
+    assert whole.message.role == "assistant" and len(text) > 20 and whole.done, whole
+    assert whole.eval_count <= 40 and whole.prompt_eval_count > 0, whole
+    assert 0 < whole.prompt_eval_duration + whole.eval_duration <= whole.total_duration, whole
+    lines = list(api.chat(MODEL, ASK, options=GREEDY, stream=True))
+    assert "".join(line.message.content for line in lines) == text
+    assert [line.done for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert (lines[-1].done_reason, lines[-1].eval_count) == (whole.done_reason, whole.eval_count)
+    stopped = api.chat(MODEL, ASK, options={**GREEDY, "stop": ["."]})
+    assert stopped.message.content == text.split(".")[0] and stopped.done_reason == "stop"
+    scored = api.chat(MODEL, ASK, options=GREEDY, logprobs=True, top_logprobs=2)
+    assert "".join(token.token for token in scored.logprobs) == text
+    assert all(token.top_logprobs[0].token == token.token for token in scored.logprobs)
+    return text
+
+
+def check_generate(api, text):
+    whole = api.generate(MODEL, ASK[0]["content"], options=GREEDY)
+    assert whole.response == text and len(whole.context) >= whole.prompt_eval_count, whole
+    lines = list(api.generate(MODEL, ASK[0]["content"], options=GREEDY, stream=True))
+    assert "".join(line.response for line in lines) == text and lines[-1].context == whole.context
+    later = api.generate(MODEL, "Who was it?", context=whole.context, options=GREEDY)
+    assert later.prompt_eval_count > len(whole.context)
+    raw = api.generate(MODEL, "Once upon a time", raw=True, options=GREEDY)
+    assert raw.response and raw.context is None
+
+
+def check_errors(api):
+    def refused(call, **ask):
+        try:
+            list(call(**{"model": MODEL, **ask}, stream=True))
+        except ollama.ResponseError as error:
+            return error
+        raise AssertionError(f"{ask} was not refused")
+
+    missing = refused(api.chat, model="nothing", messages=ASK)
+    assert missing.status_code == 404 and MODEL in missing.error, missing
+    assert refused(api.chat, messages=ASK, options={"temperature": -1}).status_code == 400
+    long = refused(api.generate, prompt="word " * 5000)
+    assert long.status_code == 400 and "2048" in long.error, long
+    assert "thinking" in refused(api.generate, prompt="Hi", think=True).error
+    assert "reads only text" in refused(api.generate, prompt="Hi", images=[b"\x89PNG"]).error
+
+
+async def check_many(text):
+    api = ollama.AsyncClient(URL)
+
+    async def one():
+        lines = await api.chat(MODEL, ASK, options=GREEDY, stream=True)
+        return "".join([line.message.content async for line in lines])
+
+    assert await asyncio.gather(*(one() for _ in range(8))) == [text] * 8
+
+
+api = ollama.Client(URL)
+check_models(api)
+check_loading(api)
+text = check_chat(api)
+check_generate(api, text)
+check_errors(api)
+asyncio.run(check_many(text))
+print("ok")

@@ -10,6 +10,7 @@ use mlxr_tensor::DType;
 use crate::commands::serve::ServeArgs;
 use crate::logging;
 use crate::sampling::{ChoiceArgs, SamplingArgs};
+use crate::structure::StructureArgs;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -144,6 +145,8 @@ pub struct RunArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub choices: ChoiceArgs,
+    #[command(flatten)]
+    pub structure: StructureArgs,
 }
 
 /// Show what a model is: architecture, quantisation, tokenizer, template, memory.

@@ -16,6 +16,7 @@ mod progress;
 mod repl;
 mod sampling;
 mod stdin;
+mod structure;
 mod text;
 mod units;
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use mlxr_engine::sampler::{Logprobs, TokenLogprob};
 use mlxr_engine::{Event, Prompt, Request};
+use mlxr_text::grammar::Grammar;
 use mlxr_text::{ChatTemplate, EncodeOptions, Tokenizer};
 use serde_json::{Map, Value, json};
 
@@ -15,7 +16,7 @@ use crate::generate::{Answer, Choice, Generator, reason_json};
 use crate::model_source::{ModelSource, Words};
 use crate::repl::{self, Chat};
 use crate::sampling::SamplingArgs;
-use crate::{interrupt, output, progress, stdin, text};
+use crate::{interrupt, output, progress, stdin, structure, text};
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let words = Words::sort(args.model.model.as_deref(), &args.words, &args.prompt);
@@ -26,10 +27,17 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if prompt.is_none() && args.json {
         return Err(usage("--json needs a prompt", "give it as an argument or pipe it in"));
     }
+    let language = args.structure.language()?;
+    if prompt.is_none() && language.is_some() {
+        return Err(usage(
+            "a grammar holds one answer, not a chat",
+            "give the prompt as an argument or pipe it in",
+        ));
+    }
     let session = Session::load(args, words.model, prompt.is_none())?;
     interrupt::install(if prompt.is_some() { interrupt::JOB_PATIENCE } else { interrupt::CHAT_PATIENCE })?;
     match prompt {
-        Some(prompt) => answer(args, session, prompt),
+        Some(prompt) => answer(args, session, prompt, language),
         None => chat(args, session),
     }
 }
@@ -54,6 +62,8 @@ struct Session {
     source: ModelSource,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// The model's own template, which shows how it marks its reasoning.
+    template_source: Option<String>,
     generation: Map<String, Value>,
     generator: Generator,
 }
@@ -77,7 +87,14 @@ impl Session {
         };
         let generator = Generator::load(&ckpt, tokenizer.clone(), &args.load, args.choices.n_seqs())?;
         spinner.finish_and_clear();
-        Ok(Session { source, tokenizer, template, generation: ckpt.generation, generator })
+        Ok(Session {
+            source,
+            tokenizer,
+            template,
+            template_source: ckpt.chat_template,
+            generation: ckpt.generation,
+            generator,
+        })
     }
 }
 
@@ -100,7 +117,12 @@ pub fn request(
     })
 }
 
-fn answer(args: &RunArgs, mut session: Session, prompt: String) -> anyhow::Result<ExitCode> {
+fn answer(
+    args: &RunArgs,
+    mut session: Session,
+    prompt: String,
+    language: Option<Grammar>,
+) -> anyhow::Result<ExitCode> {
     let prompt = match &session.template {
         None => prompt,
         Some(template) => {
@@ -109,7 +131,11 @@ fn answer(args: &RunArgs, mut session: Session, prompt: String) -> anyhow::Resul
             conversation.render(template)?
         }
     };
+    let constrain = |language| {
+        structure::constrain(language, &session.tokenizer, session.template_source.as_deref(), &prompt)
+    };
     let request = Request {
+        constraint: language.map(constrain).transpose()?,
         n: args.choices.n(),
         best_of: args.choices.best_of.map(usize::from),
         logprobs: args.logprobs.map(usize::from),

@@ -217,6 +217,20 @@ Sampling options (defaults: the model's generation config, else as given):
       --best-of <N>
           With --json: answers to generate, of which the likeliest --choices are given
 
+Structured output:
+      --json-object
+          The answer is a JSON object
+
+      --json-schema <SCHEMA>
+          The answer is JSON that satisfies a schema, given as it is or as @FILE
+
+      --regex <REGEX>
+          The answer matches a regular expression
+
+      --grammar <FILE>
+          The answer is in the language of a grammar: a .gbnf file (llama.cpp's syntax) or a .lark
+          file
+
 Global options:
       --log-level <LEVEL>
           What to log to stderr: error, warn, info, debug, trace, or a filter such as

@@ -166,3 +166,31 @@ fn words_after_two_dashes_are_prompt() {
     let ids = json(mlxr(["tokenize", "--json", "--", "no/such.gguf"]));
     assert_eq!(answer["usage"]["n_prompt"], ids["count"]);
 }
+
+#[test]
+fn an_answer_is_held_to_a_schema_a_pattern_or_a_grammar() {
+    let schema = r#"{"type":"object","properties":{"name":{"type":"string","maxLength":20},"age":{"type":"integer"}},
+        "required":["name","age"],"additionalProperties":false}"#;
+    let prompt = "Extract name and age as JSON: Maria Lopez is 34 years old.";
+    let text = |args: &[&str]| {
+        let answer = json(mlxr(["run", "--greedy", "--json"].iter().chain(args)));
+        answer["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    let person: Value = serde_json::from_str(&text(&["--json-schema", schema, prompt])).unwrap();
+    assert_eq!(person, json!({ "name": "Maria Lopez", "age": 34 }));
+    assert_eq!(text(&["--regex", "(yes|no)", "Is water wet?"]).matches(['y', 'n']).count(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let grammar = folder.path().join("dashes.gbnf");
+    std::fs::write(&grammar, "root ::= \"--\" [ab]\n").unwrap();
+    let dashes = text(&["--grammar", grammar.to_str().unwrap(), "Hello"]);
+    assert!(["--a", "--b"].contains(&dashes.as_str()), "{dashes}");
+}
+
+#[test]
+fn a_bad_schema_is_refused_before_the_model_is_loaded() {
+    let run = mlxr(["run", "--json-schema", r#"{"type": "object", "unheardOf": 1}"#, "hi"]);
+    let output = run.assert().code(2).get_output().stderr.clone();
+    let message = String::from_utf8(output).unwrap();
+    assert!(message.contains("unheardOf") && message.contains("hint:"), "{message}");
+    mlxr(["run", "--json-object", "--regex", "a", "hi"]).assert().code(2);
+}

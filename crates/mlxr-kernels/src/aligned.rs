@@ -61,3 +61,26 @@ pub(crate) fn as_bytes(values: &[f32]) -> &[u8] {
     // SAFETY: same memory, four bytes a float, any byte is valid.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) }
 }
+
+/// Bytes on a four-byte boundary, a multiple of four of them, as floats.
+pub(crate) fn as_floats(bytes: &[u8]) -> &[f32] {
+    // SAFETY: every bit pattern is a float; `align_to` keeps to the boundaries.
+    let (before, floats, after) = unsafe { bytes.align_to() };
+    assert!(before.is_empty() && after.is_empty(), "whole floats");
+    floats
+}
+
+pub(crate) fn as_floats_mut(bytes: &mut [u8]) -> &mut [f32] {
+    // SAFETY: as in `as_floats`, and any float is valid bytes.
+    let (before, floats, after) = unsafe { bytes.align_to_mut() };
+    assert!(before.is_empty() && after.is_empty(), "whole floats");
+    floats
+}
+
+/// Bytes on a four-byte boundary, a multiple of four of them, as 32-bit integers.
+pub(crate) fn as_words_mut(bytes: &mut [u8]) -> &mut [i32] {
+    // SAFETY: every bit pattern is an integer and the other way around; `align_to_mut` keeps to the boundaries.
+    let (before, words, after) = unsafe { bytes.align_to_mut() };
+    assert!(before.is_empty() && after.is_empty(), "whole words");
+    words
+}

@@ -4,8 +4,9 @@ use mlxr_tensor::conformance::data::{self, Noise};
 use mlxr_tensor::{DType, Format};
 use proptest::prelude::*;
 
-use crate::kernels::{Kernels, TILE};
-use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, StoredRow};
+use crate::kernels::{CodeKernels, Kernels, TILE, TILE_ROWS};
+use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
+use crate::linear::tile::{Tile, TileScratch};
 use crate::scalar;
 
 /// Difference of two sums of the same terms in different orders, relative to the sum of their magnitudes.
@@ -25,10 +26,51 @@ fn assert_close(got: &[f32], expected: &[f32], size: f32, tolerance: f32, kernel
 
 fn quantised(kernels: &Kernels, x: &[f32]) -> QuantActs {
     let mut acts = QuantActs::zeroed(1, x.len());
-    let lens = acts.row_lens();
-    let (codes, floats) = acts.parts_mut();
-    kernels.quantise(x, QuantActs::row_mut(lens, codes, floats));
+    let layout = acts.layout();
+    kernels.quantise(x, QuantRowMut::new(layout, acts.bytes_mut()));
     acts
+}
+
+/// Products of the first `n_w` rows of a panel with all `xs`: `[xs, TILE_ROWS]`.
+fn unpacked_products(
+    kernels: &Kernels,
+    kind: CodeKind,
+    panel: &Panel,
+    n_w: usize,
+    xs: &[QuantRow<'_>],
+) -> Vec<f32> {
+    let mut out = vec![0f32; xs.len() * TILE_ROWS];
+    match kernels.codes {
+        CodeKernels::Tiles(_, dot) => {
+            // SAFETY: the table came from `Kernels::available`.
+            unsafe { dot(kind, panel, n_w, xs, &mut TileScratch::empty(), &mut out) };
+            out.chunks_exact_mut(TILE_ROWS).for_each(|row| row[n_w..].fill(0.0));
+        }
+        CodeKernels::Rows(dot) => {
+            let rows: Vec<CodeRow<'_>> = (0..n_w).map(|i| panel.row(i)).collect();
+            for (w, rows) in rows.chunks(TILE).enumerate() {
+                for (x, xs) in xs.chunks(TILE).enumerate() {
+                    let mut tile = [0f32; TILE * TILE];
+                    // SAFETY: the table came from `Kernels::available`.
+                    unsafe { dot(kind, rows, xs, &mut tile) };
+                    for (i, products) in tile.chunks_exact(TILE).take(xs.len()).enumerate() {
+                        let at = (x * TILE + i) * TILE_ROWS + w * TILE;
+                        out[at..at + rows.len()].copy_from_slice(&products[..rows.len()]);
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The largest magnitude of a product's term, for activations below 4.
+fn panel_size(kind: CodeKind, panel: &Panel, n_w: usize) -> f32 {
+    let largest = |values: &[f32]| values.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let rows = (0..n_w).map(|i| panel.row(i));
+    let size = rows.map(|row| largest(row.scales) * 128.0 + largest(row.offsets)).fold(0f32, f32::max);
+    assert!(kind.offsets || size.is_finite());
+    size * 4.0
 }
 
 proptest! {
@@ -56,14 +98,14 @@ proptest! {
 
     #[test]
     fn code_dots_equal_the_scalar_ones(
-        n_groups in 1usize..12, n_w in 1..=TILE, n_x in 1..=TILE, seed: u64,
+        n_groups in 1usize..36, n_w in 1..=TILE_ROWS, n_x in 1usize..14, seed: u64,
         signed: bool, wide: bool, offsets: bool,
     ) {
         let kind = CodeKind { signed, group: if wide { 32 } else { 16 }, offsets };
         let cols = n_groups * 32;
         let mut noise = Noise::new(seed);
         let mut panel = Panel::empty();
-        panel.reshape(TILE, cols, kind.group);
+        panel.reshape(TILE_ROWS, cols, kind);
         for row in 0..n_w {
             let out = panel.row_mut(row);
             // The extreme codes are where 16-bit steps would saturate.
@@ -72,19 +114,58 @@ proptest! {
             out.scales.fill_with(|| noise.value());
             out.offsets.fill_with(|| if offsets { noise.value() } else { 0.0 });
         }
-        let rows: Vec<CodeRow<'_>> = (0..n_w).map(|i| panel.row(i)).collect();
         let acts: Vec<QuantActs> =
             (0..n_x).map(|_| quantised(&scalar::TABLE, &noise.values(cols))).collect();
         let xs: Vec<QuantRow<'_>> = acts.iter().map(|a| a.row(0)).collect();
-        let run = |kernels: &Kernels| {
-            let mut out = [0f32; TILE * TILE];
-            // SAFETY: the table came from `Kernels::available`.
-            unsafe { (kernels.dot_codes)(kind, &rows, &xs, &mut out) };
-            out
-        };
-        let expected = run(&scalar::TABLE);
+        let expected = unpacked_products(&scalar::TABLE, kind, &panel, n_w, &xs);
         for kernels in Kernels::available() {
-            assert_close(&run(&kernels), &expected, cols as f32 * 512.0, ORDER_TOLERANCE, &kernels);
+            let got = unpacked_products(&kernels, kind, &panel, n_w, &xs);
+            assert_close(&got, &expected, cols as f32 * 512.0, ORDER_TOLERANCE, &kernels);
+            for (i, x) in xs.iter().enumerate() {
+                let alone = unpacked_products(&kernels, kind, &panel, n_w, &[*x]);
+                prop_assert_eq!(&got[i * TILE_ROWS..][..n_w], &alone[..n_w]);
+            }
+        }
+    }
+
+    #[test]
+    fn stored_dots_equal_the_scalar_ones(n_blocks in 1usize..5, n_w in 1..=TILE_ROWS, n_x in 1usize..14, seed: u64) {
+        let mut noise = Noise::new(seed);
+        for format in data::formats() {
+            let Some((kind, unpack)) = (scalar::TABLE.unpack)(format) else { continue };
+            let cols = n_blocks * 256;
+            let tensor = data::unaligned(&data::tensor(format, &[n_w, cols], &mut noise));
+            let acts: Vec<QuantActs> =
+                (0..n_x).map(|_| quantised(&scalar::TABLE, &noise.values(cols))).collect();
+            let xs: Vec<QuantRow<'_>> = acts.iter().map(|a| a.row(0)).collect();
+            for kernels in Kernels::available() {
+                let CodeKernels::Tiles(stored, _) = kernels.codes else { continue };
+                let Some(dot) = stored(format) else { continue };
+                let mut panel = Panel::empty();
+                panel.reshape(n_w, cols, kind);
+                let row_bytes = tensor.data().len() / n_w;
+                for (i, data) in tensor.data().chunks_exact(row_bytes).enumerate() {
+                    let row = StoredRow { data, scales: &[], biases: &[], group_size: kind.group };
+                    // SAFETY: the scalar table runs everywhere.
+                    unsafe { unpack(row, panel.row_mut(i)) };
+                }
+                let expected = unpacked_products(&scalar::TABLE, kind, &panel, n_w, &xs);
+                let products = |xs: &[QuantRow<'_>]| {
+                    let mut out = vec![0f32; xs.len() * TILE_ROWS];
+                    let tile = Tile { data: tensor.data(), row_bytes };
+                    // SAFETY: the table came from `Kernels::available`.
+                    unsafe { dot(&tile, xs, &mut TileScratch::empty(), &mut out) };
+                    out
+                };
+                let got = products(&xs);
+                // Magnitudes of the terms bound what another order of them can change.
+                let size = panel_size(kind, &panel, n_w) * cols as f32;
+                for (i, x) in xs.iter().enumerate() {
+                    let row = i * TILE_ROWS..i * TILE_ROWS + n_w;
+                    assert_close(&got[row.clone()], &expected[row.clone()], size, ORDER_TOLERANCE, &kernels);
+                    prop_assert_eq!(&got[row], &products(&[*x])[..n_w], "{} alone and together", format.name());
+                }
+            }
         }
     }
 
@@ -98,10 +179,7 @@ proptest! {
         for kernels in Kernels::available() {
             let got = quantised(&kernels, &x);
             let (got, expected) = (got.row(0), expected.row(0));
-            prop_assert_eq!(got.codes, expected.codes);
-            prop_assert_eq!(got.scales, expected.scales);
-            prop_assert_eq!(got.sums16, expected.sums16);
-            prop_assert_eq!(got.sums32, expected.sums32);
+            prop_assert_eq!(got.bytes(), expected.bytes());
         }
     }
 
@@ -146,7 +224,7 @@ fn unpacked_rows_are_the_same_bits_everywhere() {
             let (found, unpack) = (kernels.unpack)(format).expect("every table unpacks the same formats");
             assert_eq!(found, kind);
             let mut panel = Panel::empty();
-            panel.reshape(1, cols, kind.group);
+            panel.reshape(1, cols, kind);
             // SAFETY: the table came from `Kernels::available`.
             unsafe { unpack(row, panel.row_mut(0)) };
             panel

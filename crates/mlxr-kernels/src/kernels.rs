@@ -5,7 +5,8 @@ use std::fmt;
 use mlxr_tensor::{DType, Format};
 
 use crate::lanes::Lanes;
-use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
+use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
+use crate::linear::tile::{Tile, TileScratch};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::scalar;
@@ -22,6 +23,26 @@ pub(crate) type DotFloats = unsafe fn(&[&[u8]], &[&[f32]], &mut [f32]);
 
 /// As [`DotFloats`], for unpacked weights and quantised activations.
 pub(crate) type DotCodes = unsafe fn(CodeKind, &[CodeRow<'_>], &[QuantRow<'_>], &mut [f32]);
+
+/// Weight rows that one call of a tile kernel takes at most.
+pub(crate) const TILE_ROWS: usize = 32;
+
+/// Dot products of up to [`TILE_ROWS`] weight rows of one stored format with all activation rows:
+/// `out[x * TILE_ROWS + w]`. Each product is computed the same way whatever the numbers of rows are.
+pub(crate) type DotTile = unsafe fn(&Tile<'_>, &[QuantRow<'_>], &mut TileScratch, &mut [f32]);
+
+/// As [`DotTile`], for so many unpacked rows.
+pub(crate) type DotUnpacked =
+    unsafe fn(CodeKind, &Panel, usize, &[QuantRow<'_>], &mut TileScratch, &mut [f32]);
+
+/// How quantised weights meet activations.
+#[derive(Clone, Copy)]
+pub(crate) enum CodeKernels {
+    /// A few rows at a time, after unpacking.
+    Rows(DotCodes),
+    /// Many rows at a time: read as stored where the first function knows the format, after unpacking elsewhere.
+    Tiles(fn(Format) -> Option<DotTile>, DotUnpacked),
+}
 
 /// Turns a stored row into codes, scales and offsets.
 pub(crate) type Unpack = unsafe fn(StoredRow<'_>, UnpackedRow<'_>);
@@ -57,7 +78,7 @@ pub struct Kernels {
     pub(crate) dot_f32: DotFloats,
     pub(crate) dot_f16: DotFloats,
     pub(crate) dot_bf16: DotFloats,
-    pub(crate) dot_codes: DotCodes,
+    pub(crate) codes: CodeKernels,
     /// The unpacking kernel of a format, if it has one.
     pub(crate) unpack: fn(Format) -> Option<(CodeKind, Unpack)>,
     pub(crate) lanes: Lanes,

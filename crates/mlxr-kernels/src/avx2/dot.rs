@@ -170,7 +170,8 @@ fn micro_groups<const W: usize, const X: usize, const SIGNED: bool, const GROUP:
     let weights: &[CodeRow<'_>; W] = weights.try_into().expect("W rows");
     let xs: &[QuantRow<'_>; X] = xs.try_into().expect("X rows");
     let mut acc = [[_mm256_setzero_ps(); W]; X];
-    for step in 0..xs[0].codes.len() / ACT_GROUP {
+    let parts = xs.each_ref().map(|x| (x.codes(), x.scales()));
+    for step in 0..xs[0].cols() / ACT_GROUP {
         let at = step * ACT_GROUP;
         let mut w = [_mm256_setzero_si256(); W];
         let mut w_scale = [_mm256_setzero_ps(); W];
@@ -183,9 +184,9 @@ fn micro_groups<const W: usize, const X: usize, const SIGNED: bool, const GROUP:
                 _mm256_set_m128(_mm_set1_ps(pair[1]), _mm_set1_ps(pair[0]))
             };
         }
-        for (acc, x) in acc.iter_mut().zip(xs) {
-            let codes = load_codes(&x.codes[at..]);
-            let x_scale = _mm256_set1_ps(x.scales[step]);
+        for (acc, (x_codes, x_scales)) in acc.iter_mut().zip(&parts) {
+            let codes = load_codes(&x_codes[at..]);
+            let x_scale = _mm256_set1_ps(x_scales[step]);
             for ((acc, &w), &w_scale) in acc.iter_mut().zip(&w).zip(&w_scale) {
                 let pairs = if SIGNED {
                     _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(codes, w))
@@ -202,7 +203,7 @@ fn micro_groups<const W: usize, const X: usize, const SIGNED: bool, const GROUP:
         for (j, row) in weights.iter().enumerate() {
             let mut sum = acc[i][j];
             if offsets {
-                let sums = if GROUP == 32 { x.sums32 } else { x.sums16 };
+                let sums = x.sums(GROUP);
                 sum = add_offsets(sum, row.offsets, sums);
             }
             out[i * TILE + j] = reduce(sum);

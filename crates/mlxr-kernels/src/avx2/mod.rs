@@ -6,7 +6,7 @@ use core::arch::x86_64::{
     _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128,
 };
 
-use crate::kernels::{Isa, Kernels};
+use crate::kernels::{CodeKernels, Isa, Kernels};
 use crate::lanes::{self, lane_table};
 use crate::unpack::{Primitives, unpack_table};
 
@@ -47,7 +47,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
-    dot_codes: dot::dot_codes,
+    codes: CodeKernels::Rows(dot::dot_codes),
     unpack,
     lanes: LANES,
 };

@@ -1,9 +1,8 @@
-//! Dot products with 512-bit vectors; integer ones through `vpdpbusd`.
+//! Dot products of floats with 512-bit vectors.
 
 use core::arch::x86_64::*;
 
 use crate::kernels::TILE;
-use crate::linear::codes::{CODE_PAD, CodeKind, CodeRow, QuantRow};
 use crate::tiles::for_micro_tiles;
 
 /// How sixteen stored elements become a vector of f32.
@@ -139,120 +138,4 @@ fn micro<E: Element, const W: usize, const X: usize>(weights: &[&[u8]], xs: &[&[
             out[i * TILE + j] = _mm512_reduce_add_ps(sum);
         }
     }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(crate) fn dot_codes(kind: CodeKind, weights: &[CodeRow<'_>], xs: &[QuantRow<'_>], out: &mut [f32]) {
-    for_micro_tiles!(weights, xs, |w, x, w0, x0| micro_codes(kind, w, x, &mut out[x0 * TILE + w0..]));
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn micro_codes<const W: usize, const X: usize>(
-    kind: CodeKind,
-    weights: &[CodeRow<'_>],
-    xs: &[QuantRow<'_>],
-    out: &mut [f32],
-) {
-    match (kind.signed, kind.group) {
-        (false, 32) => micro_groups::<W, X, false, 32>(kind.offsets, weights, xs, out),
-        (false, _) => micro_groups::<W, X, false, 16>(kind.offsets, weights, xs, out),
-        (true, 32) => micro_groups::<W, X, true, 32>(kind.offsets, weights, xs, out),
-        (true, _) => micro_groups::<W, X, true, 16>(kind.offsets, weights, xs, out),
-    }
-}
-
-/// One accumulator per product: the integer sums of 64 columns, four to a lane, scaled lane by lane.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn micro_groups<const W: usize, const X: usize, const SIGNED: bool, const GROUP: usize>(
-    offsets: bool,
-    weights: &[CodeRow<'_>],
-    xs: &[QuantRow<'_>],
-    out: &mut [f32],
-) {
-    let weights: &[CodeRow<'_>; W] = weights.try_into().expect("W rows");
-    let xs: &[QuantRow<'_>; X] = xs.try_into().expect("X rows");
-    let zero = _mm512_setzero_si512();
-    let mut acc = [[_mm512_setzero_ps(); W]; X];
-    for step in 0..xs[0].codes.len() / CODE_PAD {
-        let at = step * CODE_PAD;
-        let mut w = [zero; W];
-        let mut negative = [0u64; W];
-        let mut w_scale = [_mm512_setzero_ps(); W];
-        for (j, row) in weights.iter().enumerate() {
-            w[j] = load_codes(&row.codes[at..]);
-            if SIGNED {
-                negative[j] = _mm512_movepi8_mask(w[j]);
-                w[j] = _mm512_abs_epi8(w[j]);
-            }
-            w_scale[j] = if GROUP == 32 {
-                spread_2(&row.scales[2 * step..])
-            } else {
-                spread_4(&row.scales[4 * step..])
-            };
-        }
-        for (acc, x) in acc.iter_mut().zip(xs) {
-            let codes = load_codes(&x.codes[at..]);
-            let x_scale = spread_2(&x.scales[2 * step..]);
-            for j in 0..W {
-                let codes =
-                    if SIGNED { _mm512_mask_sub_epi8(codes, negative[j], zero, codes) } else { codes };
-                let sums = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(zero, w[j], codes));
-                acc[j] = _mm512_fmadd_ps(_mm512_mul_ps(w_scale[j], x_scale), sums, acc[j]);
-            }
-        }
-    }
-    for (i, x) in xs.iter().enumerate() {
-        for (j, row) in weights.iter().enumerate() {
-            let mut sum = acc[i][j];
-            if offsets {
-                let sums = if GROUP == 32 { x.sums32 } else { x.sums16 };
-                sum = add_offsets(sum, row.offsets, sums);
-            }
-            out[i * TILE + j] = _mm512_reduce_add_ps(sum);
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn load_codes(codes: &[i8]) -> __m512i {
-    let codes = &codes[..CODE_PAD];
-    // SAFETY: 64 bytes are in bounds; the load needs no alignment.
-    unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) }
-}
-
-/// The first two values, eight lanes each.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn spread_2(values: &[f32]) -> __m512 {
-    let values = &values[..2];
-    // SAFETY: eight bytes are in bounds; an `f64` is only the carrier of two floats and is read unaligned.
-    let pair = unsafe { values.as_ptr().cast::<f64>().read_unaligned() };
-    let lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    _mm512_permutexvar_ps(lanes, _mm512_castpd_ps(_mm512_set1_pd(pair)))
-}
-
-/// The first four values, four lanes each.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn spread_4(values: &[f32]) -> __m512 {
-    let values = &values[..4];
-    // SAFETY: sixteen bytes are in bounds; the load needs no alignment.
-    let four = unsafe { _mm_loadu_ps(values.as_ptr()) };
-    let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    _mm512_permutexvar_ps(lanes, _mm512_broadcast_f32x4(four))
-}
-
-/// `acc + offsets * sums`, both padded to whole vectors.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn add_offsets(mut acc: __m512, offsets: &[f32], sums: &[f32]) -> __m512 {
-    for (a, b) in offsets.as_chunks::<16>().0.iter().zip(sums.as_chunks::<16>().0) {
-        // SAFETY: sixteen floats each; the loads need no alignment.
-        let (a, b) = unsafe { (_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr())) };
-        acc = _mm512_fmadd_ps(a, b, acc);
-    }
-    acc
 }

@@ -1,9 +1,12 @@
 //! x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI; includes everything the AVX2 table needs.
 
 mod dot;
+mod layouts;
+mod rows;
+mod tile;
 
 use crate::avx2;
-use crate::kernels::{Isa, Kernels};
+use crate::kernels::{CodeKernels, Isa, Kernels};
 use crate::lanes::{self, lane_table};
 use crate::unpack::unpack_table;
 
@@ -24,7 +27,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
-    dot_codes: dot::dot_codes,
+    codes: CodeKernels::Tiles(tile::stored, tile::dot_unpacked),
     unpack,
     lanes: LANES,
 };

@@ -20,5 +20,8 @@ pub(crate) fn quantise(x: &[f32], out: QuantRowMut<'_>) {
         out.sums16[2 * g] = scale * sums[0] as f32;
         out.sums16[2 * g + 1] = scale * sums[1] as f32;
         out.sums32[g] = scale * (sums[0] + sums[1]) as f32;
+        out.negated16[2 * g] = -sums[0];
+        out.negated16[2 * g + 1] = -sums[1];
+        out.negated32[g] = -sums[0] - sums[1];
     }
 }

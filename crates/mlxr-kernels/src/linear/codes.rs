@@ -4,13 +4,15 @@
 //! one integer dot kernel per instruction set serves them all. Activations are quantised to the same shape with one
 //! scale per 32 columns, and keep the sums that offsets multiply.
 
-use crate::aligned::AlignedBytes;
+use std::ops::Range;
+
+use crate::aligned::{AlignedBytes, as_floats, as_floats_mut, as_words_mut};
 
 /// Columns that share an activation scale.
 pub(crate) const ACT_GROUP: usize = 32;
 
 /// Codes are padded with zeros to a multiple of this many columns.
-pub(crate) const CODE_PAD: usize = 64;
+pub(crate) const CODE_PAD: usize = 128;
 
 /// Scales, offsets and sums are padded with zeros to a multiple of this many values.
 pub(crate) const SCALE_PAD: usize = 16;
@@ -51,100 +53,154 @@ pub(crate) struct CodeRow<'a> {
     pub(crate) offsets: &'a [f32],
 }
 
-/// A quantised activation row, padded: `codes` in -127..=127.
-#[derive(Clone, Copy)]
-pub(crate) struct QuantRow<'a> {
-    pub(crate) codes: &'a [i8],
-    /// One per 32 columns.
-    pub(crate) scales: &'a [f32],
-    /// Sums of the quantised values, one per 16 columns.
-    pub(crate) sums16: &'a [f32],
-    /// Sums of the quantised values, one per 32 columns.
-    pub(crate) sums32: &'a [f32],
+/// Where the parts of a quantised activation row are: one run of bytes, padded with zeros, so that a kernel reaches
+/// everything of a row through one pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ActLayout {
+    /// Padded columns: bytes of codes.
+    codes: usize,
+    groups32: usize,
+    groups16: usize,
 }
 
-/// A quantised activation row to fill: the padded slices of a [`QuantRow`], padding zero.
+impl ActLayout {
+    pub(crate) fn new(cols: usize) -> Self {
+        Self {
+            codes: cols.next_multiple_of(CODE_PAD),
+            groups32: cols.div_ceil(32).next_multiple_of(SCALE_PAD),
+            groups16: cols.div_ceil(16).next_multiple_of(SCALE_PAD),
+        }
+    }
+
+    fn scales(&self) -> Range<usize> {
+        self.codes..self.codes + 4 * self.groups32
+    }
+
+    fn sums(&self, group: usize) -> Range<usize> {
+        let start = self.scales().end;
+        let middle = start + 4 * self.groups32;
+        if group == 32 { start..middle } else { middle..middle + 4 * self.groups16 }
+    }
+
+    fn negated(&self, group: usize) -> Range<usize> {
+        let start = self.sums(16).end;
+        let middle = start + 4 * self.groups32;
+        if group == 32 { start..middle } else { middle..middle + 4 * self.groups16 }
+    }
+
+    /// Byte offset of the scales, one `f32` per 32 columns.
+    pub(crate) fn scales_at(&self) -> usize {
+        self.scales().start
+    }
+
+    /// Byte offset of the sums, one `f32` per `group` columns, 16 or 32.
+    pub(crate) fn sums_at(&self, group: usize) -> usize {
+        self.sums(group).start
+    }
+
+    /// Byte offset of the negated sums of codes, one `i32` per `group` columns, 16 or 32.
+    pub(crate) fn negated_at(&self, group: usize) -> usize {
+        self.negated(group).start
+    }
+
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.negated(16).end
+    }
+}
+
+/// A quantised activation row, padded.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantRow<'a> {
+    bytes: &'a [u8],
+    layout: ActLayout,
+}
+
+impl<'a> QuantRow<'a> {
+    /// All parts, at the offsets of [`Self::layout`].
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    pub(crate) fn layout(&self) -> ActLayout {
+        self.layout
+    }
+
+    /// Padded columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.layout.codes
+    }
+
+    /// Codes in -127..=127.
+    pub(crate) fn codes(&self) -> &'a [i8] {
+        as_signed(&self.bytes[..self.layout.codes])
+    }
+
+    /// One per 32 columns.
+    pub(crate) fn scales(&self) -> &'a [f32] {
+        as_floats(&self.bytes[self.layout.scales()])
+    }
+
+    /// Sums of the quantised values, one per `group` columns, 16 or 32.
+    pub(crate) fn sums(&self, group: usize) -> &'a [f32] {
+        as_floats(&self.bytes[self.layout.sums(group)])
+    }
+}
+
+/// The parts of a quantised activation row to fill, padding zero; see [`QuantRow`].
 pub(crate) struct QuantRowMut<'a> {
     pub(crate) codes: &'a mut [i8],
     pub(crate) scales: &'a mut [f32],
-    pub(crate) sums16: &'a mut [f32],
     pub(crate) sums32: &'a mut [f32],
+    pub(crate) sums16: &'a mut [f32],
+    /// The negated sums of codes, one per 32 columns: times a zero point they take it off.
+    pub(crate) negated32: &'a mut [i32],
+    pub(crate) negated16: &'a mut [i32],
 }
 
-/// Cuts memory into the parts of padded rows of `cols` columns.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Strides {
-    codes: usize,
-    groups16: usize,
-    groups32: usize,
-}
-
-impl Strides {
-    fn new(cols: usize) -> Self {
-        Self {
-            codes: cols.next_multiple_of(CODE_PAD),
-            groups16: cols.div_ceil(16).next_multiple_of(SCALE_PAD),
-            groups32: cols.div_ceil(32).next_multiple_of(SCALE_PAD),
-        }
+impl<'a> QuantRowMut<'a> {
+    /// Cuts `layout.row_bytes()` bytes, aligned to 64, into parts.
+    pub(crate) fn new(layout: ActLayout, bytes: &'a mut [u8]) -> Self {
+        let (codes, rest) = bytes.split_at_mut(layout.codes);
+        let (floats, words) = rest.split_at_mut(4 * (2 * layout.groups32 + layout.groups16));
+        let (scales, sums) = as_floats_mut(floats).split_at_mut(layout.groups32);
+        let (sums32, sums16) = sums.split_at_mut(layout.groups32);
+        let (negated32, negated16) = as_words_mut(words).split_at_mut(layout.groups32);
+        Self { codes: as_signed_mut(codes), scales, sums32, sums16, negated32, negated16 }
     }
 }
 
 /// Quantised activation rows.
 pub(crate) struct QuantActs {
-    strides: Strides,
-    codes: AlignedBytes,
-    floats: AlignedBytes,
+    layout: ActLayout,
+    memory: AlignedBytes,
 }
 
 impl QuantActs {
     pub(crate) fn zeroed(rows: usize, cols: usize) -> Self {
-        let strides = Strides::new(cols);
-        let floats = strides.groups16 + 2 * strides.groups32;
-        Self { strides, codes: zeroed(rows * strides.codes), floats: zeroed(rows * floats * 4) }
+        let layout = ActLayout::new(cols);
+        Self { layout, memory: zeroed(rows * layout.row_bytes()) }
     }
 
-    /// Bytes of codes and number of floats of one row.
-    pub(crate) fn row_lens(&self) -> (usize, usize) {
-        (self.strides.codes, self.strides.groups16 + 2 * self.strides.groups32)
+    pub(crate) fn layout(&self) -> ActLayout {
+        self.layout
     }
 
-    /// All codes and all floats, to be cut by [`Self::row_lens`] and [`Self::row_mut`].
-    pub(crate) fn parts_mut(&mut self) -> (&mut [u8], &mut [f32]) {
-        (self.codes.bytes_mut(), self.floats.floats_mut())
-    }
-
-    /// The fields of one row's parts.
-    pub(crate) fn row_mut<'a>(
-        (codes_len, floats_len): (usize, usize),
-        codes: &'a mut [u8],
-        floats: &'a mut [f32],
-    ) -> QuantRowMut<'a> {
-        let groups32 = Self::groups32(codes_len);
-        debug_assert_eq!(codes.len(), codes_len);
-        let (scales, sums) = floats[..floats_len].split_at_mut(groups32);
-        let (sums32, sums16) = sums.split_at_mut(groups32);
-        QuantRowMut { codes: as_signed_mut(codes), scales, sums16, sums32 }
+    /// All rows, `layout().row_bytes()` each.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.bytes_mut()
     }
 
     pub(crate) fn row(&self, row: usize) -> QuantRow<'_> {
-        let (codes_len, floats_len) = self.row_lens();
-        let groups32 = self.strides.groups32;
-        let floats = &self.floats.floats()[row * floats_len..(row + 1) * floats_len];
-        let (scales, sums) = floats.split_at(groups32);
-        let (sums32, sums16) = sums.split_at(groups32);
-        let codes = as_signed(&self.codes.bytes()[row * codes_len..(row + 1) * codes_len]);
-        QuantRow { codes, scales, sums16, sums32 }
-    }
-
-    fn groups32(codes_len: usize) -> usize {
-        (codes_len / 32).next_multiple_of(SCALE_PAD)
+        let n = self.layout.row_bytes();
+        QuantRow { bytes: &self.memory.bytes()[row * n..(row + 1) * n], layout: self.layout }
     }
 }
 
 /// A few unpacked weight rows: one thread's scratch.
 pub(crate) struct Panel {
+    rows: usize,
     cols: usize,
-    group: usize,
+    kind: Option<CodeKind>,
     code_stride: usize,
     scale_stride: usize,
     codes: AlignedBytes,
@@ -155,8 +211,9 @@ pub(crate) struct Panel {
 impl Panel {
     pub(crate) fn empty() -> Self {
         Self {
+            rows: 0,
             cols: 0,
-            group: 0,
+            kind: None,
             code_stride: 0,
             scale_stride: 0,
             codes: zeroed(0),
@@ -165,28 +222,41 @@ impl Panel {
         }
     }
 
-    /// Makes room for `rows` rows of another shape; the padding is zero afterwards.
-    pub(crate) fn reshape(&mut self, rows: usize, cols: usize, group: usize) {
-        if (self.cols, self.group) == (cols, group) {
+    /// Makes room for `rows` rows of another shape or kind; padding, and offsets where the kind has none, are zero
+    /// afterwards.
+    pub(crate) fn reshape(&mut self, rows: usize, cols: usize, kind: CodeKind) {
+        if (self.rows, self.cols, self.kind) == (rows, cols, Some(kind)) {
             return;
         }
+        let group = kind.group;
         let (code_stride, scale_stride) =
             (cols.next_multiple_of(CODE_PAD), cols.div_ceil(group).next_multiple_of(SCALE_PAD));
         self.codes = zeroed(rows * code_stride);
         self.scales = zeroed(rows * scale_stride * 4);
         self.offsets = zeroed(rows * scale_stride * 4);
-        (self.cols, self.group) = (cols, group);
+        (self.rows, self.cols, self.kind) = (rows, cols, Some(kind));
         (self.code_stride, self.scale_stride) = (code_stride, scale_stride);
     }
 
     pub(crate) fn row_mut(&mut self, row: usize) -> UnpackedRow<'_> {
-        let n_groups = self.cols / self.group;
+        let n_groups = self.kind.map_or(0, |kind| self.cols / kind.group);
         let (c, s) = (row * self.code_stride, row * self.scale_stride);
         UnpackedRow {
             codes: as_signed_mut(&mut self.codes.bytes_mut()[c..c + self.cols]),
             scales: &mut self.scales.floats_mut()[s..s + n_groups],
             offsets: &mut self.offsets.floats_mut()[s..s + n_groups],
         }
+    }
+
+    /// The codes, scales and offsets of `n` rows, padded, one row after the other.
+    pub(crate) fn rows_from(&self, first: usize, n: usize) -> (&[i8], &[f32], &[f32]) {
+        let codes = first * self.code_stride..(first + n) * self.code_stride;
+        let scales = first * self.scale_stride..(first + n) * self.scale_stride;
+        (
+            as_signed(&self.codes.bytes()[codes]),
+            &self.scales.floats()[scales.clone()],
+            &self.offsets.floats()[scales],
+        )
     }
 
     pub(crate) fn row(&self, row: usize) -> CodeRow<'_> {

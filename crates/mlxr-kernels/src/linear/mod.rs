@@ -5,6 +5,7 @@
 //! activation rows with it. One (row, column) product never depends on the others.
 
 pub(crate) mod codes;
+pub(crate) mod tile;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -13,10 +14,13 @@ use mlxr_tensor::{Format, HostTensor};
 
 use crate::aligned::as_bytes;
 use crate::disjoint::{Disjoint, split};
-use crate::kernels::{DotFloats, Kernels, TILE};
+use crate::kernels::{
+    CodeKernels, DotCodes, DotFloats, DotTile, DotUnpacked, Kernels, TILE, TILE_ROWS, Unpack,
+};
 use crate::pool::ThreadPool;
 use crate::weight::dequantise_row;
-use codes::{CodeRow, Panel, QuantActs, QuantRow, StoredRow};
+use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
+use tile::{Tile, TileScratch};
 
 /// Activation rows `[rows, cols]`, with their quantised form once something asked for it.
 pub(crate) struct Inputs<'a> {
@@ -91,15 +95,12 @@ impl<'a> Inputs<'a> {
         }
         let n_rows = self.n_rows();
         let mut acts = QuantActs::zeroed(n_rows, self.cols);
-        let lens @ (codes_len, floats_len) = acts.row_lens();
-        let (codes, floats) = acts.parts_mut();
-        let (codes, floats) = (Disjoint::new(codes), Disjoint::new(floats));
+        let layout = acts.layout();
+        let bytes = Disjoint::new(acts.bytes_mut());
         let quantise_row = |row: usize| {
             // SAFETY: each row is quantised by one thread, and the rows' ranges do not overlap.
-            let codes = unsafe { codes.slice(row * codes_len..(row + 1) * codes_len) };
-            // SAFETY: as above.
-            let floats = unsafe { floats.slice(row * floats_len..(row + 1) * floats_len) };
-            kernels.quantise(self.row(row), QuantActs::row_mut(lens, codes, floats));
+            let bytes = unsafe { bytes.slice(row * layout.row_bytes()..(row + 1) * layout.row_bytes()) };
+            kernels.quantise(self.row(row), QuantRowMut::new(layout, bytes));
         };
         if n_rows < 2 * pool.n_threads() {
             (0..n_rows).for_each(quantise_row);
@@ -111,13 +112,22 @@ impl<'a> Inputs<'a> {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { panel: Panel::empty(), floats: Vec::new() });
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::empty());
 }
 
 /// What a thread unpacks weight rows into.
 struct Scratch {
     panel: Panel,
     floats: Vec<f32>,
+    tile: TileScratch,
+    /// Results of a tile: `[rows, TILE_ROWS]`.
+    products: Vec<f32>,
+}
+
+impl Scratch {
+    fn empty() -> Self {
+        Self { panel: Panel::empty(), floats: Vec::new(), tile: TileScratch::empty(), products: Vec::new() }
+    }
 }
 
 /// Computes all `products` of the same inputs, each into its result, in one pass of the pool.
@@ -135,7 +145,7 @@ pub(crate) fn matmul(
     pool.run(|part, n_parts| {
         SCRATCH.with_borrow_mut(|scratch| {
             for product in products {
-                let columns = split(product.weight.rows(), part, n_parts, TILE);
+                let columns = split(product.weight.rows(), part, n_parts, TILE_ROWS / 2);
                 let pass = Pass { kernels, inputs, product, output: &outputs[product.result] };
                 pass.columns(columns, scratch);
             }
@@ -154,14 +164,33 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn columns(&self, columns: Range<usize>, scratch: &mut Scratch) {
         let format = self.product.weight.format();
-        let starts = columns.clone().step_by(TILE);
-        let tiles = starts.map(|start| start..(start + TILE).min(columns.end));
+        let tiles = |n: usize| {
+            let end = columns.end;
+            columns.clone().step_by(n).map(move |start| start..(start + n).min(end))
+        };
         if let Some(dot) = self.kernels.dot_floats(format) {
-            tiles.for_each(|tile| self.float_tile(dot, tile));
-        } else if (self.kernels.unpack)(format).is_some() {
-            tiles.for_each(|tile| self.code_tile(tile, &mut scratch.panel));
-        } else {
-            tiles.for_each(|tile| self.dequantised_tile(tile, &mut scratch.floats));
+            tiles(TILE).for_each(|tile| self.float_tile(dot, tile));
+            return;
+        }
+        let Some((kind, unpack)) = (self.kernels.unpack)(format) else {
+            tiles(TILE).for_each(|tile| self.dequantised_tile(tile, &mut scratch.floats));
+            return;
+        };
+        let acts = self.inputs.quantised.as_ref().expect("quantised before the pass");
+        let xs = (0..self.product.rows.len()).map(|i| acts.row(self.product.rows.at(i).0));
+        let xs: Vec<QuantRow<'_>> = xs.collect();
+        match self.kernels.codes {
+            CodeKernels::Rows(dot) => {
+                tiles(TILE)
+                    .for_each(|tile| self.code_tile(kind, (unpack, dot), &xs, tile, &mut scratch.panel));
+            }
+            CodeKernels::Tiles(stored, unpacked) => match stored(format) {
+                Some(dot) => tiles(TILE_ROWS).for_each(|tile| self.stored_tile(dot, &xs, tile, scratch)),
+                None => {
+                    let kernels = (unpack, unpacked);
+                    tiles(TILE_ROWS).for_each(|tile| self.unpacked_tile(kind, kernels, &xs, tile, scratch));
+                }
+            },
         }
     }
 
@@ -199,44 +228,74 @@ impl Pass<'_> {
             let mut out = [0f32; TILE * TILE];
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
             unsafe { dot(weights, &xs[..n], &mut out) };
-            self.write(start, n, &tile, &out);
+            self.write(start, n, &tile, &out, TILE);
         }
     }
 
-    fn code_tile(&self, tile: Range<usize>, panel: &mut Panel) {
-        let weight = self.product.weight;
-        let Some((kind, unpack)) = (self.kernels.unpack)(weight.format()) else { return };
-        let acts = self.inputs.quantised.as_ref().expect("quantised before the pass");
-        panel.reshape(TILE, self.inputs.cols, kind.group);
-        for (i, column) in tile.clone().enumerate() {
-            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { unpack(stored_row(weight, column), panel.row_mut(i)) };
-        }
+    fn code_tile(
+        &self,
+        kind: CodeKind,
+        (unpack, dot): (Unpack, DotCodes),
+        xs: &[QuantRow<'_>],
+        tile: Range<usize>,
+        panel: &mut Panel,
+    ) {
+        self.unpack(kind, unpack, tile.clone(), TILE, panel);
         let rows: [CodeRow<'_>; TILE] = std::array::from_fn(|i| panel.row(i));
-        let n_rows = self.product.rows.len();
-        for start in (0..n_rows).step_by(TILE) {
-            let n = TILE.min(n_rows - start);
-            let row_at = |i: usize| acts.row(self.product.rows.at((start + i).min(n_rows - 1)).0);
-            let xs: [QuantRow<'_>; TILE] = std::array::from_fn(row_at);
+        for (i, xs) in xs.chunks(TILE).enumerate() {
             let mut out = [0f32; TILE * TILE];
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { (self.kernels.dot_codes)(kind, &rows[..tile.len()], &xs[..n], &mut out) };
-            self.write(start, n, &tile, &out);
+            unsafe { dot(kind, &rows[..tile.len()], xs, &mut out) };
+            self.write(i * TILE, xs.len(), &tile, &out, TILE);
         }
     }
 
-    /// Writes a tile of products, adding the bias.
-    fn write(&self, start: usize, n: usize, tile: &Range<usize>, out: &[f32; TILE * TILE]) {
+    fn stored_tile(&self, dot: DotTile, xs: &[QuantRow<'_>], tile: Range<usize>, scratch: &mut Scratch) {
+        let data = self.product.weight.data();
+        let row_bytes = data.len() / self.product.weight.rows();
+        let rows = Tile { data: &data[tile.start * row_bytes..tile.end * row_bytes], row_bytes };
+        scratch.products.resize(xs.len() * TILE_ROWS, 0.0);
+        // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+        unsafe { dot(&rows, xs, &mut scratch.tile, &mut scratch.products) };
+        self.write(0, xs.len(), &tile, &scratch.products, TILE_ROWS);
+    }
+
+    fn unpacked_tile(
+        &self,
+        kind: CodeKind,
+        (unpack, dot): (Unpack, DotUnpacked),
+        xs: &[QuantRow<'_>],
+        tile: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        self.unpack(kind, unpack, tile.clone(), TILE_ROWS, &mut scratch.panel);
+        scratch.products.resize(xs.len() * TILE_ROWS, 0.0);
+        // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+        unsafe { dot(kind, &scratch.panel, tile.len(), xs, &mut scratch.tile, &mut scratch.products) };
+        self.write(0, xs.len(), &tile, &scratch.products, TILE_ROWS);
+    }
+
+    /// Unpacks the rows of a tile into the first rows of the panel, which has room for `n_rows`.
+    fn unpack(&self, kind: CodeKind, unpack: Unpack, tile: Range<usize>, n_rows: usize, panel: &mut Panel) {
+        panel.reshape(n_rows, self.inputs.cols, kind);
+        for (i, column) in tile.enumerate() {
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { unpack(stored_row(self.product.weight, column), panel.row_mut(i)) };
+        }
+    }
+
+    /// Writes a tile of products `[n, stride]`, adding the bias.
+    fn write(&self, start: usize, n: usize, tile: &Range<usize>, out: &[f32], stride: usize) {
         for i in 0..n {
             let first = self.product.rows.at(start + i).1 * self.output.cols;
             // SAFETY: a result row is written by one product only, and `split` gives its columns to one thread each.
             let target = unsafe { self.output.values.slice(first + tile.start..first + tile.end) };
             match self.product.bias {
                 Some(bias) => {
-                    let sums = out[i * TILE..].iter().zip(&bias[tile.clone()]);
+                    let sums = out[i * stride..].iter().zip(&bias[tile.clone()]);
                     target.iter_mut().zip(sums).for_each(|(t, (&sum, &b))| *t = sum + b);
                 }
-                None => target.copy_from_slice(&out[i * TILE..][..tile.len()]),
+                None => target.copy_from_slice(&out[i * stride..][..tile.len()]),
             }
         }
     }

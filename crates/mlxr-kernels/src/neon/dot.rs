@@ -185,13 +185,14 @@ fn micro_groups<const W: usize, const X: usize, const GROUP: usize>(
     let xs: &[QuantRow<'_>; X] = xs.try_into().expect("X rows");
     let zero = vdupq_n_s32(0);
     let mut acc = [[vdupq_n_f32(0.0); W]; X];
-    for step in 0..xs[0].codes.len() / ACT_GROUP {
+    let parts = xs.each_ref().map(|x| (x.codes(), x.scales()));
+    for step in 0..xs[0].cols() / ACT_GROUP {
         let at = step * ACT_GROUP;
         for (j, row) in weights.iter().enumerate() {
             let w = load_codes(&row.codes[at..]);
-            for (acc, x) in acc.iter_mut().zip(xs) {
-                let codes = load_codes(&x.codes[at..]);
-                let x_scale = x.scales[step];
+            for (acc, (x_codes, x_scales)) in acc.iter_mut().zip(&parts) {
+                let codes = load_codes(&x_codes[at..]);
+                let x_scale = x_scales[step];
                 let first = dot_4(zero, w[0], codes[0]);
                 if GROUP == 32 {
                     let sums = vcvtq_f32_s32(dot_4(first, w[1], codes[1]));
@@ -208,7 +209,7 @@ fn micro_groups<const W: usize, const X: usize, const GROUP: usize>(
         for (j, row) in weights.iter().enumerate() {
             let mut sum = acc[i][j];
             if offsets {
-                let sums = if GROUP == 32 { x.sums32 } else { x.sums16 };
+                let sums = x.sums(GROUP);
                 sum = add_offsets(sum, row.offsets, sums);
             }
             out[i * TILE + j] = vaddvq_f32(sum);

@@ -46,13 +46,13 @@ pub(crate) fn dot_codes(kind: CodeKind, weights: &[CodeRow<'_>], xs: &[QuantRow<
 
 fn dot_row(kind: CodeKind, w: &CodeRow<'_>, x: &QuantRow<'_>) -> f32 {
     let mut sum = 0f32;
-    let groups = w.codes.chunks_exact(kind.group).zip(x.codes.chunks_exact(kind.group));
+    let groups = w.codes.chunks_exact(kind.group).zip(x.codes().chunks_exact(kind.group));
     for (g, (ws, xs)) in groups.enumerate() {
         let dot: i32 = ws.iter().zip(xs).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
-        sum += w.scales[g] * x.scales[g * kind.group / ACT_GROUP] * dot as f32;
+        sum += w.scales[g] * x.scales()[g * kind.group / ACT_GROUP] * dot as f32;
     }
     if kind.offsets {
-        let sums = if kind.group == 16 { x.sums16 } else { x.sums32 };
+        let sums = x.sums(kind.group);
         sum += w.offsets.iter().zip(sums).map(|(a, b)| a * b).sum::<f32>();
     }
     sum

@@ -2,7 +2,7 @@
 
 mod dot;
 
-use crate::kernels::{Isa, Kernels};
+use crate::kernels::{CodeKernels, Isa, Kernels};
 use crate::lanes::{self, lane_table};
 use crate::unpack::{Portable, unpack_table};
 
@@ -14,7 +14,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
-    dot_codes: dot::dot_codes,
+    codes: CodeKernels::Rows(dot::dot_codes),
     unpack,
     lanes: LANES,
 };

@@ -1,0 +1,408 @@
+//! Stored formats as groups of codes with a scale, sixteen rows at a time.
+
+use core::arch::x86_64::*;
+
+use super::rows::{Rows, bits, bits_of, low_half};
+
+/// Takes the groups of a tile, one after the other.
+pub(super) trait Visitor {
+    /// `codes[j]` are those of columns `col + 4j..col + 4j + 4`, as unsigned bytes; an element of row `i` is
+    /// `scale[i] * (code - zero) + offset[i]`.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ, VL and VNNI, and the tile has these columns.
+    unsafe fn group<L: Layout, const N: usize>(
+        &mut self,
+        col: usize,
+        codes: [__m512i; N],
+        scale: __m512,
+        offset: __m512,
+    );
+}
+
+/// The code that stands for zero.
+#[derive(Clone, Copy)]
+pub(super) enum Zero {
+    Is0,
+    Is8,
+    Is32,
+    Is128,
+}
+
+impl Zero {
+    /// What a number is shifted left by to multiply it with the code. A shift by 32 leaves nothing.
+    #[inline(always)]
+    pub(super) fn log2(self) -> i32 {
+        match self {
+            Zero::Is0 => 32,
+            Zero::Is8 => 3,
+            Zero::Is32 => 5,
+            Zero::Is128 => 7,
+        }
+    }
+}
+
+/// A format's blocks.
+pub(super) trait Layout {
+    /// Sixteen rows of it.
+    type Rows: Copy;
+    /// Columns of a block.
+    const BLOCK_COLS: usize;
+    /// Bytes of a block as stored; 0 where rows are already in a cache.
+    const BLOCK_BYTES: usize;
+    /// Columns of a group: 16 or 32.
+    const GROUP: usize;
+    /// The code of zero.
+    const ZERO: Zero;
+    /// Whether offsets are other than zero.
+    const OFFSETS: bool;
+
+    /// The first column of the `group`th group of a row, in the order [`Self::visit`] has.
+    #[inline(always)]
+    fn column(group: usize) -> usize {
+        group * Self::GROUP
+    }
+
+    /// Hands the groups of a block to `visitor`.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ, VL and VNNI, and the rows have that block.
+    unsafe fn visit<V: Visitor>(rows: Self::Rows, block: usize, visitor: &mut V);
+}
+
+const LOW_NIBBLES: i32 = 0x0f0f_0f0f;
+const LOW_PAIRS: i32 = 0x0303_0303;
+
+pub(super) struct Q4_0;
+
+impl Layout for Q4_0 {
+    type Rows = Rows;
+    const BLOCK_COLS: usize = 32;
+    const BLOCK_BYTES: usize = 18;
+    const GROUP: usize = 32;
+    const ZERO: Zero = Zero::Is8;
+    const OFFSETS: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
+        let at = block * 18;
+        // SAFETY: a block is 18 bytes: the scale, then 32 nibbles.
+        let (scale, bytes) = unsafe { (rows.half(at), rows.sixteen_bytes(at + 2)) };
+        let [a, b, c, d] = bits_of(bytes, 0, LOW_NIBBLES);
+        let [e, f, g, h] = bits_of(bytes, 4, LOW_NIBBLES);
+        let codes = [a, b, c, d, e, f, g, h];
+        // SAFETY: passes the caller's promise on.
+        unsafe { visitor.group::<Self, 8>(block * 32, codes, scale, _mm512_setzero_ps()) };
+    }
+}
+
+pub(super) struct Q8_0;
+
+impl Layout for Q8_0 {
+    type Rows = Rows;
+    const BLOCK_COLS: usize = 32;
+    const BLOCK_BYTES: usize = 34;
+    const GROUP: usize = 32;
+    const ZERO: Zero = Zero::Is128;
+    const OFFSETS: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
+        let at = block * 34;
+        // SAFETY: a block is 34 bytes: the scale, then 32 signed codes.
+        let (scale, codes) = unsafe { (rows.half(at), rows.thirty_two_bytes(at + 2)) };
+        let codes = unsigned(codes);
+        // SAFETY: passes the caller's promise on.
+        unsafe { visitor.group::<Self, 8>(block * 32, codes, scale, _mm512_setzero_ps()) };
+    }
+}
+
+/// Signed bytes plus 128.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn unsigned<const N: usize>(mut codes: [__m512i; N]) -> [__m512i; N] {
+    for code in &mut codes {
+        *code = _mm512_xor_si512(*code, _mm512_set1_epi8(-128));
+    }
+    codes
+}
+
+/// The scales of a super-block of Q4_K or Q5_K: factors, and 6-bit numbers four to a vector.
+struct KScales {
+    d: __m512,
+    negated_d_min: __m512,
+    scales: [__m512i; 2],
+    minima: [__m512i; 2],
+}
+
+impl KScales {
+    /// From the 16-byte heads of the super-blocks.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn new([factors, a, b, c]: [__m512i; 4]) -> Self {
+        const LOW_6: i32 = 0x3f3f_3f3f;
+        const TOP_2: i32 = 0x3030_3030;
+        let d_min = low_half(bits(factors, 16, 0xffff));
+        Self {
+            d: low_half(factors),
+            negated_d_min: _mm512_sub_ps(_mm512_setzero_ps(), d_min),
+            scales: [bits(a, 0, LOW_6), _mm512_or_si512(bits(c, 0, LOW_NIBBLES), bits(a, 2, TOP_2))],
+            minima: [bits(b, 0, LOW_6), _mm512_or_si512(bits(c, 4, LOW_NIBBLES), bits(b, 2, TOP_2))],
+        }
+    }
+
+    /// Scale and offset of sub-block `I`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn of<const I: usize>(&self) -> (__m512, __m512) {
+        let scale = _mm512_cvtepi32_ps(bits(self.scales[I / 4], 8 * (I as u32 % 4), 0xff));
+        let minimum = _mm512_cvtepi32_ps(bits(self.minima[I / 4], 8 * (I as u32 % 4), 0xff));
+        (_mm512_mul_ps(self.d, scale), _mm512_mul_ps(self.negated_d_min, minimum))
+    }
+}
+
+pub(super) struct Q4K;
+
+impl Layout for Q4K {
+    type Rows = Rows;
+    const BLOCK_COLS: usize = 256;
+    const BLOCK_BYTES: usize = 144;
+    const GROUP: usize = 32;
+    const ZERO: Zero = Zero::Is0;
+    const OFFSETS: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
+        let at = block * 144;
+        // SAFETY: a super-block is 144 bytes: a head of 16, then four runs of 32 bytes.
+        let scales = KScales::new(unsafe { rows.sixteen_bytes(at) });
+        // Written out, so that every shift is a constant.
+        // SAFETY: as above.
+        unsafe {
+            Self::pair::<V, 0, 1>(rows, block, &scales, visitor);
+            Self::pair::<V, 2, 3>(rows, block, &scales, visitor);
+            Self::pair::<V, 4, 5>(rows, block, &scales, visitor);
+            Self::pair::<V, 6, 7>(rows, block, &scales, visitor);
+        }
+    }
+}
+
+impl Q4K {
+    /// The sub-blocks `LOW` and `HIGH`, which share bytes.
+    ///
+    /// # Safety
+    /// As [`Layout::visit`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn pair<V: Visitor, const LOW: usize, const HIGH: usize>(
+        rows: Rows,
+        block: usize,
+        scales: &KScales,
+        visitor: &mut V,
+    ) {
+        // SAFETY: see `visit`.
+        let bytes = unsafe { rows.thirty_two_bytes(block * 144 + 16 + 16 * LOW) };
+        let (scale, offset) = scales.of::<LOW>();
+        let codes = bits_of(bytes, 0, LOW_NIBBLES);
+        // SAFETY: passes the caller's promise on.
+        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * LOW, codes, scale, offset) };
+        let (scale, offset) = scales.of::<HIGH>();
+        let codes = bits_of(bytes, 4, LOW_NIBBLES);
+        // SAFETY: passes the caller's promise on.
+        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * HIGH, codes, scale, offset) };
+    }
+}
+
+pub(super) struct Q5K;
+
+impl Layout for Q5K {
+    type Rows = Rows;
+    const BLOCK_COLS: usize = 256;
+    const BLOCK_BYTES: usize = 176;
+    const GROUP: usize = 32;
+    const ZERO: Zero = Zero::Is0;
+    const OFFSETS: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
+        let at = block * 176;
+        // SAFETY: a super-block is 176 bytes: a head of 16, 32 bytes of high bits, then four runs of 32 bytes.
+        let (head, high) = unsafe { (rows.sixteen_bytes(at), rows.thirty_two_bytes(at + 16)) };
+        let scales = KScales::new(head);
+        // Written out, so that every shift is a constant.
+        // SAFETY: as above.
+        unsafe {
+            Self::pair::<V, 0, 1>(rows, block, &high, &scales, visitor);
+            Self::pair::<V, 2, 3>(rows, block, &high, &scales, visitor);
+            Self::pair::<V, 4, 5>(rows, block, &high, &scales, visitor);
+            Self::pair::<V, 6, 7>(rows, block, &high, &scales, visitor);
+        }
+    }
+}
+
+impl Q5K {
+    /// The sub-blocks `LOW` and `HIGH`, which share bytes.
+    ///
+    /// # Safety
+    /// As [`Layout::visit`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn pair<V: Visitor, const LOW: usize, const HIGH: usize>(
+        rows: Rows,
+        block: usize,
+        high: &[__m512i; 8],
+        scales: &KScales,
+        visitor: &mut V,
+    ) {
+        // SAFETY: see `visit`.
+        let low = unsafe { rows.thirty_two_bytes(block * 176 + 48 + 16 * LOW) };
+        let (scale, offset) = scales.of::<LOW>();
+        let codes = with_bits(bits_of(low, 0, LOW_NIBBLES), bits_of(*high, LOW as u32, 0x0101_0101));
+        // SAFETY: passes the caller's promise on.
+        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * LOW, codes, scale, offset) };
+        let (scale, offset) = scales.of::<HIGH>();
+        let codes = with_bits(bits_of(low, 4, LOW_NIBBLES), bits_of(*high, HIGH as u32, 0x0101_0101));
+        // SAFETY: passes the caller's promise on.
+        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * HIGH, codes, scale, offset) };
+    }
+}
+
+/// Nibbles with `high` above them.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn with_bits<const N: usize>(mut nibbles: [__m512i; N], high: [__m512i; N]) -> [__m512i; N] {
+    for (nibble, high) in nibbles.iter_mut().zip(high) {
+        *nibble = _mm512_or_si512(*nibble, _mm512_slli_epi32::<4>(high));
+    }
+    nibbles
+}
+
+pub(super) struct Q6K;
+
+impl Layout for Q6K {
+    type Rows = Rows;
+    const BLOCK_COLS: usize = 256;
+    const BLOCK_BYTES: usize = 210;
+    const GROUP: usize = 16;
+    const ZERO: Zero = Zero::Is32;
+    const OFFSETS: bool = false;
+
+    /// Half by half, then sixteen of every 32 columns: what shares bytes comes together.
+    #[inline(always)]
+    fn column(group: usize) -> usize {
+        let (block, half, part, run) = (group / 16, group / 8 % 2, group / 4 % 2, group % 4);
+        256 * block + 128 * half + 16 * part + 32 * run
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
+        let at = block * 210;
+        // SAFETY: a super-block is 210 bytes: 128 of low nibbles, 64 of high bits, sixteen scales, then their factor.
+        let (scales, d) = unsafe { (rows.sixteen_bytes(at + 192), rows.half(at + 208)) };
+        // Written out, so that every shift is a constant.
+        // SAFETY: as above.
+        unsafe {
+            Self::part::<V, 0, 0>(rows, block, (&scales, d), visitor);
+            Self::part::<V, 0, 1>(rows, block, (&scales, d), visitor);
+            Self::part::<V, 1, 0>(rows, block, (&scales, d), visitor);
+            Self::part::<V, 1, 1>(rows, block, (&scales, d), visitor);
+        }
+    }
+}
+
+impl Q6K {
+    /// The four runs of sixteen columns that share bytes.
+    ///
+    /// # Safety
+    /// As [`Layout::visit`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn part<V: Visitor, const HALF: usize, const PART: usize>(
+        rows: Rows,
+        block: usize,
+        (scales, d): (&[__m512i; 4], __m512),
+        visitor: &mut V,
+    ) {
+        let start = block * 210 + 64 * HALF + 16 * PART;
+        // SAFETY: see `visit`.
+        let (first, second) = unsafe { (rows.sixteen_bytes(start), rows.sixteen_bytes(start + 32)) };
+        // SAFETY: see `visit`.
+        let high = unsafe { rows.sixteen_bytes(block * 210 + 128 + 32 * HALF + 16 * PART) };
+        let col = 256 * block + 128 * HALF + 16 * PART;
+        let zero = _mm512_setzero_ps();
+        // Sub-block `8 HALF + 2 run + PART` has the scale of that number.
+        let scale = |run: usize| {
+            let number = signed_byte(scales[2 * HALF + run / 2], (2 * (run % 2) + PART) as u32);
+            _mm512_mul_ps(d, _mm512_cvtepi32_ps(number))
+        };
+        let codes = with_bits(bits_of(first, 0, LOW_NIBBLES), bits_of(high, 0, LOW_PAIRS));
+        // SAFETY: passes the caller's promise on.
+        unsafe { visitor.group::<Self, 4>(col, codes, scale(0), zero) };
+        let codes = with_bits(bits_of(second, 0, LOW_NIBBLES), bits_of(high, 2, LOW_PAIRS));
+        // SAFETY: as above.
+        unsafe { visitor.group::<Self, 4>(col + 32, codes, scale(1), zero) };
+        let codes = with_bits(bits_of(first, 4, LOW_NIBBLES), bits_of(high, 4, LOW_PAIRS));
+        // SAFETY: as above.
+        unsafe { visitor.group::<Self, 4>(col + 64, codes, scale(2), zero) };
+        let codes = with_bits(bits_of(second, 4, LOW_NIBBLES), bits_of(high, 6, LOW_PAIRS));
+        // SAFETY: as above.
+        unsafe { visitor.group::<Self, 4>(col + 96, codes, scale(3), zero) };
+    }
+}
+
+/// Byte `i` of each lane, sign-extended.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn signed_byte(lanes: __m512i, i: u32) -> __m512i {
+    let top = _mm512_sll_epi32(lanes, _mm_cvtsi32_si128(24 - 8 * i as i32));
+    _mm512_srai_epi32::<24>(top)
+}
+
+/// Rows in the common form, see `linear::codes`.
+#[derive(Clone, Copy)]
+pub(super) struct UnpackedRows {
+    pub(super) codes: Rows,
+    pub(super) scales: Rows,
+    pub(super) offsets: Rows,
+}
+
+/// The common form, for formats without a layout of their own: four groups count as a block.
+pub(super) struct Unpacked<const SIGNED: bool, const GROUP: usize>;
+
+impl<const SIGNED: bool, const GROUP: usize> Layout for Unpacked<SIGNED, GROUP> {
+    type Rows = UnpackedRows;
+    const BLOCK_COLS: usize = 4 * GROUP;
+    const BLOCK_BYTES: usize = 0;
+    const GROUP: usize = GROUP;
+    const ZERO: Zero = if SIGNED { Zero::Is128 } else { Zero::Is0 };
+    const OFFSETS: bool = true;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn visit<V: Visitor>(rows: UnpackedRows, block: usize, visitor: &mut V) {
+        // SAFETY: rows are padded to whole blocks of 128 codes and sixteen scales.
+        let (scales, offsets) =
+            unsafe { (rows.scales.sixteen_bytes(16 * block), rows.offsets.sixteen_bytes(16 * block)) };
+        for i in 0..4 {
+            let col = (4 * block + i) * GROUP;
+            let (scale, offset) = (_mm512_castsi512_ps(scales[i]), _mm512_castsi512_ps(offsets[i]));
+            // SAFETY: as above; passes the caller's promise on.
+            unsafe {
+                if GROUP == 32 {
+                    let codes = rows.codes.thirty_two_bytes(col);
+                    let codes = if SIGNED { unsigned(codes) } else { codes };
+                    visitor.group::<Self, 8>(col, codes, scale, offset);
+                } else {
+                    let codes = rows.codes.sixteen_bytes(col);
+                    let codes = if SIGNED { unsigned(codes) } else { codes };
+                    visitor.group::<Self, 4>(col, codes, scale, offset);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Sixteen weight rows side by side: vectors whose lane `i` belongs to row `i`.
+
+use core::arch::x86_64::*;
+
+/// Rows of a tile: as many as a vector has 32-bit lanes.
+pub(super) const N_ROWS: usize = 16;
+
+/// Sixteen rows `stride` bytes apart.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    /// Rows 0, 4, 8 and 12.
+    quarters: [*const u8; 4],
+    stride: usize,
+}
+
+impl Rows {
+    /// # Safety
+    /// Memory holds sixteen rows of `stride` bytes from `first`, for as long as the result is used.
+    pub(super) unsafe fn new(first: *const u8, stride: usize) -> Self {
+        // SAFETY: all four are starts of rows, by the caller's promise.
+        Self { quarters: std::array::from_fn(|i| unsafe { first.add(4 * i * stride) }), stride }
+    }
+
+    /// The sixteen bytes of each row at `at`, as four vectors: vector `j` holds bytes `4j..4j + 4`.
+    ///
+    /// # Safety
+    /// The bytes are inside the rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn sixteen_bytes(&self, at: usize) -> [__m512i; 4] {
+        // Vector `i` holds rows i, i + 4, i + 8 and i + 12: what transposing four by four in each quarter puts in order.
+        let mut loaded = [_mm512_setzero_si512(); 4];
+        for (i, vector) in loaded.iter_mut().enumerate() {
+            let at = at + i * self.stride;
+            let [a, b, c, d] = self.quarters;
+            // SAFETY: in bounds by the caller's promise; the loads need no alignment.
+            *vector = unsafe {
+                let vector = _mm512_castsi128_si512(_mm_loadu_si128(a.add(at).cast()));
+                let vector = _mm512_inserti32x4::<1>(vector, _mm_loadu_si128(b.add(at).cast()));
+                let vector = _mm512_inserti32x4::<2>(vector, _mm_loadu_si128(c.add(at).cast()));
+                _mm512_inserti32x4::<3>(vector, _mm_loadu_si128(d.add(at).cast()))
+            };
+        }
+        let low_01 = _mm512_unpacklo_epi32(loaded[0], loaded[1]);
+        let high_01 = _mm512_unpackhi_epi32(loaded[0], loaded[1]);
+        let low_23 = _mm512_unpacklo_epi32(loaded[2], loaded[3]);
+        let high_23 = _mm512_unpackhi_epi32(loaded[2], loaded[3]);
+        [
+            _mm512_unpacklo_epi64(low_01, low_23),
+            _mm512_unpackhi_epi64(low_01, low_23),
+            _mm512_unpacklo_epi64(high_01, high_23),
+            _mm512_unpackhi_epi64(high_01, high_23),
+        ]
+    }
+
+    /// As [`Self::sixteen_bytes`], for the next sixteen bytes as well.
+    ///
+    /// # Safety
+    /// The 32 bytes are inside the rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn thirty_two_bytes(&self, at: usize) -> [__m512i; 8] {
+        // SAFETY: in bounds by the caller's promise.
+        let ([a, b, c, d], [e, f, g, h]) = unsafe { (self.sixteen_bytes(at), self.sixteen_bytes(at + 16)) };
+        [a, b, c, d, e, f, g, h]
+    }
+
+    /// The half-precision float of each row at `at`.
+    ///
+    /// # Safety
+    /// Its two bytes are inside the rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) unsafe fn half(&self, at: usize) -> __m512 {
+        // SAFETY: in bounds by the caller's promise.
+        let (low, high) = unsafe { (self.eight_words(0, at), self.eight_words(2, at)) };
+        _mm512_cvtph_ps(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high))
+    }
+
+    /// Two bytes at `at` of the eight rows from quarter `first`.
+    ///
+    /// # Safety
+    /// They are inside the rows.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    unsafe fn eight_words(&self, first: usize, at: usize) -> __m128i {
+        let (a, b) = (self.quarters[first].wrapping_add(at), self.quarters[first + 1].wrapping_add(at));
+        let stride = self.stride;
+        // SAFETY: in bounds by the caller's promise, read unaligned.
+        unsafe {
+            let word =
+                |p: *const u8, row: usize| i32::from(p.add(row * stride).cast::<u16>().read_unaligned());
+            let v = _mm_cvtsi32_si128(word(a, 0));
+            let v = _mm_insert_epi16::<1>(v, word(a, 1));
+            let v = _mm_insert_epi16::<2>(v, word(a, 2));
+            let v = _mm_insert_epi16::<3>(v, word(a, 3));
+            let v = _mm_insert_epi16::<4>(v, word(b, 0));
+            let v = _mm_insert_epi16::<5>(v, word(b, 1));
+            let v = _mm_insert_epi16::<6>(v, word(b, 2));
+            _mm_insert_epi16::<7>(v, word(b, 3))
+        }
+    }
+}
+
+/// The half-precision float in the low 16 bits of each lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn low_half(lanes: __m512i) -> __m512 {
+    _mm512_cvtph_ps(_mm512_cvtepi32_epi16(lanes))
+}
+
+/// Each lane's bits shifted right by `n`, those that `mask` has.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn bits(lanes: __m512i, n: u32, mask: i32) -> __m512i {
+    let shifted = if n == 0 { lanes } else { _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(n as i32)) };
+    _mm512_and_si512(shifted, _mm512_set1_epi32(mask))
+}
+
+/// [`bits`] of each vector.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn bits_of<const N: usize>(mut vectors: [__m512i; N], n: u32, mask: i32) -> [__m512i; N] {
+    for vector in &mut vectors {
+        *vector = bits(*vector, n, mask);
+    }
+    vectors
+}

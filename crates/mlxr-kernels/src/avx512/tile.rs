@@ -1,0 +1,485 @@
+//! Products of sixteen or thirty-two weight rows with quantised activations.
+//!
+//! A weight row is a lane: one `vpdpbusd` multiplies four columns of sixteen rows with four codes of an activation
+//! row, so a group's integer sum needs no reduction and is exact. Few activation rows meet the codes as they leave
+//! the unpacking, in registers; many meet them in a panel that is unpacked once and stays in the first-level cache.
+//! Both do the same operations for a product, so a result does not depend on how many rows there are.
+
+use core::arch::x86_64::*;
+
+use mlxr_tensor::{DType, Format};
+
+use super::layouts::{Layout, Q4_0, Q4K, Q5K, Q6K, Q8_0, Unpacked, UnpackedRows, Visitor, Zero};
+use super::rows::{N_ROWS, Rows};
+use crate::aligned::AlignedBytes;
+use crate::kernels::{DotTile, TILE_ROWS};
+use crate::linear::codes::{CodeKind, Panel, QuantRow};
+use crate::linear::tile::{Tile, TileScratch};
+
+/// Activation rows that meet the codes in registers at most.
+const MAX_FUSED: usize = 4;
+
+/// Activation rows that share a load from the panel at most.
+const MAX_BLOCK: usize = 6;
+
+/// Tiles of sixteen rows that share a load of an activation's codes.
+const TILES: usize = TILE_ROWS / N_ROWS;
+
+/// Columns of a panel.
+const PANEL_COLS: usize = 512;
+
+/// Groups of a panel at most.
+const PANEL_GROUPS: usize = PANEL_COLS / 16;
+
+/// Bytes of codes, of scales and of offsets that sixteen rows take in a panel.
+const PANEL_CODES: usize = PANEL_COLS * N_ROWS;
+const PANEL_SCALES: usize = PANEL_GROUPS * N_ROWS * 4;
+const PANEL_BYTES: usize = PANEL_CODES + 2 * PANEL_SCALES;
+
+/// The kernel that reads a stored format directly.
+pub(super) fn stored(format: Format) -> Option<DotTile> {
+    match format {
+        Format::Plain(DType::Q4_0) => Some(dot_q4_0),
+        Format::Plain(DType::Q8_0) => Some(dot_q8_0),
+        Format::Plain(DType::Q4_K) => Some(dot_q4_k),
+        Format::Plain(DType::Q5_K) => Some(dot_q5_k),
+        Format::Plain(DType::Q6_K) => Some(dot_q6_k),
+        _ => None,
+    }
+}
+
+/// Names the kernels of stored formats.
+macro_rules! stored_kernels {
+    ($($name:ident: $layout:ty;)*) => {
+        $(
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            fn $name(tile: &Tile<'_>, xs: &[QuantRow<'_>], scratch: &mut TileScratch, out: &mut [f32]) {
+                dot_stored::<$layout>(tile, xs, scratch, out);
+            }
+        )*
+    };
+}
+
+stored_kernels! {
+    dot_q4_0: Q4_0;
+    dot_q8_0: Q8_0;
+    dot_q4_k: Q4K;
+    dot_q5_k: Q5K;
+    dot_q6_k: Q6K;
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn dot_stored<L: Layout<Rows = Rows>>(
+    tile: &Tile<'_>,
+    xs: &[QuantRow<'_>],
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
+    let n_blocks = tile.row_bytes / L::BLOCK_BYTES;
+    assert_eq!(n_blocks * L::BLOCK_BYTES, tile.row_bytes, "rows are whole blocks");
+    let tile_bytes = N_ROWS * tile.row_bytes;
+    let whole = tile.data.len() / tile_bytes * tile_bytes;
+    // Rows that do not fill a vector are computed from a copy whose other rows are left as they were: any bytes are
+    // codes, and lanes do not meet.
+    if whole < tile.data.len() {
+        scratch.tail.resize(tile_bytes, 0);
+        scratch.tail[..tile.data.len() - whole].copy_from_slice(&tile.data[whole..]);
+    }
+    let n_tiles = tile.data.len().div_ceil(tile_bytes);
+    let mut rows = [None; TILES];
+    for (i, rows) in rows[..n_tiles].iter_mut().enumerate() {
+        let data =
+            if (i + 1) * tile_bytes <= whole { &tile.data[i * tile_bytes..] } else { &scratch.tail[..] };
+        assert!(tile_bytes <= data.len(), "sixteen rows");
+        // SAFETY: sixteen rows are in bounds; `tile` and `scratch.tail` outlive this call's use of them.
+        *rows = Some(unsafe { Rows::new(data.as_ptr(), tile.row_bytes) });
+    }
+    let job = Job { rows, n_blocks, stored: tile.data.as_ptr() };
+    job.run::<L>(xs, &mut scratch.panel, out);
+}
+
+/// As the kernels of [`stored`], for rows unpacked to the common form.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn dot_unpacked(
+    kind: CodeKind,
+    weights: &Panel,
+    n_rows: usize,
+    xs: &[QuantRow<'_>],
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
+    match (kind.signed, kind.group) {
+        (false, 32) => dot_kind::<Unpacked<false, 32>>(weights, n_rows, xs, scratch, out),
+        (false, _) => dot_kind::<Unpacked<false, 16>>(weights, n_rows, xs, scratch, out),
+        (true, 32) => dot_kind::<Unpacked<true, 32>>(weights, n_rows, xs, scratch, out),
+        (true, _) => dot_kind::<Unpacked<true, 16>>(weights, n_rows, xs, scratch, out),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn dot_kind<L: Layout<Rows = UnpackedRows>>(
+    weights: &Panel,
+    n_rows: usize,
+    xs: &[QuantRow<'_>],
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
+    let n_blocks = xs[0].cols().div_ceil(L::BLOCK_COLS);
+    let mut rows = [None; TILES];
+    for (i, rows) in rows[..n_rows.div_ceil(N_ROWS)].iter_mut().enumerate() {
+        let (codes, scales, offsets) = weights.rows_from(i * N_ROWS, N_ROWS);
+        assert!(n_blocks * L::BLOCK_COLS <= codes.len() / N_ROWS, "padded codes");
+        assert!(n_blocks * 4 <= scales.len() / N_ROWS && scales.len() == offsets.len(), "padded scales");
+        let stride = scales.len() / N_ROWS * 4;
+        // SAFETY: the slices are sixteen rows each and outlive this call's use of them.
+        *rows = Some(unsafe {
+            UnpackedRows {
+                codes: Rows::new(codes.as_ptr().cast(), codes.len() / N_ROWS),
+                scales: Rows::new(scales.as_ptr().cast(), stride),
+                offsets: Rows::new(offsets.as_ptr().cast(), stride),
+            }
+        });
+    }
+    let job = Job { rows, n_blocks, stored: std::ptr::null() };
+    job.run::<L>(xs, &mut scratch.panel, out);
+}
+
+/// Weight rows to multiply, all checked to have `n_blocks` blocks.
+struct Job<R> {
+    rows: [Option<R>; TILES],
+    n_blocks: usize,
+    /// Where the rows of a stored format are, one after the other: only to prefetch what follows.
+    stored: *const u8,
+}
+
+impl<R: Copy> Job<R> {
+    /// Fills `out: [xs, TILE_ROWS]`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn run<L: Layout<Rows = R>>(&self, xs: &[QuantRow<'_>], panel: &mut AlignedBytes, out: &mut [f32]) {
+        let Some(first) = xs.first() else { return };
+        let layout = first.layout();
+        assert!(self.n_blocks * L::BLOCK_COLS <= first.cols(), "columns of weights and activations");
+        assert!(
+            xs.iter().all(|x| x.layout() == layout) && xs.len() * TILE_ROWS <= out.len(),
+            "rows of one shape"
+        );
+        match xs.len() {
+            1 => self.fused::<L, 1>(xs, out),
+            2 => self.fused::<L, 2>(xs, out),
+            3..=MAX_FUSED => self.fused::<L, MAX_FUSED>(xs, out),
+            _ => self.through_panel::<L>(xs, panel, out),
+        }
+    }
+
+    /// Each tile's codes meet all `xs` in registers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn fused<L: Layout<Rows = R>, const X: usize>(&self, xs: &[QuantRow<'_>], out: &mut [f32]) {
+        let tile_bytes = self.n_blocks * L::BLOCK_BYTES * N_ROWS;
+        for (t, rows) in self.rows.iter().flatten().enumerate() {
+            let ahead = self.stored.wrapping_add((t + 1) * tile_bytes);
+            let mut visitor =
+                Fused { acts: Acts::<X>::new(xs, L::GROUP), acc: [_mm512_setzero_ps(); X], ahead };
+            for block in 0..self.n_blocks {
+                // SAFETY: the rows have `n_blocks` blocks, and `run` checked the activations' columns.
+                unsafe { L::visit(*rows, block, &mut visitor) };
+            }
+            for (x, acc) in visitor.acc.iter().take(xs.len()).enumerate() {
+                store(&mut out[x * TILE_ROWS + t * N_ROWS..], *acc);
+            }
+        }
+    }
+
+    /// All tiles' codes are unpacked for some columns, then meet the `xs` a few at a time.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn through_panel<L: Layout<Rows = R>>(
+        &self,
+        xs: &[QuantRow<'_>],
+        panel: &mut AlignedBytes,
+        out: &mut [f32],
+    ) {
+        if panel.bytes().len() < TILES * PANEL_BYTES {
+            *panel = AlignedBytes::zeroed(TILES * PANEL_BYTES).expect("memory for a panel");
+        }
+        let blocks_per_panel = PANEL_COLS / L::BLOCK_COLS;
+        let groups_per_block = L::BLOCK_COLS / L::GROUP;
+        out[..xs.len() * TILE_ROWS].fill(0.0);
+        for start in (0..self.n_blocks).step_by(blocks_per_panel) {
+            let end = (start + blocks_per_panel).min(self.n_blocks);
+            for (rows, memory) in self.rows.iter().zip(panel.bytes_mut().chunks_exact_mut(PANEL_BYTES)) {
+                let Some(rows) = *rows else { continue };
+                let mut fill = Fill::new(memory);
+                for block in start..end {
+                    // SAFETY: the rows have `n_blocks` blocks; a panel has room for `blocks_per_panel`.
+                    unsafe { L::visit(rows, block, &mut fill) };
+                }
+            }
+            let n_groups = (end - start) * groups_per_block;
+            let mut columns = [0; PANEL_GROUPS];
+            for (i, column) in columns[..n_groups].iter_mut().enumerate() {
+                *column = L::column(start * groups_per_block + i);
+            }
+            let meet = Meet { panel: panel.bytes(), columns: &columns[..n_groups], zero: L::ZERO };
+            for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
+                let out = &mut out[..xs.len() * TILE_ROWS];
+                match (L::GROUP, L::OFFSETS) {
+                    (32, false) => meet.some::<32, false>(xs, out),
+                    (32, true) => meet.some::<32, true>(xs, out),
+                    (_, false) => meet.some::<16, false>(xs, out),
+                    (_, true) => meet.some::<16, true>(xs, out),
+                }
+            }
+        }
+    }
+}
+
+/// Where a few activation rows keep their parts, at the same offsets in all rows; the last row stands in for those that
+/// are not there.
+struct Acts<const X: usize> {
+    rows: [*const u8; X],
+    scales_at: usize,
+    sums_at: usize,
+    negated_at: usize,
+}
+
+impl<const X: usize> Acts<X> {
+    fn new(xs: &[QuantRow<'_>], group: usize) -> Self {
+        let layout = xs[0].layout();
+        Self {
+            rows: std::array::from_fn(|i| xs[i.min(xs.len() - 1)].bytes().as_ptr()),
+            scales_at: layout.scales_at(),
+            sums_at: layout.sums_at(group),
+            negated_at: layout.negated_at(group),
+        }
+    }
+
+    /// The number at byte `at` of row `x`, in every lane.
+    ///
+    /// # Safety
+    /// Its four bytes are inside the row.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn word(&self, x: usize, at: usize) -> __m512i {
+        // SAFETY: in bounds by the caller's promise, read unaligned.
+        _mm512_set1_epi32(unsafe { self.rows[x].add(at).cast::<i32>().read_unaligned() })
+    }
+
+    /// What the integer sum of group `group` starts from: minus the zero point times the activations' codes.
+    ///
+    /// # Safety
+    /// The rows have that group.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn start(&self, x: usize, group: usize, zero: Zero) -> __m512i {
+        // SAFETY: there is one sum per group.
+        let negated = unsafe { self.word(x, self.negated_at + group * 4) };
+        _mm512_sll_epi32(negated, _mm_cvtsi32_si128(zero.log2()))
+    }
+
+    /// `acc` plus a group's products with row `x`.
+    ///
+    /// # Safety
+    /// The rows have that group.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn add<const GROUP: usize, const OFFSETS: bool>(
+        &self,
+        x: usize,
+        group: usize,
+        sums: __m512i,
+        (scale, offset): (__m512, __m512),
+        acc: __m512,
+    ) -> __m512 {
+        // SAFETY: there is one scale per 32 columns.
+        let x_scale = _mm512_castsi512_ps(unsafe { self.word(x, self.scales_at + group * GROUP / 32 * 4) });
+        let acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(scale, x_scale), acc);
+        if !OFFSETS {
+            return acc;
+        }
+        // SAFETY: there is one sum per group.
+        let x_sum = _mm512_castsi512_ps(unsafe { self.word(x, self.sums_at + group * 4) });
+        _mm512_fmadd_ps(offset, x_sum, acc)
+    }
+}
+
+/// Multiplies groups with `X` rows at once.
+struct Fused<const X: usize> {
+    acts: Acts<X>,
+    acc: [__m512; X],
+    /// What is fetched meanwhile: the next sixteen rows, which are the next bytes.
+    ahead: *const u8,
+}
+
+impl<const X: usize> Visitor for Fused<X> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn group<L: Layout, const N: usize>(
+        &mut self,
+        col: usize,
+        codes: [__m512i; N],
+        scale: __m512,
+        offset: __m512,
+    ) {
+        let n_bytes = L::BLOCK_BYTES * N_ROWS * L::GROUP / L::BLOCK_COLS;
+        for line in (0..n_bytes).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(line).cast());
+        }
+        self.ahead = self.ahead.wrapping_add(n_bytes);
+        for x in 0..X {
+            // SAFETY: the rows have the columns, by the caller's promise.
+            unsafe {
+                // Two chains, because one would wait for each sum; integers add up the same.
+                let mut even = self.acts.start(x, col / L::GROUP, L::ZERO);
+                let mut odd = _mm512_setzero_si512();
+                for j in (0..N).step_by(2) {
+                    even = _mm512_dpbusd_epi32(even, codes[j], self.acts.word(x, col + 4 * j));
+                    odd = _mm512_dpbusd_epi32(odd, codes[j + 1], self.acts.word(x, col + 4 * j + 4));
+                }
+                let sums = _mm512_add_epi32(even, odd);
+                let (group, factors) = (col / L::GROUP, (scale, offset));
+                self.acc[x] = match (L::GROUP, L::OFFSETS) {
+                    (32, false) => self.acts.add::<32, false>(x, group, sums, factors, self.acc[x]),
+                    (32, true) => self.acts.add::<32, true>(x, group, sums, factors, self.acc[x]),
+                    (_, false) => self.acts.add::<16, false>(x, group, sums, factors, self.acc[x]),
+                    (_, true) => self.acts.add::<16, true>(x, group, sums, factors, self.acc[x]),
+                };
+            }
+        }
+    }
+}
+
+/// Writes groups into a panel, in the order they come.
+struct Fill {
+    codes: *mut u8,
+    scales: *mut u8,
+}
+
+impl Fill {
+    fn new(panel: &mut [u8]) -> Self {
+        assert!(panel.len() == PANEL_BYTES, "a panel");
+        let (codes, scales) = panel.split_at_mut(PANEL_CODES);
+        Self { codes: codes.as_mut_ptr(), scales: scales.as_mut_ptr() }
+    }
+}
+
+impl Visitor for Fill {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn group<L: Layout, const N: usize>(
+        &mut self,
+        _: usize,
+        codes: [__m512i; N],
+        scale: __m512,
+        offset: __m512,
+    ) {
+        // SAFETY: a panel has room for the groups of `PANEL_COLS` columns, and no more come.
+        unsafe {
+            for code in codes {
+                _mm512_storeu_si512(self.codes.cast(), code);
+                self.codes = self.codes.add(64);
+            }
+            _mm512_storeu_ps(self.scales.cast(), scale);
+            _mm512_storeu_ps(self.scales.add(64).cast(), offset);
+            self.scales = self.scales.add(128);
+        }
+    }
+}
+
+/// A filled panel.
+struct Meet<'a> {
+    panel: &'a [u8],
+    /// The first column of each group it holds.
+    columns: &'a [usize],
+    zero: Zero,
+}
+
+impl Meet<'_> {
+    /// Adds the products with up to `MAX_BLOCK` rows to `out: [xs, TILE_ROWS]`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn some<const GROUP: usize, const OFFSETS: bool>(&self, xs: &[QuantRow<'_>], out: &mut [f32]) {
+        match xs.len() {
+            1 | 2 => self.block::<GROUP, OFFSETS, 2>(xs, out),
+            _ => self.block::<GROUP, OFFSETS, MAX_BLOCK>(xs, out),
+        }
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn block<const GROUP: usize, const OFFSETS: bool, const X: usize>(
+        &self,
+        xs: &[QuantRow<'_>],
+        out: &mut [f32],
+    ) {
+        assert!(
+            TILES * PANEL_BYTES <= self.panel.len() && self.columns.len() * GROUP <= PANEL_COLS,
+            "a panel"
+        );
+        let acts = Acts::<X>::new(xs, GROUP);
+        let mut acc = [[_mm512_setzero_ps(); TILES]; X];
+        for (acc, out) in acc.iter_mut().zip(out.chunks_exact(TILE_ROWS)) {
+            for (t, acc) in acc.iter_mut().enumerate() {
+                *acc = load(&out[t * N_ROWS..]);
+            }
+        }
+        let mut codes = self.panel.as_ptr();
+        let mut scales = self.panel[PANEL_CODES..].as_ptr();
+        for &col in self.columns {
+            // SAFETY: the panel holds these groups of all tiles; the rows have the columns, as `Job::run` checked.
+            unsafe {
+                let mut sums = [[_mm512_setzero_si512(); TILES]; X];
+                for (x, sums) in sums.iter_mut().enumerate() {
+                    *sums = [acts.start(x, col / GROUP, self.zero); TILES];
+                }
+                for j in 0..GROUP / 4 {
+                    let mut w = [_mm512_setzero_si512(); TILES];
+                    for (t, w) in w.iter_mut().enumerate() {
+                        *w = _mm512_loadu_si512(codes.add(t * PANEL_BYTES + j * 64).cast());
+                    }
+                    for (x, sums) in sums.iter_mut().enumerate() {
+                        let x = acts.word(x, col + 4 * j);
+                        for (sum, w) in sums.iter_mut().zip(w) {
+                            *sum = _mm512_dpbusd_epi32(*sum, w, x);
+                        }
+                    }
+                }
+                for t in 0..TILES {
+                    let scale = _mm512_loadu_ps(scales.add(t * PANEL_BYTES).cast());
+                    let offset = _mm512_loadu_ps(scales.add(t * PANEL_BYTES + 64).cast());
+                    for x in 0..X {
+                        let factors = (scale, offset);
+                        acc[x][t] =
+                            acts.add::<GROUP, OFFSETS>(x, col / GROUP, sums[x][t], factors, acc[x][t]);
+                    }
+                }
+                codes = codes.add(GROUP * N_ROWS);
+                scales = scales.add(128);
+            }
+        }
+        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(TILE_ROWS)) {
+            for (t, acc) in acc.iter().enumerate() {
+                store(&mut out[t * N_ROWS..], *acc);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(values: &[f32]) -> __m512 {
+    let values = &values[..N_ROWS];
+    // SAFETY: sixteen floats are in bounds; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(out: &mut [f32], values: __m512) {
+    let out = &mut out[..N_ROWS];
+    // SAFETY: sixteen floats are in bounds; the store needs no alignment.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+}

@@ -326,7 +326,7 @@ impl<const X: usize> Visitor for Fused<X> {
     ) {
         let n_bytes = L::BLOCK_BYTES * N_ROWS * L::GROUP / L::BLOCK_COLS;
         for line in (0..n_bytes).step_by(64) {
-            _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(line).cast());
+            _mm_prefetch::<_MM_HINT_T0>(self.ahead.wrapping_add(line).cast());
         }
         self.ahead = self.ahead.wrapping_add(n_bytes);
         for x in 0..X {

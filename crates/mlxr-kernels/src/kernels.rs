@@ -41,6 +41,7 @@ pub(crate) enum CodeKernels {
     /// A few rows at a time, after unpacking.
     Rows(DotCodes),
     /// Many rows at a time: read as stored where the first function knows the format, after unpacking elsewhere.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has tile kernels"))]
     Tiles(fn(Format) -> Option<DotTile>, DotUnpacked),
 }
 

@@ -1,4 +1,4 @@
-//! Causal attention over the paged cache, with an online softmax (Milakov and Gimelshein, arXiv 1805.02867).
+//! Attention over the paged cache, with an online softmax (Milakov and Gimelshein, arXiv 1805.02867).
 //!
 //! A query meets its KV blocks in order, cut into units of [`UNIT_TOKENS`]; units form segments of [`SEGMENT_TOKENS`] that start at fixed positions, each
 //! with a softmax state of its own, and the states are merged in order. Nothing in that order depends on the batch, on
@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Span};
+use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, Span};
 
 use crate::aligned::as_bytes;
 use crate::disjoint::{Disjoint, split};
@@ -146,16 +146,24 @@ impl Attention<'_> {
         if block_tokens.is_multiple_of(UNIT_TOKENS) { UNIT_TOKENS } else { block_tokens }
     }
 
-    /// Positions a row sees.
-    fn visible(&self, row: usize) -> Range<usize> {
-        let end = self.batch.positions[row] as usize + 1;
-        self.spec.window.map_or(0, |window| end.saturating_sub(window as usize))..end
+    /// Positions a row of a sequence sees.
+    fn visible(&self, span: &Span, row: usize) -> Range<usize> {
+        let own = self.batch.positions[row] as usize;
+        let window = self.spec.window.map(|window| window as usize);
+        let end = match self.spec.reach {
+            Reach::Causal => own + 1,
+            Reach::Both => {
+                let stored = self.batch.positions[span.rows.end - 1] as usize + 1;
+                window.map_or(stored, |window| stored.min(own + window))
+            }
+        };
+        window.map_or(0, |window| (own + 1).saturating_sub(window))..end
     }
 
     /// Positions the rows of a tile see together: rows are consecutive positions, so the first row reaches back
     /// furthest and the last one ahead.
     fn seen(&self, tile: &Tile<'_>) -> Range<usize> {
-        self.visible(tile.rows.start).start..self.visible(tile.rows.end - 1).end
+        self.visible(tile.span, tile.rows.start).start..self.visible(tile.span, tile.rows.end - 1).end
     }
 
     /// The units a tile sees, cut into segments at fixed positions.
@@ -206,7 +214,7 @@ impl Attention<'_> {
         decode(layout.dtype, values, &mut scratch.values[..n_keys * v_dim]);
         let group = self.group();
         for (query, scores) in scratch.scores.chunks_exact_mut(unit_tokens).enumerate() {
-            let visible = self.visible(tile.rows.start + query / group);
+            let visible = self.visible(tile.span, tile.rows.start + query / group);
             let from = visible.start.max(first) - first;
             let to = visible.end.min(first + n_keys).saturating_sub(first);
             if from >= to {

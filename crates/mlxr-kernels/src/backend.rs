@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use mlxr_tensor::{
-    Act, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope, RouterSpec,
-    Routing, TensorError, Weight,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
+    RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::acts::{ActPool, values, values_mut};
@@ -173,6 +173,24 @@ impl Backend for CpuBackend {
         out
     }
 
+    fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act {
+        let (weight, bias) = (vector(weight), bias.map(vector));
+        assert_eq!(x.cols(), weight.len(), "columns of the input and of the norm");
+        assert!(bias.is_none_or(|b| b.len() == weight.len()), "weight and bias of the norm");
+        let mut out = self.acts.act(x.rows(), x.cols());
+        let source = values(x);
+        self.rows_in_place(&mut out, |i, row| {
+            let x = &source[i * row.len()..(i + 1) * row.len()];
+            self.kernels.subtract(row, x, self.kernels.sum(x) / x.len() as f32);
+            let factor = self.norm_factor(row, eps);
+            self.kernels.norm_in_place(row, weight, factor);
+            if let Some(bias) = bias {
+                self.kernels.add_scaled(row, bias, 1.0);
+            }
+        });
+        out
+    }
+
     fn rms_norm_heads(&self, x: &mut Act, weight: &Weight, eps: f32) {
         let weight = vector(weight);
         assert!(x.cols().is_multiple_of(weight.len()), "columns of the input and of the norm");
@@ -209,6 +227,10 @@ impl Backend for CpuBackend {
             self.kernels.gated(row, &gate[range.clone()], &up[range], kind);
         });
         out
+    }
+
+    fn activate(&self, x: &mut Act, kind: Activation) {
+        self.rows_in_place(x, |_, row| self.kernels.activate(row, kind));
     }
 
     fn rope(&self, x: &mut Act, head_dim: usize, spec: &Rope, batch: &Batch) {

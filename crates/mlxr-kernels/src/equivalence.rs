@@ -1,7 +1,7 @@
 //! Every table's kernels against the scalar ones, with ragged sizes.
 
 use mlxr_tensor::conformance::data::{self, Noise};
-use mlxr_tensor::{DType, Format};
+use mlxr_tensor::{Activation, DType, Format};
 use proptest::prelude::*;
 
 use crate::kernels::{CodeKernels, Kernels, TILE, TILE_ROWS};
@@ -199,6 +199,11 @@ proptest! {
             both(&|k, x| x[0] = k.exp_sum(&mut x.to_vec(), 3.0));
             both(&|k, x| x[0] = k.sum_squares(x) / n as f32);
             both(&|k, x| { k.exp_sum(x, 3.0); });
+            both(&|k, x| x[0] = k.sum(x) / n as f32);
+            both(&|k, x| k.subtract(x, &w, 0.3));
+            for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh] {
+                both(&|k, x| k.activate(x, kind));
+            }
             both(&|k, x| k.softcap(x, 2.0));
             both(&|k, x| k.add_scaled(x, &w, 0.5));
             both(&|k, x| k.norm_in_place(x, &w, 0.7));

@@ -149,10 +149,13 @@ lane_methods! {
     max(x: &[f32]) -> f32;
     exp_sum(x: &mut [f32], max: f32) -> f32;
     exp(x: f32) -> f32;
+    sum(x: &[f32]) -> f32;
     sum_squares(x: &[f32]) -> f32;
+    subtract(out: &mut [f32], x: &[f32], by: f32);
     norm(out: &mut [f32], x: &[f32], weight: &[f32], factor: f32);
     norm_in_place(x: &mut [f32], weight: &[f32], factor: f32);
     gated(out: &mut [f32], gate: &[f32], up: &[f32], kind: mlxr_tensor::Gate);
+    activate(x: &mut [f32], kind: mlxr_tensor::Activation);
     softcap(x: &mut [f32], cap: f32);
     add_scaled(x: &mut [f32], y: &[f32], factor: f32);
     scale(x: &mut [f32], factor: f32);

@@ -1,6 +1,6 @@
 //! What the decoder needs to know of a model, free of any family's field names.
 
-use mlxr_tensor::{Gate, KvLayerSpec, RouterSpec};
+use mlxr_tensor::{Gate, KvLayerSpec, Reach, RouterSpec};
 use serde_json::{Map, Value};
 
 use crate::ModelError;
@@ -28,6 +28,8 @@ pub struct DecoderConfig {
     pub residual_scale: f32,
     /// Factor on query-key products.
     pub attention_scale: f32,
+    /// Whether rows see later ones; only models for embeddings do.
+    pub reach: Reach,
     pub attention_softcap: Option<f32>,
     /// A learned extra logit per head in the attention softmax.
     pub sinks: bool,
@@ -142,6 +144,7 @@ impl DecoderConfig {
             embed_scale: 1.0,
             residual_scale: 1.0,
             attention_scale: (head_dim as f32).powf(-0.5),
+            reach: Reach::Causal,
             attention_softcap: None,
             sinks: false,
             logit_scale: 1.0,

@@ -227,6 +227,7 @@ impl<'a> Loader<'a> {
             spec: AttentionSpec {
                 n_heads: config.n_heads,
                 scale: config.attention_scale,
+                reach: config.reach,
                 window: layer.window,
                 softcap: config.attention_softcap,
                 sinks: self.weight_if(config.sinks, &format!("layers.{i}.attn.sinks"))?,

@@ -81,6 +81,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
         self.rms_norm(residual, weight, eps)
     }
 
+    /// `(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias` for each row.
+    fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act;
+
     /// [`Self::rms_norm`] over each group of `weight.cols()` columns, in place: one norm per head.
     fn rms_norm_heads(&self, x: &mut Act, weight: &Weight, eps: f32);
 
@@ -96,6 +99,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// The gated MLP's middle: `activation(gate) * up`, see [`Gate`].
     fn gated(&self, gate: &Act, up: &Act, kind: Gate) -> Act;
 
+    /// An ungated MLP's middle: `x = activation(x)`, see [`Activation`].
+    fn activate(&self, x: &mut Act, kind: Activation);
+
     // --- attention -----------------------------------------------------------------------------------------------
 
     /// Rotates each head of `x: [rows, n_heads * head_dim]` by its row's position, in place.
@@ -104,8 +110,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Stores `k: [rows, n_kv_heads * k_dim]` and `v: [rows, n_kv_heads * v_dim]` at `batch.slots`.
     fn store_kv(&self, kv: &mut KvCache, layer_idx: usize, k: &Act, v: &Act, batch: &Batch);
 
-    /// Causal attention of `q: [rows, n_heads * k_dim]` over each row's sequence in the cache, whose keys and values
-    /// up to the row's own position are stored. Returns `[rows, n_heads * v_dim]`.
+    /// Attention of `q: [rows, n_heads * k_dim]` over what `spec` lets each row see of its sequence in the cache, whose
+    /// keys and values are stored up to the end of the row's span. Returns `[rows, n_heads * v_dim]`.
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act;
 
     /// Copies whole blocks inside the arena, in order: copy-on-write.
@@ -145,13 +151,37 @@ pub enum Gate {
     ClampedSwiglu { alpha: f32, limit: f32 },
 }
 
+/// What [`Backend::activate`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * Phi(x)` with the exact normal distribution function.
+    Gelu,
+    /// GELU by the tanh approximation.
+    GeluTanh,
+    /// `x * sigmoid(x)`
+    Silu,
+    Relu,
+    Tanh,
+}
+
+/// In which direction a row sees its sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Positions up to its own.
+    #[default]
+    Causal,
+    /// All positions up to the end of its span, which should therefore hold the whole sequence.
+    Both,
+}
+
 /// How query rows meet cached keys and values.
 #[derive(Clone, Debug)]
 pub struct AttentionSpec {
     pub n_heads: usize,
     /// Multiplies the dot products, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// A row at position `p` sees positions above `p - window` only.
+    pub reach: Reach,
+    /// A row sees positions less than `window` away from its own only.
     pub window: Option<u32>,
     /// `cap * tanh(score / cap)` on the scaled scores.
     pub softcap: Option<f32>,

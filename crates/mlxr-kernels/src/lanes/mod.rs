@@ -7,7 +7,7 @@
 mod math;
 pub(crate) mod quantise;
 
-use mlxr_tensor::Gate;
+use mlxr_tensor::{Activation, Gate};
 
 use crate::linear::codes::QuantRowMut;
 
@@ -23,10 +23,13 @@ pub(crate) struct Lanes {
     pub(crate) max: unsafe fn(&[f32]) -> f32,
     pub(crate) exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     pub(crate) exp: unsafe fn(f32) -> f32,
+    pub(crate) sum: unsafe fn(&[f32]) -> f32,
     pub(crate) sum_squares: unsafe fn(&[f32]) -> f32,
+    pub(crate) subtract: unsafe fn(&mut [f32], &[f32], f32),
     pub(crate) norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     pub(crate) norm_in_place: unsafe fn(&mut [f32], &[f32], f32),
     pub(crate) gated: unsafe fn(&mut [f32], &[f32], &[f32], Gate),
+    pub(crate) activate: unsafe fn(&mut [f32], Activation),
     pub(crate) softcap: unsafe fn(&mut [f32], f32),
     pub(crate) add_scaled: unsafe fn(&mut [f32], &[f32], f32),
     pub(crate) scale: unsafe fn(&mut [f32], f32),
@@ -42,7 +45,7 @@ macro_rules! lane_table {
         pub(crate) const LANES: $crate::lanes::Lanes = {
             use $crate::lanes::bodies;
             use $crate::linear::codes::QuantRowMut;
-            use mlxr_tensor::Gate;
+            use mlxr_tensor::{Activation, Gate};
             $(#[target_feature(enable = $feature)])?
             fn quantise(x: &[f32], out: QuantRowMut<'_>) { $crate::lanes::quantise::quantise(x, out) }
             $(#[target_feature(enable = $feature)])?
@@ -52,7 +55,11 @@ macro_rules! lane_table {
             $(#[target_feature(enable = $feature)])?
             fn exp(x: f32) -> f32 { bodies::exp::<$madd>(x) }
             $(#[target_feature(enable = $feature)])?
+            fn sum(x: &[f32]) -> f32 { bodies::sum(x) }
+            $(#[target_feature(enable = $feature)])?
             fn sum_squares(x: &[f32]) -> f32 { bodies::sum_squares::<$madd>(x) }
+            $(#[target_feature(enable = $feature)])?
+            fn subtract(out: &mut [f32], x: &[f32], by: f32) { bodies::subtract(out, x, by) }
             $(#[target_feature(enable = $feature)])?
             fn norm(out: &mut [f32], x: &[f32], weight: &[f32], factor: f32) {
                 bodies::norm(out, x, weight, factor);
@@ -65,6 +72,8 @@ macro_rules! lane_table {
             fn gated(out: &mut [f32], gate: &[f32], up: &[f32], kind: Gate) {
                 bodies::gated::<$madd>(out, gate, up, kind);
             }
+            $(#[target_feature(enable = $feature)])?
+            fn activate(x: &mut [f32], kind: Activation) { bodies::activate::<$madd>(x, kind) }
             $(#[target_feature(enable = $feature)])?
             fn softcap(x: &mut [f32], cap: f32) { bodies::softcap::<$madd>(x, cap) }
             $(#[target_feature(enable = $feature)])?
@@ -90,10 +99,13 @@ macro_rules! lane_table {
                 max,
                 exp_sum,
                 exp,
+                sum,
                 sum_squares,
+                subtract,
                 norm,
                 norm_in_place,
                 gated,
+                activate,
                 softcap,
                 add_scaled,
                 scale,
@@ -109,7 +121,7 @@ pub(crate) use lane_table;
 /// The loops themselves.
 pub(crate) mod bodies {
     use super::math::{self, Madd};
-    use super::{Gate, LANES};
+    use super::{Activation, Gate, LANES};
 
     /// Adds the lanes pairwise, halving.
     #[inline(always)]
@@ -161,6 +173,29 @@ pub(crate) mod bodies {
     }
 
     #[inline(always)]
+    pub(crate) fn sum(x: &[f32]) -> f32 {
+        let mut lanes = [0f32; LANES];
+        let (chunks, tail) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (sum, &v) in lanes.iter_mut().zip(chunk) {
+                *sum += v;
+            }
+        }
+        for (sum, &v) in lanes.iter_mut().zip(tail) {
+            *sum += v;
+        }
+        sum_lanes(lanes)
+    }
+
+    /// `out = x - by`.
+    #[inline(always)]
+    pub(crate) fn subtract(out: &mut [f32], x: &[f32], by: f32) {
+        for (o, &v) in out.iter_mut().zip(x) {
+            *o = v - by;
+        }
+    }
+
+    #[inline(always)]
     pub(crate) fn sum_squares<M: Madd>(x: &[f32]) -> f32 {
         let mut lanes = [0f32; LANES];
         let (chunks, tail) = x.as_chunks::<LANES>();
@@ -202,6 +237,19 @@ pub(crate) mod bodies {
                 let u = if u < -limit { -limit } else { u };
                 *o = g * math::sigmoid::<M>(alpha * g) * (u + 1.0);
             }),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn activate<M: Madd>(x: &mut [f32], kind: Activation) {
+        let values = x.iter_mut();
+        match kind {
+            Activation::Gelu => values.for_each(|v| *v = math::gelu::<M>(*v)),
+            Activation::GeluTanh => values.for_each(|v| *v = math::gelu_tanh::<M>(*v)),
+            Activation::Silu => values.for_each(|v| *v *= math::sigmoid::<M>(*v)),
+            // Written so that a NaN stays.
+            Activation::Relu => values.for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
+            Activation::Tanh => values.for_each(|v| *v = math::tanh::<M>(*v)),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use mlxr_tensor::{
-    Act, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope, RouterSpec,
-    Routing, TensorError, Weight,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
+    RouterSpec, Routing, TensorError, Weight,
 };
 
 /// Passes every op on; only what is uploaded changes.
@@ -49,6 +49,9 @@ impl Backend for Exact {
     fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act {
         self.0.rms_norm(x, weight, eps)
     }
+    fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act {
+        self.0.layer_norm(x, weight, bias, eps)
+    }
     fn rms_norm_heads(&self, x: &mut Act, weight: &Weight, eps: f32) {
         self.0.rms_norm_heads(x, weight, eps);
     }
@@ -63,6 +66,9 @@ impl Backend for Exact {
     }
     fn gated(&self, gate: &Act, up: &Act, kind: Gate) -> Act {
         self.0.gated(gate, up, kind)
+    }
+    fn activate(&self, x: &mut Act, kind: Activation) {
+        self.0.activate(x, kind);
     }
     fn rope(&self, x: &mut Act, head_dim: usize, rope: &Rope, batch: &Batch) {
         self.0.rope(x, head_dim, rope, batch);

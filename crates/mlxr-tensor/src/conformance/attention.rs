@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::data::Noise;
 use super::{FUNCTION_TOLERANCE, Q8_CACHE_TOLERANCE, assert_close, assert_same_bits, read, reference};
 use crate::{
-    AttentionSpec, Backend, Batch, BlockCopy, DType, HostTensor, KvCache, KvLayerSpec, KvSpec, codec,
+    AttentionSpec, Backend, Batch, BlockCopy, DType, HostTensor, KvCache, KvLayerSpec, KvSpec, Reach, codec,
 };
 
 /// One configuration of heads, cache and masking.
@@ -17,6 +17,7 @@ struct Case {
     v_dim: usize,
     block_tokens: usize,
     dtype: DType,
+    reach: Reach,
     window: Option<u32>,
     softcap: Option<f32>,
     sinks: bool,
@@ -35,6 +36,7 @@ impl Default for Case {
             v_dim: 64,
             block_tokens: 16,
             dtype: DType::F32,
+            reach: Reach::Causal,
             window: None,
             softcap: None,
             sinks: false,
@@ -85,6 +87,7 @@ impl<'a> Scene<'a> {
         let spec = AttentionSpec {
             n_heads: case.n_heads,
             scale: 1.0 / (case.k_dim as f32).sqrt(),
+            reach: case.reach,
             window: case.window,
             softcap: case.softcap,
             sinks,
@@ -129,12 +132,16 @@ impl<'a> Scene<'a> {
     fn expected(&self, seq: &Sequence, row: usize, stored: &(Vec<f32>, Vec<f32>)) -> Vec<f64> {
         let case = &self.case;
         let start = case.window.map_or(0, |w| (row + 1).saturating_sub(w as usize));
+        let end = match case.reach {
+            Reach::Causal => row + 1,
+            Reach::Both => case.window.map_or(seq.n_tokens, |w| (row + w as usize).min(seq.n_tokens)),
+        };
         let mut out = Vec::new();
         for head in 0..case.n_heads {
             let kv_head = head / (case.n_heads / case.n_kv_heads);
             let gather = |values: &[f32], dim: usize| -> Vec<f32> {
                 let row_of = |t: usize| (t * case.n_kv_heads + kv_head) * dim;
-                (start..=row).flat_map(|t| values[row_of(t)..row_of(t) + dim].to_vec()).collect()
+                (start..end).flat_map(|t| values[row_of(t)..row_of(t) + dim].to_vec()).collect()
             };
             let (keys, values) = (gather(&stored.0, case.k_dim), gather(&stored.1, case.v_dim));
             let query = &seq.q[(row * case.n_heads + head) * case.k_dim..][..case.k_dim];
@@ -179,7 +186,12 @@ impl<'a> Scene<'a> {
                 let got = &results[row * row_len..(row + 1) * row_len];
                 assert_close(got, &expected, tolerance, &format!("{case:?}: sequence {i}, row {row}"));
             }
-            for cuts in chunkings(sequence.n_tokens) {
+            // A row that sees ahead needs its whole sequence in the step.
+            let chunkings = match case.reach {
+                Reach::Causal => chunkings(sequence.n_tokens),
+                Reach::Both => vec![vec![0, sequence.n_tokens]],
+            };
+            for cuts in chunkings {
                 let mut kv = self.cache();
                 for cut in cuts.windows(2) {
                     let (start, end) = (cut[0], cut[1]);
@@ -240,6 +252,23 @@ pub(super) fn long(backend: &dyn Backend) {
     for (window, dtype) in [(None, DType::F16), (Some(700), DType::F32)] {
         let lens = vec![1100, 3, 513];
         let case = Case { window, dtype, n_heads: 2, n_kv_heads: 1, lens, compared: 3, ..Case::default() };
+        Scene::new(backend, case).check();
+    }
+}
+
+pub(super) fn both_ways(backend: &dyn Backend) {
+    let base = || Case { reach: Reach::Both, ..Case::default() };
+    let long = || Case { lens: vec![1100, 3, 513], n_heads: 2, n_kv_heads: 2, compared: 3, ..base() };
+    let cases = [
+        base(),
+        Case { n_heads: 12, n_kv_heads: 12, k_dim: 32, v_dim: 32, ..base() },
+        Case { window: Some(1), ..base() },
+        Case { window: Some(9), dtype: DType::F16, ..base() },
+        Case { softcap: Some(2.0), sinks: true, ..base() },
+        long(),
+        Case { window: Some(65), ..long() },
+    ];
+    for case in cases {
         Scene::new(backend, case).check();
     }
 }

@@ -16,6 +16,9 @@ use crate::{Act, Backend};
 /// Relative error of ops computed in f32 throughout.
 pub const F32_TOLERANCE: f64 = 2e-6;
 
+/// Relative error of values whose mean, thirty times their spread, was taken off in f32.
+pub const CENTRED_TOLERANCE: f64 = 6e-5;
+
 /// Relative error of products whose activations are rounded to 8 bits on the way.
 pub const INT8_TOLERANCE: f64 = 1e-2;
 
@@ -40,6 +43,8 @@ pub const CHECKS: &[Check] = &[
     Check { name: "embed", run: products::embed },
     Check { name: "weights at odd addresses", run: products::unaligned },
     Check { name: "rms norms", run: rows::norms },
+    Check { name: "layer norms", run: rows::layer_norms },
+    Check { name: "ungated activations", run: rows::activations },
     Check { name: "add, scale, softcap", run: rows::arithmetic },
     Check { name: "gated activations", run: rows::gates },
     Check { name: "gather_rows and argmax", run: rows::selection },
@@ -47,6 +52,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "attention over head sizes", run: attention::head_sizes },
     Check { name: "attention variants", run: attention::variants },
     Check { name: "attention over long contexts", run: attention::long },
+    Check { name: "attention both ways", run: attention::both_ways },
     Check { name: "copied blocks", run: attention::copies },
     Check { name: "routing", run: experts::routing },
     Check { name: "expert_linear and combine", run: experts::linear },

@@ -1,6 +1,6 @@
 //! Plain forms of the ops in f64, as their definitions read.
 
-use crate::{Gate, RopePairing};
+use crate::{Activation, Gate, RopePairing};
 
 /// `x: [rows, cols]` times the transpose of `w: [out, cols]`, plus `bias`.
 pub fn linear(x: &[f32], w: &[f32], bias: Option<&[f32]>, cols: usize) -> Vec<f64> {
@@ -23,6 +23,32 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
         out.extend(x.iter().zip(weight).map(|(&v, &w)| f64::from(v) * factor * f64::from(w)));
     }
     out
+}
+
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` over groups of `weight.len()`.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) -> Vec<f64> {
+    let mut out = Vec::new();
+    for x in x.chunks_exact(weight.len()) {
+        let n = x.len() as f64;
+        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+        let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+        out.extend(x.iter().zip(weight).enumerate().map(|(i, (&v, &w))| {
+            (f64::from(v) - mean) * factor * f64::from(w) + bias.map_or(0.0, |b| f64::from(b[i]))
+        }));
+    }
+    out
+}
+
+/// One element of an ungated MLP's middle.
+pub fn activation(x: f32, kind: Activation) -> f64 {
+    match kind {
+        Activation::Gelu => gated(x, 1.0, Gate::Gelu),
+        Activation::GeluTanh => gated(x, 1.0, Gate::GeluTanh),
+        Activation::Silu => gated(x, 1.0, Gate::Silu),
+        Activation::Relu => f64::from(x).max(0.0),
+        Activation::Tanh => f64::from(x).tanh(),
+    }
 }
 
 /// The error function: its Maclaurin series near 0, a continued fraction far out.

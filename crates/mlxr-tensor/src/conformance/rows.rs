@@ -1,8 +1,10 @@
 //! Ops on rows: norms, arithmetic, activations, selection, rotation.
 
 use super::data::Noise;
-use super::{F32_TOLERANCE, FUNCTION_TOLERANCE, assert_close, assert_same_bits, read, reference};
-use crate::{Act, Backend, Batch, Gate, HostTensor, Rope, RopePairing, Weight};
+use super::{
+    CENTRED_TOLERANCE, F32_TOLERANCE, FUNCTION_TOLERANCE, assert_close, assert_same_bits, read, reference,
+};
+use crate::{Act, Activation, Backend, Batch, Gate, HostTensor, Rope, RopePairing, Weight};
 
 /// Rows and columns: one row, ragged columns, and enough of both that a backend splits the work.
 const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 64), (3, 37), (5, 130), (67, 576), (33, 2048)];
@@ -66,6 +68,48 @@ pub(super) fn norms(backend: &dyn Backend) {
         });
         let case = format!("heads of {head_dim}");
         assert_close(&got, &reference::rms_norm(&x, &w, 1e-6), F32_TOLERANCE, &case);
+    }
+}
+
+pub(super) fn layer_norms(backend: &dyn Backend) {
+    for shape @ (rows, cols) in SHAPES {
+        let mut noise = Noise::new(8);
+        // Far from 0, where a variance from sums of squares would have lost its digits.
+        let x: Vec<f32> = noise.values(rows * cols).iter().map(|v| v + 30.0).collect();
+        let (w, b) = (noise.values(cols), noise.values(cols));
+        let (weight, bias) = (vector(backend, &w), vector(backend, &b));
+        for (bias, b) in [(None, None), (Some(&bias), Some(b.as_slice()))] {
+            let got =
+                by_rows(backend, &[&x], shape, |acts| backend.layer_norm(&acts[0], &weight, bias, 1e-5));
+            // One column has no spread: what is left is the bias, or nothing.
+            let expected = reference::layer_norm(&x, &w, b, 1e-5);
+            let case = format!("[{rows}, {cols}], bias {}", b.is_some());
+            assert_close(&got, &expected, CENTRED_TOLERANCE, &case);
+        }
+    }
+}
+
+pub(super) fn activations(backend: &dyn Backend) {
+    let kinds =
+        [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+    for kind in kinds {
+        let run = |x: &[f32], rows, cols| {
+            by_rows(backend, &[x], (rows, cols), |mut acts| {
+                backend.activate(&mut acts[0], kind);
+                acts.remove(0)
+            })
+        };
+        let check = |x: &[f32], rows, cols| {
+            let expected: Vec<f64> = x.iter().map(|&v| reference::activation(v, kind)).collect();
+            let case = format!("{kind:?} [{rows}, {cols}]");
+            assert_close(&run(x, rows, cols), &expected, FUNCTION_TOLERANCE, &case);
+        };
+        for (rows, cols) in SHAPES {
+            let x: Vec<f32> = Noise::new(9).values(rows * cols).iter().map(|v| v * 4.0).collect();
+            check(&x, rows, cols);
+        }
+        // Far out the functions reach their limits instead of overflowing.
+        check(&[-1e4, -90.0, 90.0, 1e4], 1, 4);
     }
 }
 

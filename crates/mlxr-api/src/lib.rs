@@ -7,5 +7,6 @@ pub mod anthropic;
 mod body;
 pub mod ollama;
 pub mod openai;
+mod schema;
 
 pub use body::{BodyError, parse};

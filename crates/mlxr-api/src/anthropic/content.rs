@@ -5,6 +5,9 @@ use std::fmt;
 use serde::de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::schema::{self, schema_of};
 
 /// A text, or a list of blocks.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,8 +17,9 @@ pub enum Content {
 }
 
 /// A piece of a message that a client sends.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = anthropic::Block)]
 pub enum Block {
     Text(TextBlock),
     Image(OtherBlock),
@@ -81,7 +85,8 @@ impl Block {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::TextBlock)]
 pub struct TextBlock {
     pub text: String,
     /// `cache_control`, `citations` and what else there is.
@@ -89,7 +94,8 @@ pub struct TextBlock {
     pub other: Map<String, Value>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::ThinkingBlock)]
 pub struct ThinkingBlock {
     pub thinking: String,
     #[serde(default)]
@@ -98,7 +104,8 @@ pub struct ThinkingBlock {
     pub other: Map<String, Value>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::ToolUseBlock)]
 pub struct ToolUseBlock {
     pub id: String,
     pub name: String,
@@ -107,9 +114,11 @@ pub struct ToolUseBlock {
     pub other: Map<String, Value>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::ToolResultBlock)]
 pub struct ToolResultBlock {
     pub tool_use_id: String,
+    #[schema(no_recursion)]
     pub content: Option<Content>,
     pub is_error: Option<bool>,
     #[serde(flatten)]
@@ -117,11 +126,19 @@ pub struct ToolResultBlock {
 }
 
 /// A block whose insides nobody here reads.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::OtherBlock)]
 pub struct OtherBlock {
     #[serde(flatten)]
     pub fields: Map<String, Value>,
 }
+
+schema_of!(
+    Content,
+    "anthropic.Content",
+    schema::any_of([schema::text(), schema::list(schema::reference::<Block>())]),
+    Block
+);
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -148,8 +165,9 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 /// A piece of an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = anthropic::AnswerBlock)]
 pub enum AnswerBlock {
     Text { text: String },
     Thinking { thinking: String, signature: String },

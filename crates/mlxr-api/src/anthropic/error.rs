@@ -1,9 +1,11 @@
 //! The body of every answer that is not a success, and the data of a stream's `error` event.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// `{"type": "error", "error": {...}}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = anthropic::ErrorBody)]
 pub struct ErrorBody {
     /// `error`.
     pub r#type: String,
@@ -14,7 +16,8 @@ pub struct ErrorBody {
 }
 
 /// What went wrong; clients look at `type`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = anthropic::ErrorDetail)]
 pub struct ErrorDetail {
     pub r#type: String,
     pub message: String,

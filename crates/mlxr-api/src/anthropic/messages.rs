@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::content::{AnswerBlock, Content};
 use crate::body::{self, BodyError};
 
 /// The request. Fields are Anthropic's; see their API reference for what each means.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::MessagesRequest)]
 pub struct MessagesRequest {
     pub model: String,
     pub messages: Vec<Message>,
@@ -50,7 +52,8 @@ impl MessagesRequest {
 }
 
 /// One message of the conversation.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::Message)]
 pub struct Message {
     pub role: Role,
     pub content: Content,
@@ -60,8 +63,9 @@ pub struct Message {
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = anthropic::Role)]
 pub enum Role {
     User,
     Assistant,
@@ -79,7 +83,8 @@ impl Role {
 }
 
 /// `output_config`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::OutputConfig)]
 pub struct OutputConfig {
     pub effort: Option<String>,
     pub format: Option<OutputFormat>,
@@ -88,22 +93,25 @@ pub struct OutputConfig {
 }
 
 /// The form asked of the answer.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = anthropic::OutputFormat)]
 pub enum OutputFormat {
     JsonSchema { schema: Map<String, Value> },
 }
 
 /// `thinking`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(as = anthropic::Thinking)]
 pub struct Thinking {
     pub r#type: ThinkingMode,
     pub budget_tokens: Option<usize>,
     pub display: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = anthropic::ThinkingMode)]
 pub enum ThinkingMode {
     Enabled,
     Disabled,
@@ -112,7 +120,8 @@ pub enum ThinkingMode {
 }
 
 /// A tool the model may call. One with a `type` other than `custom` is Anthropic's own.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = anthropic::Tool)]
 pub struct Tool {
     pub r#type: Option<String>,
     pub name: String,
@@ -126,8 +135,9 @@ pub struct Tool {
 }
 
 /// `tool_choice`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = anthropic::ToolChoice)]
 pub enum ToolChoice {
     Auto { disable_parallel_tool_use: Option<bool> },
     Any { disable_parallel_tool_use: Option<bool> },
@@ -136,7 +146,8 @@ pub enum ToolChoice {
 }
 
 /// The whole answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = anthropic::MessageAnswer)]
 pub struct MessageAnswer {
     pub id: String,
     /// `message`.
@@ -154,7 +165,8 @@ pub struct MessageAnswer {
 }
 
 /// Token counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = anthropic::Usage)]
 pub struct Usage {
     pub input_tokens: usize,
     pub cache_creation_input_tokens: usize,
@@ -163,7 +175,8 @@ pub struct Usage {
 }
 
 /// The answer of `count_tokens`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = anthropic::TokenCount)]
 pub struct TokenCount {
     pub input_tokens: usize,
 }

@@ -1,14 +1,16 @@
 //! Events of a streamed answer.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::content::AnswerBlock;
 use super::error::ErrorDetail;
 use super::messages::{MessageAnswer, Usage};
 
 /// One event; its name in the stream is its `type`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = anthropic::StreamEvent)]
 pub enum StreamEvent {
     /// The answer as it is before its first token.
     MessageStart {
@@ -53,8 +55,9 @@ impl StreamEvent {
 }
 
 /// What an event adds to a block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = anthropic::BlockDelta)]
 pub enum BlockDelta {
     TextDelta { text: String },
     ThinkingDelta { thinking: String },
@@ -63,7 +66,8 @@ pub enum BlockDelta {
 }
 
 /// How the answer ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = anthropic::MessageDelta)]
 pub struct MessageDelta {
     pub stop_reason: Option<String>,
     pub stop_sequence: Option<String>,

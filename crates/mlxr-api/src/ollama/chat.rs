@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::keep_alive::KeepAlive;
 use super::logprobs::Logprob;
@@ -11,7 +12,8 @@ use super::output::{Format, Think};
 use crate::body::{self, BodyError};
 
 /// The request. Fields are Ollama's; see its API documentation for what each means.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = ollama::ChatRequest)]
 pub struct ChatRequest {
     pub model: String,
     /// None at all only loads or unloads the model.
@@ -44,7 +46,8 @@ impl ChatRequest {
 }
 
 /// One message, of the conversation or of the answer.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::Message)]
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
@@ -66,14 +69,16 @@ pub struct Message {
 }
 
 /// A call of a tool; its arguments are JSON, not a text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ToolCall)]
 pub struct ToolCall {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     pub function: ToolCallFunction,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ToolCallFunction)]
 pub struct ToolCallFunction {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<usize>,
@@ -82,7 +87,8 @@ pub struct ToolCallFunction {
 }
 
 /// A line of a streamed answer, or the whole of one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ChatResponse)]
 pub struct ChatResponse {
     pub model: String,
     /// RFC 3339.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::keep_alive::KeepAlive;
 use super::logprobs::Logprob;
@@ -11,7 +12,8 @@ use super::output::{Format, Think};
 use crate::body::{self, BodyError};
 
 /// The request. Fields are Ollama's; see its API documentation for what each means.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = ollama::GenerateRequest)]
 pub struct GenerateRequest {
     pub model: String,
     pub prompt: Option<String>,
@@ -51,7 +53,8 @@ impl GenerateRequest {
 }
 
 /// A line of a streamed answer, or the whole of one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::GenerateResponse)]
 pub struct GenerateResponse {
     pub model: String,
     /// RFC 3339.

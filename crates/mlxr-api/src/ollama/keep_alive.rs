@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::schema::{self, schema_of};
+
 /// A time to stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeepAlive {
@@ -59,6 +61,8 @@ impl KeepAlive {
         Some(if is_forever { KeepAlive::Forever } else { KeepAlive::from_s(total_ns / 1e9) })
     }
 }
+
+schema_of!(KeepAlive, "ollama.KeepAlive", schema::any_of([schema::number(), schema::text()]));
 
 impl<'de> Deserialize<'de> for KeepAlive {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

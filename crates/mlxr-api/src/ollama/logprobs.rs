@@ -1,9 +1,11 @@
 //! Log-probabilities of an answer's tokens.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// One token and its log-probability.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::TokenLogprob)]
 pub struct TokenLogprob {
     pub token: String,
     pub logprob: f32,
@@ -12,7 +14,8 @@ pub struct TokenLogprob {
 }
 
 /// A chosen token, and the likeliest ones in its place.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::Logprob)]
 pub struct Logprob {
     #[serde(flatten)]
     pub chosen: TokenLogprob,

@@ -1,9 +1,11 @@
 //! Counts and times at the end of an answer.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Durations are nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::Metrics)]
 pub struct Metrics {
     /// From the request's arrival to this line.
     pub total_duration: u64,

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::body::{self, BodyError};
 
 /// What a model is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ModelDetails)]
 pub struct ModelDetails {
     pub parent_model: String,
     /// Of the files: `gguf`, `safetensors`.
@@ -20,7 +22,8 @@ pub struct ModelDetails {
 }
 
 /// A model that can be loaded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ListedModel)]
 pub struct ListedModel {
     pub name: String,
     pub model: String,
@@ -34,13 +37,15 @@ pub struct ListedModel {
 }
 
 /// All models.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ModelList)]
 pub struct ModelList {
     pub models: Vec<ListedModel>,
 }
 
 /// A model in memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::RunningModel)]
 pub struct RunningModel {
     pub name: String,
     pub model: String,
@@ -56,13 +61,15 @@ pub struct RunningModel {
 }
 
 /// All models in memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::RunningModels)]
 pub struct RunningModels {
     pub models: Vec<RunningModel>,
 }
 
 /// A question about one model.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = ollama::ShowRequest)]
 pub struct ShowRequest {
     #[serde(alias = "name")]
     pub model: String,
@@ -87,7 +94,8 @@ impl ShowRequest {
 }
 
 /// Everything about one model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ShowResponse)]
 pub struct ShowResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<String>,
@@ -107,7 +115,8 @@ pub struct ShowResponse {
 }
 
 /// One tensor, with `verbose`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::TensorInfo)]
 pub struct TensorInfo {
     pub name: String,
     pub r#type: String,
@@ -115,7 +124,8 @@ pub struct TensorInfo {
 }
 
 /// Who answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::Version)]
 pub struct Version {
     pub version: String,
 }

@@ -2,9 +2,11 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 /// Ollama's options, with the names of its model files' parameters.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
+#[schema(as = ollama::Options)]
 pub struct Options {
     // How to sample.
     pub num_keep: Option<i64>,

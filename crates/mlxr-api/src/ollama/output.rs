@@ -6,6 +6,8 @@ use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use crate::schema::{self, schema_of};
+
 /// `format`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Format {
@@ -16,6 +18,8 @@ pub enum Format {
     /// JSON of a schema.
     Schema(Map<String, Value>),
 }
+
+schema_of!(Format, "ollama.Format", schema::any_of([schema::one_of_texts(&["", "json"]), schema::map(None)]));
 
 impl<'de> Deserialize<'de> for Format {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -52,6 +56,12 @@ pub enum Think {
     /// `low`, `medium` or `high`.
     Effort(String),
 }
+
+schema_of!(
+    Think,
+    "ollama.Think",
+    schema::any_of([schema::boolean(), schema::one_of_texts(&["low", "medium", "high"])])
+);
 
 impl<'de> Deserialize<'de> for Think {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -6,15 +6,18 @@ use std::fmt;
 use serde::de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::sampling::SamplingExtensions;
 use super::text_list::TextList;
 use super::tools::{ResponseFormat, Tool, ToolCall, ToolChoice};
 use super::usage::{StreamOptions, Usage};
 use crate::body::{self, BodyError};
+use crate::schema::{self, schema_of};
 
 /// The request. Fields are OpenAI's; see their API reference for what each means.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = openai::ChatCompletionRequest)]
 pub struct ChatCompletionRequest {
     pub model: String,
     pub messages: Vec<ChatMessage>,
@@ -72,7 +75,8 @@ impl ChatCompletionRequest {
 }
 
 /// One message of the conversation.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = openai::ChatMessage)]
 pub struct ChatMessage {
     pub role: Role,
     pub content: Option<Content>,
@@ -83,8 +87,9 @@ pub struct ChatMessage {
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = openai::Role)]
 pub enum Role {
     System,
     Developer,
@@ -115,8 +120,9 @@ pub enum Content {
 }
 
 /// A piece of a message.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = openai::ContentPart)]
 pub enum ContentPart {
     Text { text: String },
     Refusal { refusal: String },
@@ -137,6 +143,13 @@ impl ContentPart {
         }
     }
 }
+
+schema_of!(
+    Content,
+    "openai.Content",
+    schema::any_of([schema::text(), schema::list(schema::reference::<ContentPart>())]),
+    ContentPart
+);
 
 impl<'de> Deserialize<'de> for Content {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -163,7 +176,8 @@ impl<'de> Deserialize<'de> for Content {
 }
 
 /// The whole answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ChatCompletion)]
 pub struct ChatCompletion {
     pub id: String,
     /// `chat.completion`.
@@ -179,7 +193,8 @@ pub struct ChatCompletion {
     pub warnings: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ChatChoice)]
 pub struct ChatChoice {
     pub index: u32,
     pub message: AnswerMessage,
@@ -188,7 +203,8 @@ pub struct ChatChoice {
 }
 
 /// The model's message.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::AnswerMessage)]
 pub struct AnswerMessage {
     pub role: &'static str,
     pub content: Option<String>,
@@ -200,13 +216,15 @@ pub struct AnswerMessage {
 }
 
 /// Log-probabilities of a choice's tokens.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ChatLogprobs)]
 pub struct ChatLogprobs {
     pub content: Vec<ChatTokenLogprob>,
     pub refusal: Option<Vec<ChatTokenLogprob>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ChatTokenLogprob)]
 pub struct ChatTokenLogprob {
     pub token: String,
     pub logprob: f32,
@@ -214,7 +232,8 @@ pub struct ChatTokenLogprob {
     pub top_logprobs: Vec<TopLogprob>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::TopLogprob)]
 pub struct TopLogprob {
     pub token: String,
     pub logprob: f32,
@@ -222,7 +241,8 @@ pub struct TopLogprob {
 }
 
 /// One event of a streamed answer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ChatCompletionChunk)]
 pub struct ChatCompletionChunk {
     pub id: String,
     /// `chat.completion.chunk`.
@@ -238,7 +258,8 @@ pub struct ChatCompletionChunk {
     pub warnings: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ChunkChoice)]
 pub struct ChunkChoice {
     pub index: u32,
     pub delta: Delta,
@@ -247,7 +268,8 @@ pub struct ChunkChoice {
 }
 
 /// What a chunk adds to the message.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::Delta)]
 pub struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
@@ -260,7 +282,8 @@ pub struct Delta {
 }
 
 /// What a chunk adds to a tool call.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ToolCallDelta)]
 pub struct ToolCallDelta {
     pub index: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -270,7 +293,8 @@ pub struct ToolCallDelta {
     pub function: FunctionCallDelta,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::FunctionCallDelta)]
 pub struct FunctionCallDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

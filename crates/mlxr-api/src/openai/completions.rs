@@ -6,14 +6,17 @@ use std::fmt;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::sampling::SamplingExtensions;
 use super::text_list::TextList;
 use super::usage::{StreamOptions, Usage};
 use crate::body::{self, BodyError};
+use crate::schema::{self, schema_of};
 
 /// The request. Fields are OpenAI's; see their API reference for what each means.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = openai::CompletionRequest)]
 pub struct CompletionRequest {
     pub model: String,
     pub prompt: Prompts,
@@ -63,6 +66,17 @@ pub enum PromptItem {
     Text(String),
     Ids(Vec<u32>),
 }
+
+schema_of!(
+    Prompts,
+    "openai.Prompts",
+    schema::any_of([
+        schema::text(),
+        schema::list(schema::text()),
+        schema::list(schema::token_id()),
+        schema::list(schema::list(schema::token_id())),
+    ])
+);
 
 impl<'de> Deserialize<'de> for Prompts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -143,7 +157,8 @@ impl<'de> Deserialize<'de> for Element {
 }
 
 /// The answer, and every event of a streamed one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::Completion)]
 pub struct Completion {
     pub id: String,
     /// `text_completion`.
@@ -161,7 +176,8 @@ pub struct Completion {
     pub warnings: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::CompletionChoice)]
 pub struct CompletionChoice {
     pub text: String,
     pub index: usize,
@@ -170,7 +186,8 @@ pub struct CompletionChoice {
 }
 
 /// Log-probabilities, one entry per token in each list.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::CompletionLogprobs)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// The first token of an echoed prompt has none.
@@ -183,6 +200,8 @@ pub struct CompletionLogprobs {
 /// Tokens and their log-probabilities, most likely first; on the wire one object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TopLogprobs(pub Vec<(String, f32)>);
+
+schema_of!(TopLogprobs, "openai.TopLogprobs", schema::map(Some(schema::number())));
 
 impl Serialize for TopLogprobs {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

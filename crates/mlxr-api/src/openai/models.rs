@@ -1,9 +1,11 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// One model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::Model)]
 pub struct Model {
     pub id: String,
     /// `model`.
@@ -14,7 +16,8 @@ pub struct Model {
 }
 
 /// All models.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::ModelList)]
 pub struct ModelList {
     /// `list`.
     pub object: String,

@@ -3,11 +3,13 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::text_list::TextList;
 
 /// Known fields beyond the dialect; what is left is in `unknown`.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
+#[schema(as = openai::SamplingExtensions)]
 pub struct SamplingExtensions {
     pub top_k: Option<i64>,
     pub min_p: Option<f32>,

@@ -5,9 +5,13 @@ use std::fmt;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::schema::{self, schema_of};
+
 /// A text, or a list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextList(pub Vec<String>);
+
+schema_of!(TextList, "openai.TextList", schema::any_of([schema::text(), schema::list(schema::text())]));
 
 impl<'de> Deserialize<'de> for TextList {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

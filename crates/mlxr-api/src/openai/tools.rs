@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// A tool the model may call.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::Tool)]
 pub struct Tool {
     /// `function`.
     pub r#type: String,
@@ -12,7 +14,8 @@ pub struct Tool {
 }
 
 /// What a function is called with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::FunctionDefinition)]
 pub struct FunctionDefinition {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,15 +29,17 @@ pub struct FunctionDefinition {
 }
 
 /// `tool_choice`: a mode, or a tool by name.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected \"none\", \"auto\", \"required\" or an object that names a tool")]
+#[schema(as = openai::ToolChoice)]
 pub enum ToolChoice {
     Mode(ToolChoiceMode),
     Named(NamedToolChoice),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = openai::ToolChoiceMode)]
 pub enum ToolChoiceMode {
     None,
     Auto,
@@ -42,19 +47,22 @@ pub enum ToolChoiceMode {
 }
 
 /// `{"type": "function", "function": {"name": ...}}`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(as = openai::NamedToolChoice)]
 pub struct NamedToolChoice {
     pub r#type: String,
     pub function: FunctionName,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::FunctionName)]
 pub struct FunctionName {
     pub name: String,
 }
 
 /// A call in a message or an answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::ToolCall)]
 pub struct ToolCall {
     pub id: String,
     /// `function`.
@@ -68,15 +76,17 @@ fn function() -> String {
 }
 
 /// Name and arguments; the arguments are JSON in a string.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::FunctionCall)]
 pub struct FunctionCall {
     pub name: String,
     pub arguments: String,
 }
 
 /// `response_format`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(as = openai::ResponseFormat)]
 pub enum ResponseFormat {
     Text,
     JsonObject,
@@ -84,7 +94,8 @@ pub enum ResponseFormat {
 }
 
 /// The schema an answer must follow.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = openai::JsonSchemaFormat)]
 pub struct JsonSchemaFormat {
     pub name: String,
     pub description: Option<String>,

@@ -1,9 +1,11 @@
 //! Token counts.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What a request took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::Usage)]
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
@@ -17,7 +19,8 @@ impl Usage {
 }
 
 /// `stream_options`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(as = openai::StreamOptions)]
 pub struct StreamOptions {
     /// Send the usage in a chunk of its own before the end.
     pub include_usage: Option<bool>,

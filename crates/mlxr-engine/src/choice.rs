@@ -41,6 +41,8 @@ pub(crate) struct Active {
     pub spec: Arc<Request>,
     pub seed: u64,
     pub n_prompt: usize,
+    /// Prompt tokens that were not computed because their blocks were cached.
+    pub n_cached: usize,
     pub max_tokens: usize,
     /// Choices that have a sequence, by their number.
     pub seqs: Vec<Option<SeqId>>,
@@ -69,6 +71,7 @@ impl Active {
             spec,
             seed,
             n_prompt,
+            n_cached: 0,
             max_tokens,
             seqs: vec![None; n_choices],
             outcomes: vec![Outcome::default(); n_choices],
@@ -92,6 +95,19 @@ impl Active {
     /// Whether a token's log-probability is needed.
     pub fn n_top_logprobs(&self) -> Option<usize> {
         self.spec.logprobs.or(self.is_ranked().then_some(0))
+    }
+
+    pub fn is_started(&self) -> bool {
+        self.started.is_some()
+    }
+
+    pub fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
+    /// Tokens generated, over all choices.
+    pub fn n_completion(&self) -> usize {
+        self.n_completion
     }
 
     pub fn mark_started(&mut self) {
@@ -155,7 +171,7 @@ impl Active {
         }
         let reason = self.outcomes[order[0]].reason.clone().expect("every choice has ended");
         let (n_prompt, n_completion, seed) = (self.n_prompt, self.n_completion, self.seed);
-        let usage = Usage { n_prompt, n_completion, seed };
+        let usage = Usage { n_prompt, n_cached: self.n_cached, n_completion, seed };
         out.push(Event::Finish { request: self.id, reason, usage, timings: self.timings() });
     }
 

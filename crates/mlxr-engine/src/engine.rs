@@ -15,7 +15,7 @@ use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
 
 use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
-use crate::kv::{BlockTables, IntegrityError, PoolStats};
+use crate::kv::{BlockTables, CacheStats, IntegrityError, PoolStats};
 use crate::loop_guard::LoopGuard;
 use crate::request::{Prompt, Request, SubmitError};
 use crate::runner::{ModelRunner, Runner};
@@ -98,6 +98,7 @@ pub struct EngineStats {
     pub n_preemptions: u64,
     pub n_block_copies: u64,
     pub blocks: PoolStats,
+    pub cache: CacheStats,
 }
 
 /// See the module.
@@ -220,6 +221,7 @@ impl Engine {
             n_preemptions: self.scheduler.n_preemptions(),
             n_block_copies: self.scheduler.tables().n_copies(),
             blocks: self.scheduler.tables().stats(),
+            cache: self.scheduler.tables().cache_stats(),
         }
     }
 
@@ -349,7 +351,8 @@ impl Engine {
     }
 
     /// Log-probabilities of a text, handed to `on_chunk` as they come, so that memory stays bounded whatever the
-    /// length. `n_top` likeliest alternatives come with each. Needs an idle engine.
+    /// length. `n_top` likeliest alternatives come with each. Needs an idle engine: beside other requests, submit one
+    /// with `prompt_logprobs` and no tokens to generate, and take its [`Event::Prompt`]s.
     ///
     /// # Errors
     /// [`ScoreError`] when the engine is busy, the text does not fit, or the forward fails.

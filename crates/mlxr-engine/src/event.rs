@@ -76,6 +76,8 @@ pub enum StopCause {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub n_prompt: usize,
+    /// Prompt tokens whose keys and values were found in the prefix cache.
+    pub n_cached: usize,
     /// Over all choices generated, ending tokens included.
     pub n_completion: usize,
     /// The seed that repeats the result.

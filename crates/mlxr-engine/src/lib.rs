@@ -9,6 +9,7 @@ mod choice;
 mod engine;
 mod event;
 mod ids;
+mod inspect;
 pub mod kv;
 mod loop_guard;
 mod request;
@@ -21,8 +22,12 @@ mod thread;
 pub use engine::{Engine, EngineError, EngineOptions, EngineStats, ScoreError};
 pub use event::{Event, FinishReason, PromptToken, StopCause, Timings, Usage};
 pub use ids::{BlockId, RequestId, SeqId};
+pub use inspect::{PrefixExplanation, RequestInfo, RequestState, TokenText};
+pub use kv::{CacheStats, PrefixStop};
 pub use loop_guard::{LoopGuard, LoopLimits};
-pub use request::{MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError};
+pub use request::{
+    MAX_LABEL_BYTES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError,
+};
 pub use runner::{ModelRunner, Runner};
 pub use sampler::SamplingParams;
 pub use thread::{EngineHandle, EngineThreadError, EventReceiver, EventSender, Shutdown, event_channel};

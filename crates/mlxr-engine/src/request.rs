@@ -14,6 +14,8 @@ pub const MAX_STOP_BYTES: usize = 1024;
 pub const MAX_STOP_IDS: usize = 256;
 /// The longest passage the loop guard compares.
 pub const MAX_LOOP_PERIOD: usize = 4096;
+/// The longest label in bytes.
+pub const MAX_LABEL_BYTES: usize = 256;
 /// The most alternatives reported per token.
 pub const MAX_TOP_LOGPROBS: usize = 100;
 
@@ -50,6 +52,8 @@ pub struct Request {
     pub constraint: Option<ConstraintState>,
     /// Control tokens that are spelt out in the text instead of hidden: the markers of tool calls and reasoning.
     pub shown_ids: Vec<u32>,
+    /// A name the client knows it by, for lists of requests; it changes nothing.
+    pub label: Option<String>,
     /// End a choice that repeats itself.
     pub loop_limits: Option<LoopLimits>,
 }
@@ -70,6 +74,7 @@ impl Request {
             priority: 0,
             constraint: None,
             shown_ids: Vec::new(),
+            label: None,
             loop_limits: None,
         }
     }
@@ -99,6 +104,7 @@ impl Request {
             }
             check("stop string", stop.len(), MAX_STOP_BYTES)?;
         }
+        check("label", self.label.as_ref().map_or(0, String::len), MAX_LABEL_BYTES)?;
         check("stop_token_ids", self.stop_ids.len(), MAX_STOP_IDS)?;
         check("loop period", self.loop_limits.map_or(0, |limits| limits.max_period), MAX_LOOP_PERIOD)?;
         check("logprobs", self.logprobs.unwrap_or(0), MAX_TOP_LOGPROBS)?;

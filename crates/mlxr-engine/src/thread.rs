@@ -18,7 +18,9 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::kv::IntegrityError;
+use crate::inspect::{PrefixExplanation, RequestInfo};
+use crate::kv::{CacheStats, IntegrityError};
+use crate::request::Prompt;
 use crate::step_loop::panic_text;
 use crate::{Engine, EngineStats, Event, FinishReason, Request, RequestId, SubmitError, Timings, Usage};
 
@@ -65,6 +67,9 @@ enum Command {
     },
     Cancel(RequestId),
     CheckIntegrity(oneshot::Sender<Result<(), IntegrityError>>),
+    Requests(oneshot::Sender<Vec<RequestInfo>>),
+    ExplainPrefix(Prompt, oneshot::Sender<Result<PrefixExplanation, SubmitError>>),
+    ClearCache(oneshot::Sender<usize>),
     /// Look at the orders.
     Wake,
 }
@@ -173,8 +178,45 @@ impl EngineHandle {
     /// # Errors
     /// The engine is gone, or far behind on its commands.
     pub async fn check_integrity(&self) -> Result<Result<(), IntegrityError>, EngineThreadError> {
+        self.ask(Command::CheckIntegrity).await
+    }
+
+    /// Requests that have not finished, oldest first. Those not yet seen by the thread are not among them.
+    ///
+    /// # Errors
+    /// The engine is gone, or far behind on its commands.
+    pub async fn requests(&self) -> Result<Vec<RequestInfo>, EngineThreadError> {
+        self.ask(Command::Requests).await
+    }
+
+    /// How much of a prompt the prefix cache would spare now, and where and why it ends.
+    ///
+    /// # Errors
+    /// The engine is gone, or far behind on its commands; the prompt is empty or cannot be encoded.
+    pub async fn explain_prefix(&self, prompt: Prompt) -> Result<PrefixExplanation, EngineThreadError> {
+        Ok(self.ask(|reply| Command::ExplainPrefix(prompt, reply)).await??)
+    }
+
+    /// What the prefix cache held and had done after the last step.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.stats().cache
+    }
+
+    /// Forgets all cached blocks. Returns how many those were.
+    ///
+    /// # Errors
+    /// The engine is gone, or far behind on its commands.
+    pub async fn clear_cache(&self) -> Result<usize, EngineThreadError> {
+        self.ask(Command::ClearCache).await
+    }
+
+    /// Sends a command and waits for its reply.
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, EngineThreadError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::CheckIntegrity(reply))?;
+        self.send(command(reply))?;
         answer.await.map_err(|_| self.end_error())
     }
 
@@ -324,6 +366,17 @@ impl Worker {
             }
             Command::CheckIntegrity(reply) => {
                 let _ = reply.send(self.engine.check_integrity());
+            }
+            Command::Requests(reply) => {
+                let _ = reply.send(self.engine.requests());
+            }
+            Command::ExplainPrefix(prompt, reply) => {
+                let _ = reply.send(self.engine.explain_prefix(&prompt));
+            }
+            Command::ClearCache(reply) => {
+                let n_blocks = self.engine.clear_cache();
+                self.publish();
+                let _ = reply.send(n_blocks);
             }
             Command::Wake => {}
         }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use mlxr_tensor::BlockCopy;
 
 use super::block_pool::{BlockPool, IntegrityError, PoolStats};
+use super::prefix_cache::{CacheStats, PrefixMatch, PrefixStop};
 use crate::{BlockId, SeqId};
 
 /// One sequence's blocks.
@@ -68,6 +69,16 @@ impl BlockTables {
 
     pub fn stats(&self) -> PoolStats {
         self.pool.stats()
+    }
+
+    /// What the prefix cache holds and has done.
+    pub fn cache_stats(&self) -> CacheStats {
+        CacheStats::default()
+    }
+
+    /// How far `tokens` are cached, and why no further.
+    pub fn explain(&self, _tokens: &[u32]) -> PrefixMatch {
+        PrefixMatch { n_matched: 0, token_idx: 0, stop: PrefixStop::Off }
     }
 
     /// Sequences that have a table.

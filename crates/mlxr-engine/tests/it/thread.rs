@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use mlxr_engine::{
     Engine, EngineHandle, EngineOptions, EngineThreadError, Event, EventReceiver, FinishReason, Prompt,
-    Request, Runner, SamplingParams, Shutdown, SubmitError, event_channel,
+    Request, RequestState, Runner, SamplingParams, Shutdown, SubmitError, event_channel,
 };
 use mlxr_tensor::{Batch, BlockCopy, TensorError};
 
@@ -144,6 +144,33 @@ fn a_full_queue_is_refused_while_a_forward_runs() {
 fn is_pending<T>(future: &mut (impl Future<Output = T> + Unpin)) -> bool {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     std::pin::Pin::new(future).poll(&mut cx).is_pending()
+}
+
+#[test]
+fn requests_are_listed_with_their_state_and_progress() {
+    let Gated { handle, started, go } = gated(4);
+    block_on(async {
+        let (send, mut events) = event_channel();
+        let labelled = Request { label: Some("first".to_owned()), priority: 2, ..request(10, 3) };
+        let id = handle.submit(labelled, send.clone()).await.unwrap();
+        started.recv().unwrap();
+        // The thread is inside a forward and answers after it: one token is there by then, and another request.
+        let mut second = Box::pin(handle.submit(request(5, 3), send));
+        let mut listed = Box::pin(handle.requests());
+        assert!(is_pending(&mut second) && is_pending(&mut listed));
+        drop(go);
+        let waiting = second.await.unwrap();
+        let found = listed.await.unwrap();
+        assert_eq!(found.iter().map(|info| info.id).collect::<Vec<_>>(), [id, waiting]);
+        assert_eq!((found[0].label.as_deref(), found[0].priority), (Some("first"), 2));
+        assert_eq!((found[0].state, found[1].state), (RequestState::Decoding, RequestState::Waiting));
+        assert_eq!((found[0].n_prompt, found[0].n_done_prompt, found[0].n_generated), (10, 10, 1));
+        assert_eq!((found[1].n_prompt, found[1].n_done_prompt, found[1].n_generated), (5, 0, 0));
+        for _ in 0..2 {
+            collect(&mut events).await;
+        }
+        assert_eq!(handle.requests().await.unwrap(), []);
+    });
 }
 
 #[test]

@@ -106,6 +106,7 @@ impl Journal {
             Event::Token { request, choice, .. } => self.note_token((*request, *choice)),
             Event::Finish { reason, usage, timings, .. } => {
                 self.usage.n_prompt += usage.n_prompt;
+                self.usage.n_cached += usage.n_cached;
                 self.usage.n_completion += usage.n_completion;
                 self.queued = self.queued.max(timings.queued);
                 if is_last {
@@ -156,6 +157,7 @@ impl Drop for Journal {
             model = self.lease.name,
             outcome = outcome.name(),
             n_prompt = self.usage.n_prompt,
+            n_cached = self.usage.n_cached,
             n_completion = self.usage.n_completion,
             queued_ms = ms(self.queued),
             ttft_ms,

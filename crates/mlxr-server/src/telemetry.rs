@@ -155,6 +155,12 @@ fn record_engine(model: &LoadedModel) {
     total("mlxr_engine_steps_total", stats.n_steps);
     total("mlxr_engine_rows_total", stats.n_rows);
     total("mlxr_engine_preemptions_total", stats.n_preemptions);
+    total("mlxr_prefix_cache_lookups_total", stats.cache.n_lookups);
+    total("mlxr_prefix_cache_lookup_tokens_total", stats.cache.n_lookup_tokens);
+    total("mlxr_prefix_cache_hit_tokens_total", stats.cache.n_hit_tokens);
+    total("mlxr_prefix_cache_evictions_total", stats.cache.n_evictions);
+    set("mlxr_prefix_cache_blocks", stats.cache.n_blocks);
+    set("mlxr_prefix_cache_idle_blocks", stats.cache.n_idle_blocks);
     gauge!("mlxr_model_memory_bytes", "model" => name.clone()).set(model.plan.total_bytes() as f64);
 }
 
@@ -176,6 +182,12 @@ fn describe() {
         "mlxr_engine_preemptions_total",
         "Sequences that lost their blocks and were computed again"
     );
+    describe_counter!("mlxr_prefix_cache_lookups_total", "Sequences looked for in the prefix cache");
+    describe_counter!("mlxr_prefix_cache_lookup_tokens_total", "Tokens looked for in the prefix cache");
+    describe_counter!("mlxr_prefix_cache_hit_tokens_total", "Tokens found there and not computed again");
+    describe_counter!("mlxr_prefix_cache_evictions_total", "Cached blocks given up");
+    describe_gauge!("mlxr_prefix_cache_blocks", "Blocks that can be found again, in use or not");
+    describe_gauge!("mlxr_prefix_cache_idle_blocks", "Those of them that no sequence uses");
     describe_gauge!("mlxr_requests_waiting", "Sequences in the queue");
     describe_gauge!("mlxr_requests_running", "Sequences in the batch");
     describe_gauge!("mlxr_kv_blocks", "KV blocks of the arena");

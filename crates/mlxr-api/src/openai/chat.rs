@@ -421,7 +421,7 @@ mod tests {
                 logprobs: None,
                 finish_reason: "stop",
             }],
-            usage: Usage::new(3, 2),
+            usage: Usage::new(3, 2).with_cached(1),
             system_fingerprint: "f".to_owned(),
             warnings: Vec::new(),
         };
@@ -430,7 +430,8 @@ mod tests {
             concat!(
                 r#"{"id":"chatcmpl-1","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"#,
                 r#""message":{"role":"assistant","content":"Hi","refusal":null},"logprobs":null,"#,
-                r#""finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},"#,
+                r#""finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"#,
+                r#""prompt_tokens_details":{"cached_tokens":1}},"#,
                 r#""system_fingerprint":"f"}"#
             )
         );

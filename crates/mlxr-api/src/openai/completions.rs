@@ -283,7 +283,10 @@ mod tests {
         check(Some(None), r#","usage":null,"warnings":["w"]}"#);
         check(
             Some(Some(Usage::new(1, 2))),
-            r#","usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3},"warnings":["w"]}"#,
+            concat!(
+                r#","usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"#,
+                r#""prompt_tokens_details":{"cached_tokens":0}},"warnings":["w"]}"#,
+            ),
         );
     }
 }

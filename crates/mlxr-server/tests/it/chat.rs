@@ -37,7 +37,8 @@ async fn an_answer_has_every_field_clients_read() {
         concat!(
             r#"{"id":"ID","object":"chat.completion","created":0,"model":"house","choices":[{"index":0,"#,
             r#""message":{"role":"assistant","content":"Once upon a time,","refusal":null},"logprobs":null,"#,
-            r#""finish_reason":"length"}],"usage":{"prompt_tokens":16,"completion_tokens":5,"total_tokens":21},"#,
+            r#""finish_reason":"length"}],"usage":{"prompt_tokens":16,"completion_tokens":5,"total_tokens":21,"#,
+            r#""prompt_tokens_details":{"cached_tokens":0}},"#,
             r#""system_fingerprint":"mlxr-0.1.0"}"#
         )
     );
@@ -67,7 +68,10 @@ async fn a_stream_is_these_bytes() {
         expected += &delta(&format!(r#""content":"{piece}""#), "null");
     }
     expected += &delta("", r#""length""#);
-    expected += &frame(r#"],"usage":{"prompt_tokens":16,"completion_tokens":5,"total_tokens":21}"#);
+    expected += &frame(concat!(
+        r#"],"usage":{"prompt_tokens":16,"completion_tokens":5,"total_tokens":21,"#,
+        r#""prompt_tokens_details":{"cached_tokens":0}}"#
+    ));
     expected += "data: [DONE]\n\n";
     assert_eq!(normalised(&answer.text, &answer.events()[0]), expected);
 }

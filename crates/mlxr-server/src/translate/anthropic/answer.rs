@@ -58,7 +58,9 @@ impl Answer {
             }
             Event::Finish { reason, usage, .. } => {
                 check(&reason)?;
-                self.usage.input_tokens = usage.n_prompt;
+                // Here the input is what was not read from the cache.
+                self.usage.input_tokens = usage.n_prompt - usage.n_cached;
+                self.usage.cache_read_input_tokens = usage.n_cached;
                 self.usage.output_tokens = usage.n_completion;
                 self.stop = self.stop_of(&reason, usage.n_completion);
                 Vec::new()

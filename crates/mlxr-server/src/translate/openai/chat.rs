@@ -192,7 +192,7 @@ impl Answer {
             object: "chat.completion",
             created: self.created,
             model: self.model,
-            usage: Usage::new(collected.usage.n_prompt, collected.usage.n_completion),
+            usage: super::usage(&collected.usage),
             system_fingerprint: FINGERPRINT.to_owned(),
             warnings: self.warnings,
         })
@@ -293,7 +293,7 @@ impl Frames for ChatFrames {
                 }
                 Err(error) => self.fail(&error, out),
             },
-            Event::Finish { usage, .. } => self.usage = Usage::new(usage.n_prompt, usage.n_completion),
+            Event::Finish { usage: found, .. } => self.usage = super::usage(&found),
         }
     }
 

@@ -216,10 +216,7 @@ impl Answer {
         let mut usage = Usage::default();
         let mut choices = Vec::with_capacity(collected.len() * self.n);
         for (prompt_idx, collected) in collected.iter().enumerate() {
-            let of_prompt = Usage::new(collected.usage.n_prompt, collected.usage.n_completion);
-            usage.prompt_tokens += of_prompt.prompt_tokens;
-            usage.completion_tokens += of_prompt.completion_tokens;
-            usage.total_tokens += of_prompt.total_tokens;
+            usage += super::usage(&collected.usage);
             for choice_idx in 0..self.n {
                 choices.push(self.choice(prompt_idx, choice_idx, collected)?);
             }
@@ -362,11 +359,7 @@ impl Frames for CompletionFrames {
                 }
                 Err(error) => self.fail(&error, out),
             },
-            Event::Finish { usage, .. } => {
-                self.usage.prompt_tokens += usage.n_prompt;
-                self.usage.completion_tokens += usage.n_completion;
-                self.usage.total_tokens += usage.n_prompt + usage.n_completion;
-            }
+            Event::Finish { usage, .. } => self.usage += super::usage(&usage),
         }
     }
 

@@ -12,6 +12,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTIC
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use mlxr_api::openai::error::{ErrorBody, ErrorDetail};
+use mlxr_api::openai::usage::Usage;
 use mlxr_engine::FinishReason;
 use serde::Serialize;
 
@@ -21,6 +22,11 @@ use crate::sse;
 
 /// What answers say they come from.
 const FINGERPRINT: &str = concat!("mlxr-", env!("CARGO_PKG_VERSION"));
+
+/// What a request took.
+fn usage(found: &mlxr_engine::Usage) -> Usage {
+    Usage::new(found.n_prompt, found.n_completion).with_cached(found.n_cached)
+}
 
 /// An answer in one piece.
 pub fn json_response(value: &impl Serialize, notices: &Notices) -> Response {

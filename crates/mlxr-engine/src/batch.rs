@@ -40,8 +40,8 @@ mod tests {
             tables.append(seq, n, &mut copies).unwrap();
         }
         let rows = vec![
-            Scheduled { seq: b, start: 4, n_tokens: 1, n_logits: 1, is_complete: true },
-            Scheduled { seq: a, start: 3, n_tokens: 3, n_logits: 2, is_complete: false },
+            Scheduled { seq: b, start: 4, n_tokens: 1, n_reused: 0, n_logits: 1, is_complete: true },
+            Scheduled { seq: a, start: 3, n_tokens: 3, n_reused: 0, n_logits: 2, is_complete: false },
         ];
         let plan = Plan { rows, ..Plan::default() };
         let batch = build(&plan, &tables, |seq| {

@@ -9,6 +9,7 @@ use crate::event::{Event, FinishReason, StopCause, Timings, Usage};
 use crate::loop_guard::LoopGuard;
 use crate::request::Request;
 use crate::sampler::Sampler;
+use crate::scheduler::Scheduled;
 use crate::{RequestId, SeqId};
 
 /// The state of a choice between steps.
@@ -43,6 +44,8 @@ pub(crate) struct Active {
     pub n_prompt: usize,
     /// Prompt tokens that were not computed because their blocks were cached.
     pub n_cached: usize,
+    /// Prompt tokens that were found or computed at some time.
+    n_reached: usize,
     pub max_tokens: usize,
     /// Choices that have a sequence, by their number.
     pub seqs: Vec<Option<SeqId>>,
@@ -72,6 +75,7 @@ impl Active {
             seed,
             n_prompt,
             n_cached: 0,
+            n_reached: 0,
             max_tokens,
             seqs: vec![None; n_choices],
             outcomes: vec![Outcome::default(); n_choices],
@@ -112,6 +116,16 @@ impl Active {
 
     pub fn mark_started(&mut self) {
         self.started.get_or_insert_with(Instant::now);
+    }
+
+    /// Counts prompt tokens that were found instead of computed. What the request computed itself before a pause is no
+    /// saving.
+    pub fn count_reused(&mut self, scheduled: &Scheduled) {
+        if self.prefilled.is_none() {
+            let known = self.n_reached.max(scheduled.start - scheduled.n_reused);
+            self.n_cached += scheduled.start.saturating_sub(known);
+            self.n_reached = self.n_reached.max(scheduled.start + scheduled.n_tokens);
+        }
     }
 
     pub fn mark_prefilled(&mut self) {

@@ -15,7 +15,7 @@ use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
 
 use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
-use crate::kv::{BlockTables, CacheStats, IntegrityError, PoolStats};
+use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, PoolStats};
 use crate::loop_guard::LoopGuard;
 use crate::request::{Prompt, Request, SubmitError};
 use crate::runner::{ModelRunner, Runner};
@@ -44,6 +44,12 @@ pub struct EngineOptions {
     pub max_waiting: usize,
     /// Steps of waiting that weigh as much as one level of priority.
     pub aging_steps: u32,
+    /// Keep full blocks to be found again by requests that begin alike.
+    pub prefix_cache: bool,
+    /// When more of the arena than this is in use or cached, blocks that nobody uses are given up...
+    pub cache_above_percent: u8,
+    /// ...down to this.
+    pub cache_down_to_percent: u8,
 }
 
 impl Default for EngineOptions {
@@ -52,12 +58,15 @@ impl Default for EngineOptions {
             n_ctx: None,
             kv_bytes: None,
             kv_dtype: DType::F16,
-            block_tokens: 32,
+            block_tokens: 16,
             max_batch_tokens: 512,
             max_logit_rows: 64,
             max_seqs: 32,
             max_waiting: 256,
             aging_steps: 256,
+            prefix_cache: true,
+            cache_above_percent: 90,
+            cache_down_to_percent: 70,
         }
     }
 }
@@ -174,10 +183,16 @@ impl Engine {
             max_seqs: options.max_seqs,
             aging_steps: options.aging_steps,
         };
+        let mut tables = BlockTables::new(n_blocks, options.block_tokens);
+        if options.prefix_cache {
+            let (above_percent, down_to_percent) =
+                (options.cache_above_percent, options.cache_down_to_percent);
+            tables = tables.with_cache(EvictionLimits { above_percent, down_to_percent });
+        }
         Ok(Engine {
             runner,
             tokenizer,
-            scheduler: Scheduler::new(limits, BlockTables::new(n_blocks, options.block_tokens)),
+            scheduler: Scheduler::new(limits, tables),
             choices: BTreeMap::new(),
             active: BTreeMap::new(),
             events: Vec::new(),
@@ -405,6 +420,9 @@ impl EngineOptions {
         let per_step = "at least max_seqs";
         check(self.max_batch_tokens >= self.max_seqs, "max_batch_tokens", self.max_batch_tokens, per_step)?;
         check(self.max_logit_rows >= self.max_seqs, "max_logit_rows", self.max_logit_rows, per_step)?;
+        let (above, down_to) = (self.cache_above_percent, self.cache_down_to_percent);
+        check(above <= 100, "cache_above_percent", above.into(), "at most 100")?;
+        check(down_to <= above, "cache_down_to_percent", down_to.into(), "at most cache_above_percent")?;
         let is_kv = matches!(self.kv_dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
         if !is_kv {
             return Err(bad_option("kv_dtype", self.kv_dtype, "F32, F16, BF16 or Q8_0"));

@@ -76,6 +76,8 @@ pub struct Scheduled {
     pub seq: SeqId,
     pub start: usize,
     pub n_tokens: usize,
+    /// Tokens before `start` that were found in the prefix cache since the sequence's last rows.
+    pub n_reused: usize,
     /// The last `n_logits` of these rows give logits.
     pub n_logits: usize,
     /// The last row is the last known token: its logits choose the next one.
@@ -179,8 +181,9 @@ impl Scheduler {
     }
 
     /// Plans the next step. The slots it hands out count as stored from now on: run the plan or
-    /// [`Self::finish`] its sequences.
-    pub fn schedule(&mut self) -> Plan {
+    /// [`Self::finish`] its sequences. `tokens` yields all known tokens of a sequence; it is asked only when there is a
+    /// prefix cache.
+    pub fn schedule<'a>(&mut self, tokens: impl Fn(SeqId) -> &'a [u32]) -> Plan {
         self.n_steps += 1;
         let mut budget =
             Budget { tokens: self.limits.max_batch_tokens, logit_rows: self.limits.max_logit_rows };
@@ -189,7 +192,7 @@ impl Scheduler {
         while next < self.running.len() {
             let n_later = self.running.len() - next - 1;
             let share = Budget { tokens: budget.tokens - n_later, logit_rows: budget.logit_rows - n_later };
-            match self.reserve(next, share, &mut plan.copies) {
+            match self.reserve(next, share, &tokens, &mut plan.copies) {
                 Some(scheduled) => {
                     budget.spend(&scheduled);
                     plan.rows.push(scheduled);
@@ -199,14 +202,31 @@ impl Scheduler {
             }
         }
         if plan.preempted.is_empty() {
-            self.admit(budget, &mut plan);
+            self.admit(budget, &tokens, &mut plan);
         }
+        self.tables.trim();
         plan
     }
 
+    /// The tokens of a sequence that need not be computed where they are cached: the last one gives the logits that
+    /// choose the next, and others may be wanted too.
+    fn reusable<'a>(&self, sequence: &Sequence, tokens: impl Fn(SeqId) -> &'a [u32]) -> &'a [u32] {
+        if !self.tables.has_cache() {
+            return &[];
+        }
+        &tokens(sequence.seq)[..sequence.logits_from.min(sequence.n_tokens - 1)]
+    }
+
     /// Slots for as many rows of `running[idx]` as the budget allows, or `None` when blocks ran out.
-    fn reserve(&mut self, idx: usize, budget: Budget, copies: &mut Vec<BlockCopy>) -> Option<Scheduled> {
+    fn reserve<'a>(
+        &mut self,
+        idx: usize,
+        budget: Budget,
+        tokens: impl Fn(SeqId) -> &'a [u32],
+        copies: &mut Vec<BlockCopy>,
+    ) -> Option<Scheduled> {
         let sequence = &self.running[idx];
+        let n_reused = self.tables.reuse(sequence.seq, self.reusable(sequence, tokens));
         let start = self.tables.get(sequence.seq).expect("running sequences have tables").n_tokens();
         let n_left = sequence.n_tokens - start;
         assert!(n_left > 0, "{} has nothing to run", sequence.seq);
@@ -217,6 +237,7 @@ impl Scheduler {
             seq: sequence.seq,
             start,
             n_tokens,
+            n_reused,
             n_logits: n_tokens.saturating_sub(n_silent),
             is_complete: n_tokens == n_left,
         })
@@ -232,19 +253,20 @@ impl Scheduler {
     }
 
     /// Starts waiting sequences in order of rank while rows, places and blocks last.
-    fn admit(&mut self, mut budget: Budget, plan: &mut Plan) {
+    fn admit<'a>(&mut self, mut budget: Budget, tokens: impl Fn(SeqId) -> &'a [u32], plan: &mut Plan) {
         while budget.tokens > 0 && budget.logit_rows > 0 {
             let Some((&rank, first)) = self.waiting.first_key_value() else { break };
             let has_place = self.n_places_taken() + 1 + first.n_forks <= self.limits.max_seqs;
-            if !has_place || !self.has_blocks_for(first) {
+            if !has_place || !self.has_blocks_for(first, &tokens) {
                 break; // those behind wait too: order is what keeps large requests from starving
             }
             let sequence = self.waiting.remove(&rank).expect("it was just seen");
             self.tables.insert(sequence.seq);
             let idx = self.running.partition_point(|other| other.rank < rank);
             self.running.insert(idx, sequence);
-            let scheduled =
-                self.reserve(idx, budget, &mut plan.copies).expect("enough free blocks were counted");
+            let scheduled = self
+                .reserve(idx, budget, &tokens, &mut plan.copies)
+                .expect("enough free blocks were counted");
             budget.spend(&scheduled);
             plan.rows.push(scheduled);
         }
@@ -257,7 +279,7 @@ impl Scheduler {
 
     /// Whether all known tokens of `new` fit beside what running sequences still have to store, so that it is not
     /// let in only to be preempted. Alone it always fits.
-    fn has_blocks_for(&self, new: &Sequence) -> bool {
+    fn has_blocks_for<'a>(&self, new: &Sequence, tokens: impl Fn(SeqId) -> &'a [u32]) -> bool {
         let promised: usize = self
             .running
             .iter()
@@ -266,8 +288,13 @@ impl Scheduler {
                 self.tables.n_blocks_to_append(sequence.seq, sequence.n_tokens - n_stored)
             })
             .sum();
-        let n_needed = new.n_tokens.div_ceil(self.tables.block_tokens());
-        self.running.is_empty() || promised + n_needed <= self.tables.n_free()
+        if self.running.is_empty() {
+            return true;
+        }
+        // Cached blocks that are idle are taken from the free ones like others; those in use cost nothing.
+        let n_shared = self.tables.n_used_blocks_of(self.reusable(new, tokens));
+        let n_needed = new.n_tokens.div_ceil(self.tables.block_tokens()) - n_shared;
+        promised + n_needed <= self.tables.n_free()
     }
 
     /// Marks the logits of a step's rows as used, so that a recomputed prompt does not give them twice.
@@ -275,6 +302,11 @@ impl Scheduler {
         let end = scheduled.start + scheduled.n_tokens;
         let sequence = self.running_mut(scheduled.seq);
         sequence.logits_from = sequence.logits_from.max(end);
+    }
+
+    /// Makes the blocks a sequence has filled findable; `tokens` are all it has.
+    pub fn register(&mut self, seq: SeqId, tokens: &[u32]) {
+        self.tables.register(seq, tokens);
     }
 
     /// One more known token: the sequence decodes it in the next step.
@@ -311,7 +343,7 @@ impl Scheduler {
 
     /// Forgets what is cached. Returns how many blocks that were.
     pub fn clear_cache(&mut self) -> usize {
-        0
+        self.tables.clear_cache()
     }
 
     /// Takes a sequence out, wherever it is, and frees its blocks. Returns whether it was there.
@@ -402,7 +434,7 @@ mod tests {
         let (mut steps, mut finished, mut next_fork) = (Vec::new(), Vec::new(), 1000);
         while !scheduler.is_idle() {
             assert!(steps.len() < 10_000, "no progress");
-            let plan = scheduler.schedule();
+            let plan = scheduler.schedule(|_| &[]);
             assert!(!plan.is_empty(), "a step without rows");
             check_plan(scheduler, &plan);
             steps.push(show(&plan));
@@ -493,7 +525,7 @@ mod tests {
         aged.submit(job(0, 4, 1).new);
         aged.n_steps += 33;
         aged.submit(urgent(1, 2).new);
-        assert_eq!(aged.schedule().rows[0].seq, SeqId(0));
+        assert_eq!(aged.schedule(|_| &[]).rows[0].seq, SeqId(0));
     }
 
     #[test]
@@ -502,12 +534,12 @@ mod tests {
         let narrow = Limits { max_logit_rows: 4, ..limits(8) };
         let mut scheduler = scheduler(narrow, 8);
         scheduler.submit(scored.new);
-        let first = scheduler.schedule().rows[0];
+        let first = scheduler.schedule(|_| &[]).rows[0];
         assert_eq!((first.n_tokens, first.n_logits, first.is_complete), (4, 4, false));
         scheduler.commit_logits(&first);
         scheduler.preempt_last();
         // Computed again, the first four rows are silent.
-        let again = scheduler.schedule().rows[0];
+        let again = scheduler.schedule(|_| &[]).rows[0];
         assert_eq!((again.start, again.n_tokens, again.n_logits, again.is_complete), (0, 7, 3, true));
     }
 
@@ -553,7 +585,7 @@ mod tests {
         scheduler.submit(NewSequence { priority: -1, ..job(0, 4, 1).new });
         for id in 1..200 {
             scheduler.submit(NewSequence { priority: 1, ..job(id, 4, 1).new });
-            let ran = scheduler.schedule().rows[0].seq;
+            let ran = scheduler.schedule(|_| &[]).rows[0].seq;
             assert!(scheduler.finish(ran));
             if ran == SeqId(0) {
                 return;

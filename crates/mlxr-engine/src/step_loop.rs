@@ -16,7 +16,7 @@ impl Engine {
     ///
     /// A forward that fails or panics ends the sequences that were in it; the engine goes on with the others.
     pub fn step(&mut self) -> Vec<Event> {
-        let plan = self.scheduler.schedule();
+        let plan = self.scheduler.schedule(|seq| &self.choices[&seq].tokens);
         self.publish_waiting();
         if !plan.is_empty() {
             self.n_steps += 1;
@@ -42,7 +42,9 @@ impl Engine {
     fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>, String> {
         for scheduled in &plan.rows {
             let request = self.choices[&scheduled.seq].request;
-            self.active.get_mut(&request).expect("its sequence runs").mark_started();
+            let active = self.active.get_mut(&request).expect("its sequence runs");
+            active.mark_started();
+            active.count_reused(scheduled);
         }
         let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens);
         // The runner's state is the arena's contents: whatever a panic left there belongs to sequences that end now.
@@ -63,6 +65,8 @@ impl Engine {
         for scheduled in &plan.rows {
             self.end_seq(scheduled.seq, FinishReason::Error(reason.to_owned()));
         }
+        // Nobody knows what the device has left of the arena.
+        self.scheduler.clear_cache();
     }
 
     fn commit(&mut self, plan: &Plan, logits: &[f32]) {
@@ -79,6 +83,7 @@ impl Engine {
     /// Uses the logits of one sequence.
     fn commit_rows(&mut self, scheduled: &Scheduled, rows: &[&[f32]]) {
         let seq = scheduled.seq;
+        self.scheduler.register(seq, &self.choices[&seq].tokens);
         if let Err(error) = self.commit_prompt(scheduled, rows) {
             return self.end_seq(seq, FinishReason::Error(error.to_string()));
         }

@@ -3,14 +3,18 @@
 //! A fork shares all blocks of its parent up to the fork point, the partial last one included. Whoever first writes
 //! into a shared partial block gets a copy of its own; full blocks are never written again and stay shared.
 //!
-//! Invariant: a table of `n_tokens` has exactly `n_tokens.div_ceil(block_tokens)` blocks.
+//! With a prefix cache, full blocks that were computed can be found by their tokens and be the beginning of another
+//! sequence's table. The same block computed twice is kept once.
+//!
+//! Invariant: a table of `n_tokens` has exactly `n_tokens.div_ceil(block_tokens)` blocks, of which the first
+//! `n_cached` have entries in the cache, each following the one before.
 
 use std::collections::BTreeMap;
 
 use mlxr_tensor::BlockCopy;
 
 use super::block_pool::{BlockPool, IntegrityError, PoolStats};
-use super::prefix_cache::{CacheStats, PrefixMatch, PrefixStop};
+use super::prefix_cache::{CacheStats, PrefixCache, PrefixMatch, PrefixStop};
 use crate::{BlockId, SeqId};
 
 /// One sequence's blocks.
@@ -18,6 +22,10 @@ use crate::{BlockId, SeqId};
 pub struct BlockTable {
     blocks: Vec<BlockId>,
     n_tokens: usize,
+    /// Blocks at the beginning that are in the prefix cache.
+    n_cached: usize,
+    /// Its cached beginning was forgotten while it ran, so that nothing can follow it.
+    is_detached: bool,
 }
 
 impl BlockTable {
@@ -39,27 +47,56 @@ pub struct OutOfBlocks {
     pub n_free: usize,
 }
 
-/// The tables of all sequences and the pool they draw from.
+/// How much of the arena may be used or idle before idle blocks are given up, and down to how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvictionLimits {
+    pub above_percent: u8,
+    pub down_to_percent: u8,
+}
+
+/// The tables of all sequences, the pool they draw from, and what of it can be found again.
 #[derive(Debug)]
 pub struct BlockTables {
     pool: BlockPool,
     block_tokens: usize,
     tables: BTreeMap<SeqId, BlockTable>,
     n_copies: u64,
+    cache: Option<PrefixCache>,
+    limits: EvictionLimits,
+    n_lookups: u64,
+    n_lookup_tokens: u64,
+    n_hit_tokens: u64,
 }
 
 impl BlockTables {
     pub fn new(n_blocks: usize, block_tokens: usize) -> Self {
         assert!(block_tokens > 0, "a block holds tokens");
-        Self { pool: BlockPool::new(n_blocks), block_tokens, tables: BTreeMap::new(), n_copies: 0 }
+        Self {
+            pool: BlockPool::new(n_blocks),
+            block_tokens,
+            tables: BTreeMap::new(),
+            n_copies: 0,
+            cache: None,
+            limits: EvictionLimits { above_percent: 100, down_to_percent: 100 },
+            n_lookups: 0,
+            n_lookup_tokens: 0,
+            n_hit_tokens: 0,
+        }
+    }
+
+    /// The same with a prefix cache.
+    pub fn with_cache(self, limits: EvictionLimits) -> Self {
+        let cache = PrefixCache::new(self.pool.n_blocks(), self.block_tokens);
+        Self { cache: Some(cache), limits, ..self }
     }
 
     pub fn block_tokens(&self) -> usize {
         self.block_tokens
     }
 
+    /// Blocks no sequence uses: the free and the idle ones.
     pub fn n_free(&self) -> usize {
-        self.pool.n_free()
+        self.stats().n_free
     }
 
     /// Tokens the whole arena holds.
@@ -73,12 +110,125 @@ impl BlockTables {
 
     /// What the prefix cache holds and has done.
     pub fn cache_stats(&self) -> CacheStats {
-        CacheStats::default()
+        let Some(cache) = &self.cache else { return CacheStats::default() };
+        CacheStats {
+            is_on: true,
+            n_lookups: self.n_lookups,
+            n_lookup_tokens: self.n_lookup_tokens,
+            n_hit_tokens: self.n_hit_tokens,
+            n_blocks: cache.n_entries(),
+            n_idle_blocks: cache.n_idle(),
+            n_evictions: cache.n_evictions(),
+            n_forgotten: cache.n_forgotten(),
+        }
     }
 
     /// How far `tokens` are cached, and why no further.
-    pub fn explain(&self, _tokens: &[u32]) -> PrefixMatch {
-        PrefixMatch { n_matched: 0, token_idx: 0, stop: PrefixStop::Off }
+    pub fn explain(&self, tokens: &[u32]) -> PrefixMatch {
+        match &self.cache {
+            Some(cache) => cache.explain(tokens),
+            None => PrefixMatch { n_matched: 0, token_idx: 0, stop: PrefixStop::Off },
+        }
+    }
+
+    pub fn has_cache(&self) -> bool {
+        self.cache.is_some()
+    }
+
+    /// Cached blocks that `tokens` begin with and that sequences use, so that sharing them takes nothing.
+    pub fn n_used_blocks_of(&self, tokens: &[u32]) -> usize {
+        let Some(cache) = &self.cache else { return 0 };
+        let (mut parent, mut n_used) = (None, 0);
+        for block in tokens.chunks_exact(self.block_tokens) {
+            parent = cache.find(parent, block);
+            match parent {
+                Some(found) if !cache.is_idle(found) => n_used += 1,
+                // Whoever uses a block uses those before it.
+                _ => break,
+            }
+        }
+        n_used
+    }
+
+    /// Gives the sequence the cached blocks that continue what it has stored, up to the end of `tokens`, which are
+    /// the sequence's from its first. Returns how many tokens that spares.
+    pub fn reuse(&mut self, seq: SeqId, tokens: &[u32]) -> usize {
+        let (Some(cache), Some(table)) = (&mut self.cache, self.tables.get_mut(&seq)) else { return 0 };
+        if table.n_tokens == 0 {
+            self.n_lookups += 1;
+            self.n_lookup_tokens += tokens.len() as u64;
+        }
+        let stored = table.n_cached * self.block_tokens;
+        if table.is_detached || table.n_tokens != stored || tokens.len() <= stored {
+            return 0;
+        }
+        let mut n_reused = 0;
+        for block in tokens[stored..].chunks_exact(self.block_tokens) {
+            let Some(found) = cache.find(table.blocks.last().copied(), block) else { break };
+            hold(&mut self.pool, cache, found);
+            table.blocks.push(found);
+            table.n_cached += 1;
+            n_reused += self.block_tokens;
+        }
+        table.n_tokens += n_reused;
+        self.n_hit_tokens += n_reused as u64;
+        n_reused
+    }
+
+    /// Makes the blocks a sequence has filled findable. `tokens` are the sequence's from its first; what is stored of
+    /// them must have been computed.
+    ///
+    /// # Panics
+    /// When the sequence has no table.
+    pub fn register(&mut self, seq: SeqId, tokens: &[u32]) {
+        let table = self.tables.get_mut(&seq).expect("the sequence has a table");
+        let Some(cache) = self.cache.as_mut().filter(|_| !table.is_detached) else { return };
+        let n = self.block_tokens;
+        for i in table.n_cached..table.n_tokens / n {
+            let parent = i.checked_sub(1).map(|i| table.blocks[i]);
+            let (own, block) = (table.blocks[i], &tokens[i * n..(i + 1) * n]);
+            match cache.find(parent, block) {
+                // Computed twice, bit for bit the same: one is enough.
+                Some(found) if found != own => {
+                    hold(&mut self.pool, cache, found);
+                    table.blocks[i] = found;
+                    if self.pool.release(own) {
+                        self.pool.free(own);
+                    }
+                }
+                Some(_) => {}
+                None => cache.insert(own, parent, block),
+            }
+            table.n_cached = i + 1;
+        }
+    }
+
+    /// Gives up idle blocks when the arena is fuller than its limit.
+    pub fn trim(&mut self) {
+        let Some(cache) = &mut self.cache else { return };
+        let n_blocks = self.pool.n_blocks();
+        let share = |percent: u8| n_blocks * usize::from(percent) / 100;
+        let n_taken = n_blocks - self.pool.n_free();
+        if n_taken > share(self.limits.above_percent) {
+            for _ in share(self.limits.down_to_percent)..n_taken {
+                let Some(block) = cache.evict() else { break };
+                self.pool.free(block);
+            }
+        }
+    }
+
+    /// Forgets what is cached. Returns how many blocks that were.
+    pub fn clear_cache(&mut self) -> usize {
+        let Some(cache) = &mut self.cache else { return 0 };
+        let n_entries = cache.n_entries();
+        for block in cache.clear() {
+            self.pool.free(block);
+        }
+        for table in self.tables.values_mut() {
+            table.is_detached |= table.n_cached > 0;
+            table.n_cached = 0;
+        }
+        n_entries
     }
 
     /// Sequences that have a table.
@@ -122,13 +272,14 @@ impl BlockTables {
         copies: &mut Vec<BlockCopy>,
     ) -> Result<(), OutOfBlocks> {
         let n_needed = self.n_blocks_to_append(seq, n_tokens);
-        let n_free = self.pool.n_free();
+        let n_free = self.n_free();
         if n_needed > n_free {
             return Err(OutOfBlocks { n_needed, n_free });
         }
         let shared_tail = self.shared_tail(&self.tables[&seq]);
         let table = self.tables.get_mut(&seq).expect("the sequence has a table");
-        let mut alloc = || self.pool.alloc().expect("enough free blocks were counted");
+        let (pool, cache) = (&mut self.pool, &mut self.cache);
+        let mut alloc = || alloc(pool, cache).expect("enough free blocks were counted");
         let mut n_new = n_needed;
         if let Some(shared) = shared_tail.filter(|_| n_tokens > 0) {
             let own = alloc();
@@ -139,7 +290,7 @@ impl BlockTables {
         table.blocks.extend((0..n_new).map(|_| alloc()));
         table.n_tokens += n_tokens;
         if let Some(shared) = shared_tail.filter(|_| n_tokens > 0) {
-            self.pool.release(shared);
+            self.let_go(shared);
             self.n_copies += 1;
         }
         Ok(())
@@ -156,7 +307,9 @@ impl BlockTables {
         for &block in &blocks {
             self.pool.share(block);
         }
-        let previous = self.tables.insert(child, BlockTable { blocks, n_tokens });
+        let n_cached = table.n_cached.min(n_tokens / self.block_tokens);
+        let child_table = BlockTable { blocks, n_tokens, n_cached, is_detached: table.is_detached };
+        let previous = self.tables.insert(child, child_table);
         assert!(previous.is_none(), "{child} has a table");
     }
 
@@ -167,10 +320,12 @@ impl BlockTables {
     pub fn truncate(&mut self, seq: SeqId, n_tokens: usize) {
         let table = self.tables.get_mut(&seq).expect("the sequence has a table");
         assert!(n_tokens <= table.n_tokens, "{seq} holds {} tokens, not {n_tokens}", table.n_tokens);
-        for block in table.blocks.drain(n_tokens.div_ceil(self.block_tokens)..).rev() {
-            self.pool.release(block);
-        }
+        let dropped: Vec<BlockId> = table.blocks.drain(n_tokens.div_ceil(self.block_tokens)..).collect();
         table.n_tokens = n_tokens;
+        table.n_cached = table.n_cached.min(n_tokens / self.block_tokens);
+        for block in dropped.into_iter().rev() {
+            self.let_go(block);
+        }
     }
 
     /// Drops the sequence's table and its hold on the blocks.
@@ -180,11 +335,19 @@ impl BlockTables {
     pub fn remove(&mut self, seq: SeqId) {
         let table = self.tables.remove(&seq).expect("the sequence has a table");
         for block in table.blocks.into_iter().rev() {
-            self.pool.release(block);
+            self.let_go(block);
         }
     }
 
-    /// Every block is owned exactly as often as tables refer to it, and every table covers its tokens.
+    /// One owner fewer for `block`.
+    fn let_go(&mut self, block: BlockId) {
+        if self.pool.release(block) && !self.cache.as_mut().is_some_and(|cache| cache.park(block)) {
+            self.pool.free(block);
+        }
+    }
+
+    /// Every block is owned exactly as often as tables refer to it, every table covers its tokens, and the cache has
+    /// what tables say it has.
     ///
     /// # Errors
     /// The first thing that does not balance.
@@ -198,13 +361,44 @@ impl BlockTables {
                 });
             }
         }
-        self.pool.check_integrity(self.tables.values().flat_map(|table| table.blocks.iter().copied()))
+        let owned = self.tables.values().flat_map(|table| table.blocks.iter().copied());
+        let Some(cache) = &self.cache else { return self.pool.check_integrity(owned, std::iter::empty()) };
+        let all = (0..self.pool.n_blocks() as u32).map(BlockId);
+        self.pool.check_integrity(owned, all.filter(|&block| cache.is_idle(block)))?;
+        for table in self.tables.values() {
+            let cached = &table.blocks[..table.n_cached.min(table.blocks.len())];
+            if let Some(&block) = cached.iter().find(|&&block| !cache.contains(block)) {
+                return Err(IntegrityError::Cache { block, what: "should be cached and is not" });
+            }
+        }
+        cache.check_integrity(|block| self.pool.is_used(block))
     }
 
-    /// The partial last block when others hold it too.
+    /// The partial last block when a write to it would be seen by others: its owners, or who finds it in the cache.
     fn shared_tail(&self, table: &BlockTable) -> Option<BlockId> {
         let is_partial = !table.n_tokens.is_multiple_of(self.block_tokens);
-        table.blocks.last().copied().filter(|&block| is_partial && self.pool.is_shared(block))
+        let is_cached = |block| self.cache.as_ref().is_some_and(|cache| cache.contains(block));
+        let is_seen = |block: &BlockId| self.pool.is_shared(*block) || is_cached(*block);
+        table.blocks.last().copied().filter(|block| is_partial && is_seen(block))
+    }
+}
+
+/// A block to write to: a free one, or the idle one nobody has used for longest.
+fn alloc(pool: &mut BlockPool, cache: &mut Option<PrefixCache>) -> Option<BlockId> {
+    if pool.n_free() == 0
+        && let Some(block) = cache.as_mut().and_then(PrefixCache::evict)
+    {
+        pool.free(block);
+    }
+    pool.alloc()
+}
+
+/// One owner more for a cached block.
+fn hold(pool: &mut BlockPool, cache: &mut PrefixCache, block: BlockId) {
+    if cache.unpark(block) {
+        pool.adopt(block);
+    } else {
+        pool.share(block);
     }
 }
 
@@ -306,6 +500,11 @@ mod tests {
         Fork(usize, usize),
         Truncate(usize, usize),
         Remove(usize),
+        Register(usize),
+        /// A new sequence that begins like another, as far as that is cached.
+        Reuse(usize, usize),
+        Trim,
+        Clear,
     }
 
     fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -313,15 +512,26 @@ mod tests {
             4 => (any::<usize>(), 0usize..9).prop_map(|(seq, n)| Op::Append(seq, n)),
             2 => (any::<usize>(), any::<usize>()).prop_map(|(seq, at)| Op::Fork(seq, at)),
             1 => (any::<usize>(), any::<usize>()).prop_map(|(seq, at)| Op::Truncate(seq, at)),
-            1 => any::<usize>().prop_map(Op::Remove),
+            2 => any::<usize>().prop_map(Op::Remove),
+            4 => any::<usize>().prop_map(Op::Register),
+            3 => (any::<usize>(), any::<usize>()).prop_map(|(seq, at)| Op::Reuse(seq, at)),
+            1 => Just(Op::Trim),
+            1 => (0..4).prop_map(|n| if n == 0 { Op::Clear } else { Op::Trim }),
         ];
         proptest::collection::vec(op, 1..60)
     }
 
     proptest! {
         #[test]
-        fn every_sequence_reads_back_what_it_wrote(ops in ops(), block_tokens in 1usize..6) {
-            let mut tables = BlockTables::new(24, block_tokens);
+        fn every_sequence_reads_back_what_it_wrote(
+            ops in ops(),
+            block_tokens in 1usize..6,
+            n_tokens in prop_oneof![Just(2u32), Just(u32::MAX)],
+        ) {
+            let limits = EvictionLimits { above_percent: 90, down_to_percent: 70 };
+            let mut tables = BlockTables::new(24, block_tokens).with_cache(limits);
+            // Texts that are gone may be asked for again.
+            let mut texts: Vec<Vec<u32>> = Vec::new();
             let mut contents = Contents { slots: vec![u32::MAX; 24 * block_tokens], block_tokens };
             let mut written: BTreeMap<SeqId, Vec<u32>> = BTreeMap::from([(A, Vec::new())]);
             tables.insert(A);
@@ -338,7 +548,7 @@ mod tests {
                                 let history = written.get_mut(&seq).unwrap();
                                 *contents.slot(tables.get(seq).unwrap(), history.len()) = next_token;
                                 history.push(next_token);
-                                next_token += 1;
+                                next_token = (next_token + 1) % n_tokens;
                             }
                         } else {
                             prop_assert!(copies.is_empty());
@@ -362,7 +572,31 @@ mod tests {
                         tables.remove(pick(i));
                         written.remove(&pick(i));
                     }
+                    Op::Remove(_) | Op::Reuse(..) if live.len() > 8 => {}
                     Op::Remove(_) => {}
+                    Op::Register(i) => {
+                        let seq = pick(i);
+                        tables.register(seq, &written[&seq]);
+                        texts.push(written[&seq].clone());
+                    }
+                    Op::Reuse(i, at) => {
+                        let Some(text) = texts.get(i % texts.len().max(1)) else { continue };
+                        let (seq, text) = (SeqId(next_seq), &text[..at % (text.len() + 1)]);
+                        let n_used = tables.n_used_blocks_of(text);
+                        let (n_free, explained) = (tables.n_free(), tables.explain(text));
+                        tables.insert(seq);
+                        let n_reused = tables.reuse(seq, text);
+                        let n_last = usize::from(explained.stop == PrefixStop::LastToken) * block_tokens;
+                        prop_assert_eq!(n_reused, explained.n_matched + n_last);
+                        prop_assert_eq!(n_free - tables.n_free(), n_reused / block_tokens - n_used);
+                        written.insert(seq, text[..n_reused].to_vec());
+                        next_seq += 1;
+                    }
+                    Op::Trim => tables.trim(),
+                    Op::Clear => {
+                        tables.clear_cache();
+                        prop_assert_eq!(tables.cache_stats().n_blocks, 0);
+                    }
                 }
                 prop_assert_eq!(tables.check_integrity(), Ok(()));
                 for (&seq, history) in &written {

@@ -5,5 +5,5 @@ pub mod block_table;
 pub mod prefix_cache;
 
 pub use block_pool::{BlockPool, IntegrityError, PoolStats};
-pub use block_table::{BlockTable, BlockTables, OutOfBlocks};
+pub use block_table::{BlockTable, BlockTables, EvictionLimits, OutOfBlocks};
 pub use prefix_cache::{CacheStats, PrefixMatch, PrefixStop};

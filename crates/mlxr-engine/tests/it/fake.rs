@@ -102,15 +102,29 @@ pub fn roomy() -> Engine {
     engine(64, &EngineOptions::default(), Box::new(hashed))
 }
 
+/// Room for everything, and nothing is ever reused.
+pub fn forgetful() -> Engine {
+    engine(64, &EngineOptions { prefix_cache: false, ..EngineOptions::default() }, Box::new(hashed))
+}
+
 /// Everything that came of a request.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// Tokens, their log-probabilities and text, by choice.
     pub choices: BTreeMap<u32, ChoiceOutcome>,
     /// Prompt tokens and their log-probabilities.
     pub prompt: Vec<(u32, Option<f32>)>,
     pub usage: Usage,
+    /// Left out of comparisons.
+    pub n_cached: usize,
     pub n_finishes: usize,
+}
+
+impl PartialEq for Outcome {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.choices, &self.prompt, self.usage, self.n_finishes)
+            == (&other.choices, &other.prompt, other.usage, other.n_finishes)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -145,7 +159,9 @@ pub fn record(outcomes: &mut BTreeMap<RequestId, Outcome>, events: Vec<Event>) {
             }
             Event::Finish { usage, .. } => {
                 assert!(outcome.choices.values().all(|choice| choice.reason.is_some()));
-                outcome.usage = usage;
+                // What was cached depends on who came before; nothing else may.
+                outcome.n_cached = usage.n_cached;
+                outcome.usage = Usage { n_cached: 0, ..usage };
                 outcome.n_finishes += 1;
             }
         }

@@ -1,5 +1,5 @@
 //! The same tokens and log-probabilities, bit for bit, on real weights: alone, in company, in chunks, forked,
-//! preempted, in blocks of another size, in every KV type, greedy and drawn.
+//! preempted, in blocks of another size, in every KV type, with and without the prefix cache, greedy and drawn.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -71,21 +71,34 @@ fn check(path: &str) {
     let requests = requests();
     for kv_dtype in KV_DTYPES {
         let base = EngineOptions { n_ctx: Some(64), kv_dtype, block_tokens: 16, ..EngineOptions::default() };
-        let mut alone = loaded.engine(&base);
+        let mut alone = loaded.engine(&EngineOptions { prefix_cache: false, ..base });
         let expected: Vec<Outcome> =
             requests.iter().map(|request| fake::run(&mut alone, request.clone())).collect();
 
         // An arena of 64 tokens for 133: sequences preempt each other.
-        let tight = EngineOptions { max_seqs: 4, max_batch_tokens: 9, max_logit_rows: 5, ..base };
+        let tight = EngineOptions {
+            max_seqs: 4,
+            max_batch_tokens: 9,
+            max_logit_rows: 5,
+            cache_above_percent: 100,
+            ..base
+        };
         let mut engine = loaded.engine(&tight);
-        assert_eq!(together(&mut engine, &requests), expected, "{path} {kv_dtype} tight");
+        for round in ["tight", "tight, what is left of it cached"] {
+            assert_eq!(together(&mut engine, &requests), expected, "{path} {kv_dtype} {round}");
+        }
+        assert!(engine.stats().cache.n_hit_tokens > 0, "nothing was found again");
         assert!(engine.stats().n_preemptions > 0, "the arena is too roomy to test preemption");
 
-        let bytes = loaded.model.kv_spec(8, 32, kv_dtype).n_bytes();
+        let bytes = loaded.model.kv_spec(10, 32, kv_dtype).n_bytes();
         let wide = EngineOptions { block_tokens: 32, kv_bytes: bytes, ..base };
         let mut engine = loaded.engine(&wide);
         assert_eq!(together(&mut engine, &requests), expected, "{path} {kv_dtype} wide");
         assert!(engine.stats().n_block_copies > 0, "the fork did not share its last block");
+        let again = together(&mut engine, &requests);
+        assert_eq!(again, expected, "{path} {kv_dtype} wide, cached");
+        // One block of 32 each of the prompt of 37 tokens; the scored one computes what it reports.
+        assert_eq!(again.iter().map(|outcome| outcome.n_cached).collect::<Vec<_>>(), [32, 0, 0, 0]);
     }
 }
 

@@ -6,5 +6,6 @@ mod behaviour;
 mod constraint;
 mod fake;
 mod invariance;
+mod prefix_cache;
 mod scheduling;
 mod thread;

@@ -1,14 +1,14 @@
 //! Who may talk to us, by the listener they came through.
 //!
 //! On loopback the `Host` and `Origin` headers keep out web pages, which reach local ports through the browser: a page
-//! that rebinds its own name to 127.0.0.1 still sends its own name. Elsewhere a bearer token is demanded. A Unix socket
-//! is protected by its mode.
+//! that rebinds its own name to 127.0.0.1 still sends its own name. Elsewhere a key is demanded, and on loopback too once
+//! there are any. A Unix socket is protected by its mode.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Uri};
@@ -16,33 +16,51 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
+use crate::ServeError;
+use crate::clients::Client;
 use crate::dialect::Dialect;
+use crate::keys::{Keys, Needs, needed};
 use crate::notices::UNSUPPORTED;
-use crate::{ServeError, Tokens};
+
+/// The address at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub IpAddr);
 
 /// The rule of a listener.
 #[derive(Clone, Debug)]
 pub enum Access {
     /// The file system has decided already.
     Socket,
-    /// Only names of this machine, and `hosts`. A token is demanded where there are any.
-    Loopback { hosts: Vec<String>, tokens: Tokens },
-    /// Only with a token.
-    Tokens(Tokens),
+    /// Only names of this machine, and `hosts`. A key is demanded where there are any.
+    Loopback { hosts: Vec<String>, keys: Keys },
+    /// Only with a key.
+    Keys(Keys),
 }
 
 impl Access {
+    /// Who sends the request, if it may.
+    ///
     /// # Errors
     /// Why the request is not let in.
-    pub fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ServeError> {
+    fn check(&self, uri: &Uri, headers: &HeaderMap, needs: Needs) -> Result<Option<Client>, ServeError> {
         match self {
-            Access::Socket => Ok(()),
-            Access::Loopback { hosts, tokens } => {
+            Access::Socket => Ok(Some(Client::default())),
+            Access::Loopback { hosts, keys } => {
                 check_host(uri, headers, hosts)?;
                 check_origin(headers, hosts)?;
-                if tokens.is_empty() { Ok(()) } else { check_token(headers, tokens) }
+                if !keys.are_demanded() {
+                    return Ok(None);
+                }
+                Ok(Some(keys.check(shown_key(headers), needs)?))
             }
-            Access::Tokens(tokens) => check_token(headers, tokens),
+            Access::Keys(keys) => Ok(Some(keys.check(shown_key(headers), needs)?)),
+        }
+    }
+
+    pub(crate) fn keys(&self) -> Option<&Keys> {
+        match self {
+            Access::Socket => None,
+            Access::Loopback { keys, .. } | Access::Keys(keys) => Some(keys),
         }
     }
 
@@ -51,7 +69,7 @@ impl Access {
     pub fn guard(self, router: Router) -> Router {
         let cors = match &self {
             Access::Loopback { hosts, .. } => Some(cors(hosts.clone())),
-            Access::Socket | Access::Tokens(_) => None,
+            Access::Socket | Access::Keys(_) => None,
         };
         let guarded = router.layer(middleware::from_fn_with_state(Arc::new(self), check));
         match cors {
@@ -71,9 +89,16 @@ fn cors(hosts: Vec<String>) -> CorsLayer {
 }
 
 /// Lets a request through, or answers it.
-async fn check(State(access): State<Arc<Access>>, request: Request, next: Next) -> Response {
-    match access.check(request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+async fn check(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let needs = needed(request.method(), route);
+    match access.check(request.uri(), request.headers(), needs) {
+        Ok(client) => {
+            let peer = request.extensions().get::<Peer>().copied();
+            let client = client.or_else(|| peer.map(|Peer(address)| Client::of_address(address)));
+            request.extensions_mut().insert(client.unwrap_or_default());
+            next.run(request).await
+        }
         Err(error) => Dialect::of_path(request.uri().path()).error(&error).into_response(),
     }
 }
@@ -105,14 +130,10 @@ fn is_allowed_origin(origin: &HeaderValue, hosts: &[String]) -> bool {
     host.is_some_and(|(_, host)| is_local(host_name(host), hosts))
 }
 
-fn check_token(headers: &HeaderMap, tokens: &Tokens) -> Result<(), ServeError> {
+fn shown_key(headers: &HeaderMap) -> Option<&str> {
     let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer);
     // Anthropic's clients send the key in a header of its own.
-    let shown = shown.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()));
-    match shown {
-        Some(token) if tokens.accept(token) => Ok(()),
-        _ => Err(ServeError::Unauthorized),
-    }
+    shown.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()))
 }
 
 fn bearer(value: &str) -> Option<&str> {
@@ -141,14 +162,15 @@ mod tests {
     use axum::http::HeaderName;
 
     use super::*;
+    use crate::Tokens;
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         fields.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
     fn loopback(fields: &[(&'static str, &'static str)]) -> bool {
-        let access = Access::Loopback { hosts: vec!["llm.lan".to_owned()], tokens: Tokens::default() };
-        access.check(&Uri::from_static("/v1/models"), &headers(fields)).is_ok()
+        let access = Access::Loopback { hosts: vec!["llm.lan".to_owned()], keys: Keys::default() };
+        access.check(&Uri::from_static("/v1/models"), &headers(fields), Needs::AnyKey).is_ok()
     }
 
     #[test]
@@ -161,9 +183,9 @@ mod tests {
             assert!(!loopback(&[("host", host)]), "{host}");
         }
         assert!(!loopback(&[]));
-        let access = Access::Loopback { hosts: Vec::new(), tokens: Tokens::default() };
+        let access = Access::Loopback { hosts: Vec::new(), keys: Keys::default() };
         let absolute = Uri::from_static("http://evil.example/v1/models");
-        assert!(access.check(&absolute, &headers(&[("host", "localhost")])).is_err());
+        assert!(access.check(&absolute, &headers(&[("host", "localhost")]), Needs::AnyKey).is_err());
     }
 
     #[test]
@@ -175,8 +197,8 @@ mod tests {
 
     #[test]
     fn elsewhere_only_a_token_passes() {
-        let access = Access::Tokens(Tokens::new(["0123456789abcdef"]));
-        let passes = |fields| access.check(&Uri::from_static("/"), &headers(fields)).is_ok();
+        let access = Access::Keys(Tokens::new(["0123456789abcdef"]).into());
+        let passes = |fields| access.check(&Uri::from_static("/"), &headers(fields), Needs::AnyKey).is_ok();
         assert!(passes(&[("authorization", "Bearer 0123456789abcdef")]));
         assert!(passes(&[("authorization", "bearer  0123456789abcdef")]));
         assert!(passes(&[("x-api-key", "0123456789abcdef")]));

@@ -1,21 +1,23 @@
 //! The service without a socket: state, limits, and the router every listener shares.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
-use crate::ServeError;
+use crate::clients::{Client, Clients};
 use crate::dialect::Dialect;
+use crate::keys::{ClientLimits, Needs, Scope, needed};
 use crate::model_manager::Models;
-use crate::routes;
+use crate::stopping::Stopper;
 use crate::telemetry::Telemetry;
+use crate::{ServeError, rate_headers, routes};
 
 /// What a request may cost before it is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +28,8 @@ pub struct Limits {
     /// From the first byte of a request to the end of its headers.
     pub header_timeout: Duration,
     pub max_connections: usize,
+    /// What a client may ask for whose key says nothing else.
+    pub client: ClientLimits,
     /// Refuse requests with fields that have no effect, whatever they say themselves.
     pub strict: bool,
 }
@@ -37,6 +41,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(10),
             max_connections: 4096,
+            client: ClientLimits::default(),
             strict: false,
         }
     }
@@ -48,12 +53,16 @@ pub struct App {
     pub models: Arc<Models>,
     pub telemetry: Telemetry,
     pub limits: Limits,
+    /// Ends the server from inside.
+    pub stopper: Stopper,
+    pub(crate) clients: Clients,
 }
 
 impl App {
     pub fn new(models: Arc<Models>, limits: Limits) -> Result<Arc<App>, ServeError> {
         let telemetry = Telemetry::new().map_err(ServeError::internal)?;
-        Ok(Arc::new(App { models, telemetry, limits }))
+        let clients = Clients::new(limits.client);
+        Ok(Arc::new(App { models, telemetry, limits, stopper: Stopper::default(), clients }))
     }
 
     /// All routes. Access rules are the listeners'.
@@ -62,6 +71,7 @@ impl App {
             .layer(DefaultBodyLimit::max(self.limits.max_body_bytes))
             .layer(RequestBodyTimeoutLayer::new(self.limits.body_timeout))
             .layer(CatchPanicLayer::custom(panicked))
+            .layer(middleware::from_fn_with_state(self.clone(), limit))
             .layer(middleware::from_fn_with_state(self.clone(), observe))
             .with_state(self.clone())
     }
@@ -80,6 +90,28 @@ async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         tracing::debug!(%method, route, status = status.as_u16(), "response");
     }
     response
+}
+
+/// Holds a request that costs something to its client's limits.
+async fn limit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    if request.method() != Method::POST || needed(request.method(), route) != Needs::Scope(Scope::Inference) {
+        return next.run(request).await;
+    }
+    let client = request.extensions().get::<Client>().cloned().unwrap_or_default();
+    let dialect = Dialect::of_path(request.uri().path());
+    match app.clients.enter(&client, Instant::now()) {
+        Ok(entered) => {
+            let mut response = entered.meter.clone().during(next.run(request)).await;
+            rate_headers::write(&entered.standing, dialect, response.headers_mut());
+            response.map(|body| entered.hold_for(body))
+        }
+        Err((error, standing)) => {
+            let mut response = dialect.error(&error);
+            rate_headers::write(&standing, dialect, response.headers_mut());
+            response
+        }
+    }
 }
 
 /// A handler's bug is that request's problem alone.

@@ -1,10 +1,13 @@
 //! Why a request was not served, before any dialect words it.
 
-use axum::http::StatusCode;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use mlxr_api::BodyError;
 use mlxr_engine::{EngineThreadError, SubmitError};
 use mlxr_text::TextError;
 
+use crate::clients::RateLimit;
+use crate::keys::Denied;
 use crate::memory::MemoryPlan;
 
 /// Seconds after which a client that found the queue full may try again.
@@ -29,10 +32,13 @@ pub enum ServeError {
     NoRoute { method: String, path: String },
     #[error("{method} is not allowed for {path}")]
     MethodNotAllowed { method: String, path: String },
-    #[error("a bearer token is needed: send `Authorization: Bearer TOKEN`")]
-    Unauthorized,
+    /// The key, or its absence.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     #[error("{reason}")]
     Forbidden { reason: String },
+    #[error("the limit of {limit} {} is reached; try again in {retry_after_s} s", what.name())]
+    RateLimited { what: RateLimit, limit: u32, retry_after_s: u32 },
     #[error("the body is larger than {max_bytes} bytes")]
     BodyTooLarge { max_bytes: usize },
     #[error("the body did not arrive in time")]
@@ -58,18 +64,18 @@ impl ServeError {
         ServeError::Internal { cause: cause.to_string() }
     }
 
-    pub const fn status(&self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
             ServeError::Invalid { .. }
             | ServeError::ContextLength { .. }
             | ServeError::NotHonoured { .. } => StatusCode::BAD_REQUEST,
             ServeError::ModelNotFound { .. } | ServeError::NoRoute { .. } => StatusCode::NOT_FOUND,
             ServeError::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            ServeError::Unauthorized => StatusCode::UNAUTHORIZED,
-            ServeError::Forbidden { .. } => StatusCode::FORBIDDEN,
+            ServeError::Denied(Denied::Scope { .. }) | ServeError::Forbidden { .. } => StatusCode::FORBIDDEN,
+            ServeError::Denied(_) => StatusCode::UNAUTHORIZED,
             ServeError::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ServeError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            ServeError::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            ServeError::QueueFull { .. } | ServeError::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             ServeError::OutOfMemory { .. } | ServeError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ServeError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -79,7 +85,27 @@ impl ServeError {
     pub const fn retry_after_s(&self) -> Option<u32> {
         match self {
             ServeError::QueueFull { .. } | ServeError::OutOfMemory { .. } => Some(RETRY_AFTER_S),
+            ServeError::RateLimited { retry_after_s, .. } => Some(*retry_after_s),
             _ => None,
+        }
+    }
+
+    /// The headers that go with the error, whatever the dialect.
+    pub fn write_headers(&self, headers: &mut HeaderMap) {
+        if let Some(seconds) = self.retry_after_s() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        // As RFC 6750 has it: no error code for those who showed nothing.
+        let challenge = match self {
+            ServeError::Denied(Denied::NoKey) => Some(r#"Bearer realm="mlxr""#.to_owned()),
+            ServeError::Denied(Denied::Scope { scope, .. }) => {
+                Some(format!(r#"Bearer realm="mlxr", error="insufficient_scope", scope="{scope}""#))
+            }
+            ServeError::Denied(_) => Some(r#"Bearer realm="mlxr", error="invalid_token""#.to_owned()),
+            _ => None,
+        };
+        if let Some(Ok(challenge)) = challenge.map(HeaderValue::try_from) {
+            headers.insert(WWW_AUTHENTICATE, challenge);
         }
     }
 

@@ -5,9 +5,10 @@
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use mlxr_engine::{Event, EventReceiver, FinishReason, Request, RequestId, Usage, event_channel};
+use mlxr_engine::{Event, EventReceiver, FinishReason, Prompt, Request, RequestId, Usage, event_channel};
 
 use crate::ServeError;
+use crate::clients::Meter;
 use crate::model_manager::Lease;
 use crate::telemetry::{ModelMetrics, Outcome, Telemetry};
 
@@ -37,6 +38,8 @@ impl Generation {
         let n_choices = requests.iter().map(|request| request.n).sum();
         let (send, events) = event_channel();
         let mut ids = Vec::with_capacity(requests.len());
+        let meter = Meter::current();
+        let n_expected = requests.iter().map(expected_tokens).sum();
         for request in requests {
             match lease.engine.submit(request, send.clone()).await {
                 Ok(id) => ids.push(id),
@@ -46,7 +49,8 @@ impl Generation {
                 }
             }
         }
-        let journal = Journal::new(lease, metrics, n_choices);
+        let mut journal = Journal::new(lease, metrics, meter, n_choices);
+        journal.charge(n_expected);
         Ok(Generation { events, n_unfinished: ids.len(), ids, journal })
     }
 
@@ -70,10 +74,21 @@ impl Generation {
     }
 }
 
+/// What a prompt costs its client until the engine has said how many tokens it has; a client that leaves before pays
+/// this.
+fn expected_tokens(request: &Request) -> usize {
+    const BYTES_PER_TOKEN: usize = 4;
+    match &request.prompt {
+        Prompt::Tokens(ids) => ids.len(),
+        Prompt::Text(text, _) => text.len().div_ceil(BYTES_PER_TOKEN),
+    }
+}
+
 /// What is remembered of a generation for the log and the metrics.
 struct Journal {
     lease: Lease,
     metrics: ModelMetrics,
+    meter: Meter,
     submitted: Instant,
     first_token: Option<Instant>,
     /// When each choice of each prompt got its last token; tokens of one request arrive interleaved.
@@ -81,24 +96,33 @@ struct Journal {
     itl_sum: Duration,
     n_itl: u32,
     usage: Usage,
+    /// Tokens its client has paid for.
+    n_charged: usize,
     queued: Duration,
     end: Option<FinishReason>,
 }
 
 impl Journal {
-    fn new(lease: Lease, metrics: ModelMetrics, n_choices: usize) -> Journal {
+    fn new(lease: Lease, metrics: ModelMetrics, meter: Meter, n_choices: usize) -> Journal {
         Journal {
             lease,
             metrics,
+            meter,
             submitted: Instant::now(),
             first_token: None,
             last_tokens: Vec::with_capacity(n_choices),
             itl_sum: Duration::ZERO,
             n_itl: 0,
             usage: Usage::default(),
+            n_charged: 0,
             queued: Duration::ZERO,
             end: None,
         }
+    }
+
+    fn charge(&mut self, n_tokens: usize) {
+        self.meter.charge(n_tokens);
+        self.n_charged += n_tokens;
     }
 
     fn note(&mut self, event: &Event, is_last: bool) {
@@ -106,8 +130,8 @@ impl Journal {
             Event::Token { request, choice, .. } => self.note_token((*request, *choice)),
             Event::Finish { reason, usage, timings, .. } => {
                 self.usage.n_prompt += usage.n_prompt;
-                self.usage.n_cached += usage.n_cached;
                 self.usage.n_completion += usage.n_completion;
+                self.usage.n_cached += usage.n_cached;
                 self.queued = self.queued.max(timings.queued);
                 if is_last {
                     self.end = Some(reason.clone());
@@ -119,6 +143,7 @@ impl Journal {
 
     fn note_token(&mut self, stream: (RequestId, u32)) {
         let now = Instant::now();
+        self.charge(1);
         if self.first_token.is_none() {
             self.first_token = Some(now);
             self.metrics.ttft.record(now - self.submitted);
@@ -144,6 +169,9 @@ impl Drop for Journal {
             Some(FinishReason::Error(_)) => Outcome::Error,
             Some(FinishReason::Cancelled) | None => Outcome::Cancelled,
         };
+        if self.end.is_some() {
+            self.meter.settle(self.n_charged, self.usage.n_prompt + self.usage.n_completion);
+        }
         let metrics = &self.metrics;
         metrics.count(outcome);
         metrics.n_prompt.increment(self.usage.n_prompt as u64);
@@ -155,6 +183,7 @@ impl Drop for Journal {
         let itl_ms = (self.n_itl > 0).then(|| ms(self.itl_sum) / f64::from(self.n_itl));
         tracing::info!(
             model = self.lease.name,
+            client = self.meter.client(),
             outcome = outcome.name(),
             n_prompt = self.usage.n_prompt,
             n_cached = self.usage.n_cached,

@@ -8,18 +8,24 @@
 
 mod access;
 mod app;
+mod clients;
 mod dialect;
 mod error;
 mod generation;
 mod ids;
+#[cfg(unix)]
+mod inherited;
+mod keys;
 mod listen;
 mod loaded;
 mod memory;
 mod model_manager;
 mod ndjson;
 mod notices;
+mod rate_headers;
 mod routes;
 mod sse;
+mod stopping;
 mod stream;
 mod telemetry;
 mod tokens;
@@ -27,9 +33,14 @@ mod translate;
 
 pub use access::Access;
 pub use app::{App, Limits};
+pub use clients::RateLimit;
 pub use error::ServeError;
+#[cfg(unix)]
+pub use inherited::{InheritError, Inherited};
+pub use keys::{ClientLimits, Denied, Issued, Key, KeyFile, KeyFileError, Keys, NewKey, Scope};
 pub use listen::{ListenError, Listeners, serve};
 pub use loaded::{EngineSetup, LoadedModel, ModelSource};
 pub use memory::{Memory, MemoryPlan};
 pub use model_manager::{KeepAlive, Lease, ModelSpec, Models};
+pub use stopping::{Phase, Stopper};
 pub use tokens::{TokenFileError, Tokens};

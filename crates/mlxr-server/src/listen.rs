@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use mlxr_engine::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,10 +20,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tower::ServiceExt;
 
-use crate::access::Access;
+use crate::access::{Access, Peer};
 use crate::app::App;
-use crate::{Limits, Tokens};
+#[cfg(unix)]
+use crate::inherited::{Inherited, Socket};
+use crate::stopping::Phase;
+use crate::{Keys, Limits};
 
 /// Time for cancelled requests to say so.
 const LAST_FRAMES: Duration = Duration::from_secs(2);
@@ -38,8 +43,9 @@ const UPKEEP: Duration = Duration::from_secs(10);
 pub struct Listeners {
     /// Opened TCP listeners, each with its rule.
     tcp: Vec<(std::net::TcpListener, Access)>,
+    /// The same for Unix sockets, and their files where they are ours to remove.
     #[cfg(unix)]
-    unix: Option<(std::os::unix::net::UnixListener, SocketFile)>,
+    unix: Vec<(std::os::unix::net::UnixListener, Access, Option<SocketFile>)>,
     /// Running requests are cancelled when they take longer than this to finish.
     grace: Duration,
 }
@@ -49,10 +55,18 @@ pub struct Listeners {
 pub enum ListenError {
     #[error("cannot listen on {address}: {source}")]
     Tcp { address: SocketAddr, source: io::Error },
-    #[error("{address} can be reached from other machines\nhint: give --token-file, or listen on 127.0.0.1")]
-    TokenNeeded { address: SocketAddr },
+    #[error(
+        "{address} can be reached from other machines\nhint: make a key with `mlxr keys create NAME`, or listen on 127.0.0.1"
+    )]
+    KeyNeeded { address: SocketAddr },
     #[error("cannot listen on {}: {source}", path.display())]
     Unix { path: PathBuf, source: io::Error },
+    #[error("cannot listen on the service manager's socket {name:?}: {source}")]
+    Inherited { name: String, source: io::Error },
+    #[error(
+        "everybody on this machine can open the service manager's socket {name:?}\nhint: make a key with `mlxr keys create NAME`, or set SocketMode=0600"
+    )]
+    SocketOpen { name: String },
     #[error("another server listens on {}", path.display())]
     Taken { path: PathBuf },
 }
@@ -62,12 +76,12 @@ impl Listeners {
         Listeners {
             tcp: Vec::new(),
             #[cfg(unix)]
-            unix: None,
+            unix: Vec::new(),
             grace,
         }
     }
 
-    /// Listens on a TCP address. On loopback, `hosts` are names this machine is also known by; anywhere else a token is
+    /// Listens on a TCP address. On loopback, `hosts` are names this machine is also known by; anywhere else a key is
     /// demanded. Returns the address, whose port the system chose if it was 0.
     ///
     /// # Errors
@@ -76,21 +90,29 @@ impl Listeners {
         &mut self,
         address: SocketAddr,
         hosts: &[String],
-        tokens: &Tokens,
+        keys: &Keys,
     ) -> Result<SocketAddr, ListenError> {
-        let access = if address.ip().is_loopback() {
-            Access::Loopback { hosts: hosts.to_vec(), tokens: tokens.clone() }
-        } else if tokens.is_empty() {
-            return Err(ListenError::TokenNeeded { address });
-        } else {
-            Access::Tokens(tokens.clone())
-        };
+        let access = access_of(address, hosts, keys)?;
         let failed = |source| ListenError::Tcp { address, source };
         let listener = std::net::TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         self.tcp.push((listener, access));
         Ok(bound)
+    }
+
+    /// The different sets of keys its listeners have.
+    fn keys(&self) -> Vec<Keys> {
+        let mut all: Vec<Keys> = Vec::new();
+        let accesses = self.tcp.iter().map(|(_, access)| access);
+        #[cfg(unix)]
+        let accesses = accesses.chain(self.unix.iter().map(|(_, access, _)| access));
+        for keys in accesses.filter_map(Access::keys) {
+            if !all.iter().any(|known| known.is_same(keys)) {
+                all.push(keys.clone());
+            }
+        }
+        all
     }
 
     /// Listens on a Unix socket that only its owner can open.
@@ -110,9 +132,65 @@ impl Listeners {
         }
         let listener = bind_private(path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        self.unix = Some((listener, SocketFile(path.to_owned())));
+        self.unix.push((listener, Access::Socket, Some(SocketFile(path.to_owned()))));
         Ok(())
     }
+
+    /// Listens on sockets the service manager opened. The same rules hold for them; a Unix socket that everybody may
+    /// open is none that the file system protects, so a key is demanded there. Returns where they listen.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    #[cfg(unix)]
+    pub fn adopt(
+        &mut self,
+        sockets: Inherited,
+        hosts: &[String],
+        keys: &Keys,
+    ) -> Result<Vec<String>, ListenError> {
+        let mut addresses = Vec::new();
+        for (name, socket) in sockets.0 {
+            let failed = |source| ListenError::Inherited { name: name.clone(), source };
+            match socket {
+                Socket::Tcp(listener) => {
+                    let address = listener.local_addr().map_err(failed)?;
+                    listener.set_nonblocking(true).map_err(failed)?;
+                    self.tcp.push((listener, access_of(address, hosts, keys)?));
+                    addresses.push(format!("http://{address}"));
+                }
+                Socket::Unix(listener) => {
+                    let address = listener.local_addr().map_err(failed)?;
+                    listener.set_nonblocking(true).map_err(failed)?;
+                    let path = address.as_pathname();
+                    let access = match path {
+                        Some(path) if !is_open_to_all(path).map_err(failed)? => Access::Socket,
+                        _ if keys.is_empty() => return Err(ListenError::SocketOpen { name }),
+                        _ => Access::Keys(keys.clone()),
+                    };
+                    addresses.push(path.map_or_else(|| name.clone(), |path| path.display().to_string()));
+                    self.unix.push((listener, access, None));
+                }
+            }
+        }
+        Ok(addresses)
+    }
+}
+
+/// The rule for a TCP listener.
+fn access_of(address: SocketAddr, hosts: &[String], keys: &Keys) -> Result<Access, ListenError> {
+    if address.ip().is_loopback() {
+        return Ok(Access::Loopback { hosts: hosts.to_vec(), keys: keys.clone() });
+    }
+    if keys.is_empty() {
+        return Err(ListenError::KeyNeeded { address });
+    }
+    Ok(Access::Keys(keys.clone()))
+}
+
+/// Whether others than the owner and the group may connect.
+#[cfg(unix)]
+fn is_open_to_all(path: &Path) -> io::Result<bool> {
+    Ok(std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(path)?) & 0o007 != 0)
 }
 
 /// Binds under a name in a private folder and moves the socket to its place, so that there is no moment at which
@@ -146,7 +224,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// Serves until `stop` is done, then lets requests finish or, after the grace period, cancels them.
+/// Serves until `stop` is done or the app's [`Stopper`](crate::Stopper) says so, then lets requests finish; after the
+/// grace period, or when the stopper moves on, cancels them.
 ///
 /// # Errors
 /// The runtime cannot take the listeners.
@@ -155,6 +234,7 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, stop: impl Future<Output
     let graceful = Arc::new(GracefulShutdown::new());
     let slots = Arc::new(Semaphore::new(app.limits.max_connections));
     let (closing, is_closing) = watch::channel(false);
+    let keys = listeners.keys();
     let mut acceptors = JoinSet::new();
     let acceptor = |access: Access| Acceptor {
         router: access.guard(router.clone()),
@@ -168,25 +248,29 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, stop: impl Future<Output
         acceptors.spawn(acceptor(access).run(Source::Tcp(listener)));
     }
     #[cfg(unix)]
-    let mut socket_file = None;
+    let mut socket_files = Vec::new();
     #[cfg(unix)]
-    if let Some((listener, file)) = listeners.unix {
+    for (listener, access, file) in listeners.unix {
         let listener = UnixListener::from_std(listener)?;
-        acceptors.spawn(acceptor(Access::Socket).run(Source::Unix(listener)));
-        socket_file = Some(file);
+        acceptors.spawn(acceptor(access).run(Source::Unix(listener)));
+        socket_files.push(file);
     }
     let models = app.models.clone();
     let watching = tokio::spawn(async move { models.watch_keep_alive().await });
-    let upkeep = tokio::spawn(run_upkeep(app.clone()));
+    let upkeep = tokio::spawn(run_upkeep(app.clone(), keys.clone()));
 
-    stop.await;
+    tokio::select! {
+        () = stop => app.stopper.enter(Phase::Finishing),
+        () = app.stopper.wait_for(Phase::Finishing) => {}
+    }
     // From here on nobody new gets in; the acceptors end because someone still listens to this channel.
     closing.send_replace(true);
     while acceptors.join_next().await.is_some() {}
     #[cfg(unix)]
-    drop(socket_file);
+    drop(socket_files);
     watching.abort();
     upkeep.abort();
+    keys.iter().for_each(save_used);
     // The acceptors had the other references.
     if let Some(graceful) = Arc::into_inner(graceful) {
         finish(&app, graceful, listeners.grace).await;
@@ -198,19 +282,29 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, stop: impl Future<Output
 /// Lets requests finish within the grace period, then cancels them.
 async fn finish(app: &App, graceful: GracefulShutdown, grace: Duration) {
     let mut closed = pin!(graceful.shutdown());
-    if tokio::time::timeout(grace, &mut closed).await.is_err() {
-        tracing::warn!(grace_s = grace.as_secs(), "cancelling the requests that still run");
-        app.models.shut_down(Shutdown::Cancel);
-        // Cancelled requests still have their last frames to write; a client that does not read them is left alone.
-        let _ = tokio::time::timeout(LAST_FRAMES, closed).await;
+    tokio::select! {
+        () = &mut closed => return,
+        () = tokio::time::sleep(grace) => {}
+        () = app.stopper.wait_for(Phase::Cancelling) => {}
     }
+    tracing::warn!("cancelling the requests that still run");
+    app.models.shut_down(Shutdown::Cancel);
+    // Cancelled requests still have their last frames to write; a client that does not read them is left alone.
+    let _ = tokio::time::timeout(LAST_FRAMES, closed).await;
 }
 
-async fn run_upkeep(app: Arc<App>) {
+async fn run_upkeep(app: Arc<App>, keys: Vec<Keys>) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
         ticks.tick().await;
         app.telemetry.run_upkeep();
+        keys.iter().for_each(save_used);
+    }
+}
+
+fn save_used(keys: &Keys) {
+    if let Err(error) = keys.save_used() {
+        tracing::warn!(%error, "when keys were last used cannot be written down");
     }
 }
 
@@ -241,9 +335,9 @@ impl Acceptor {
             };
             let Ok(slot) = slot else { return };
             match accepted {
-                Ok(Stream::Tcp(stream)) => self.serve(stream, slot),
+                Ok(Stream::Tcp(stream, peer)) => self.serve(stream, Some(peer), slot),
                 #[cfg(unix)]
-                Ok(Stream::Unix(stream)) => self.serve(stream, slot),
+                Ok(Stream::Unix(stream)) => self.serve(stream, None, slot),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -255,9 +349,16 @@ impl Acceptor {
     fn serve<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         &self,
         stream: S,
+        peer: Option<Peer>,
         slot: OwnedSemaphorePermit,
     ) {
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = self.router.clone();
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            router.clone().oneshot(request.map(Body::new))
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_timeout)
@@ -273,7 +374,7 @@ impl Acceptor {
 }
 
 enum Stream {
-    Tcp(TcpStream),
+    Tcp(TcpStream, Peer),
     #[cfg(unix)]
     Unix(UnixStream),
 }
@@ -281,10 +382,10 @@ enum Stream {
 async fn accept(source: &Source) -> io::Result<Stream> {
     match source {
         Source::Tcp(listener) => {
-            let (stream, _) = listener.accept().await?;
+            let (stream, address) = listener.accept().await?;
             // Tokens go out as they come.
             stream.set_nodelay(true)?;
-            Ok(Stream::Tcp(stream))
+            Ok(Stream::Tcp(stream, Peer(address.ip())))
         }
         #[cfg(unix)]
         Source::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),

@@ -47,6 +47,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => commands::bench::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Run(args) => commands::run::run(&args),
+        Command::Keys(args) => commands::keys::run(&args),
         Command::Serve(args) => commands::serve::run(&args),
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Convert(args) => commands::convert::run(&args),

@@ -43,6 +43,22 @@ pub fn flush() -> anyhow::Result<()> {
     Ok(io::stdout().flush()?)
 }
 
+/// Rows in aligned columns; the first one is the heading.
+pub fn table<const N: usize>(rows: &[[String; N]]) -> anyhow::Result<()> {
+    let mut out = styled();
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for (n, row) in rows.iter().enumerate() {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        match (n, line.trim_end()) {
+            (0, line) => writeln!(out, "{HEADING}{line}{HEADING:#}")?,
+            (_, line) => writeln!(out, "{line}")?,
+        }
+    }
+    Ok(())
+}
+
 /// Lines `name  value` under a heading, with values aligned.
 #[derive(Default)]
 pub struct Section {

@@ -9,6 +9,7 @@ mod chat;
 mod completions;
 mod errors;
 mod harness;
+mod keys;
 mod models;
 mod ollama;
 mod sockets;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mlxr_engine::EngineOptions;
-use mlxr_server::{App, Limits, ListenError, Listeners, Tokens, serve};
+use mlxr_server::{App, Keys, Limits, ListenError, Listeners, Tokens, serve};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -25,7 +25,7 @@ struct Server {
 fn start(limits: Limits, tokens: &Tokens, socket: Option<&Path>, grace: Duration) -> Server {
     let app = app_with(EngineOptions::default(), limits);
     let mut listeners = Listeners::new(grace);
-    let address = listeners.tcp(SocketAddr::from(([127, 0, 0, 1], 0)), &[], tokens).unwrap();
+    let address = listeners.tcp(SocketAddr::from(([127, 0, 0, 1], 0)), &[], &tokens.clone().into()).unwrap();
     if let Some(path) = socket {
         listeners.unix(path).unwrap();
     }
@@ -121,12 +121,15 @@ async fn strangers_are_kept_out() {
     server.close().await;
 
     let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
-    let refused = Listeners::new(GRACE).tcp(everywhere, &[], &Tokens::default()).unwrap_err();
-    assert!(matches!(refused, ListenError::TokenNeeded { .. }), "{refused}");
+    let refused = Listeners::new(GRACE).tcp(everywhere, &[], &Keys::default()).unwrap_err();
+    assert!(matches!(refused, ListenError::KeyNeeded { .. }), "{refused}");
 
     let server = start(Limits::default(), &Tokens::new(["0123456789abcdef"]), None, GRACE);
     let answer = exchange(server.connect().await, "GET", "/v1/models", "").await;
-    assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Bearer"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Bearer realm=\"mlxr\"\r\n"),
+        "{answer}"
+    );
     let preflight = format!("{local}Access-Control-Request-Method: POST\r\n");
     let answer = exchange(server.connect().await, "OPTIONS", "/v1/models", &preflight).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(allowed), "{answer}");

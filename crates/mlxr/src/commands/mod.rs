@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod completions;
 pub mod convert;
+pub mod keys;
 pub mod perplexity;
 pub mod quantize;
 pub mod run;

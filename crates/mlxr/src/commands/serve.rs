@@ -3,20 +3,22 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueHint};
 use mlxr_engine::EngineOptions;
+#[cfg(unix)]
+use mlxr_server::Inherited;
 use mlxr_server::{
-    App, EngineSetup, KeepAlive, Limits, Listeners, Memory, ModelSource, ModelSpec, Models, Tokens, serve,
+    App, ClientLimits, EngineSetup, KeepAlive, KeyFile, Keys, Limits, Listeners, Memory, ModelSource,
+    ModelSpec, Models, Phase, Tokens, serve,
 };
-use tokio::sync::oneshot;
 
 use crate::args::LoadArgs;
 use crate::failure::{EXIT_INTERRUPTED, failure, usage};
-use crate::{bundled, loaded, output};
+use crate::{bundled, folders, loaded, output, service_manager};
 
 /// The name of the bundled model.
 const BUNDLED: &str = "mlxr-27m";
@@ -27,13 +29,14 @@ const NETWORK_THREADS: usize = 2;
 /// Answer requests over HTTP, in the OpenAI dialect.
 ///
 /// Models are loaded when a request names them and stay for --keep-alive after the last one. Without --model, the
-/// bundled one is served. Listeners on other addresses than loopback need --token-file.
+/// bundled one is served. Listeners on other addresses than loopback need a key (`mlxr keys create`). Sockets that a
+/// service manager passes replace --host, --port and --socket.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mlxr serve
   mlxr serve --model qwen=path/to/qwen.gguf --model path/to/folder
-  mlxr serve --host 0.0.0.0 --token-file tokens.txt")]
+  mlxr keys create phone && mlxr serve --host 0.0.0.0")]
 pub struct ServeArgs {
     /// A model to serve, under its file's name or NAME, may be given again [default: the bundled model]
     #[arg(short, long, value_name = "[NAME=]PATH", value_parser = parse_model, value_hint = ValueHint::AnyPath)]
@@ -64,7 +67,10 @@ pub struct ListenArgs {
     /// Listen on no Unix socket
     #[arg(long, conflicts_with = "socket")]
     pub no_socket: bool,
-    /// Tokens to demand of clients, one per line; the file must be its owner's alone
+    /// The keys to demand of clients, made by `mlxr keys` [default: keys.json in the user's configuration folder]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub keys: Option<PathBuf>,
+    /// Tokens to accept beside the keys, one per line; the file must be its owner's alone
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub token_file: Option<PathBuf>,
     /// A name this machine is also known by, accepted as host and origin, may be given again
@@ -99,6 +105,15 @@ pub struct LimitArgs {
     /// Connections at a time; more wait
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = parse_positive)]
     pub max_connections: usize,
+    /// Requests a client may send in a minute; a key's own limit wins [default: any number]
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
+    pub requests_per_minute: Option<u32>,
+    /// Tokens a client may use in a minute, prompts and answers together; a key's own limit wins [default: any number]
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
+    pub tokens_per_minute: Option<u32>,
+    /// Requests a client may have at a time; a key's own limit wins [default: any number]
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
+    pub max_concurrent: Option<u32>,
     /// How long a stopping server waits for the requests that run
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
     pub grace: Duration,
@@ -108,9 +123,18 @@ pub struct LimitArgs {
 }
 
 pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    // First of all, while there are no threads.
+    #[cfg(unix)]
+    let inherited = Inherited::take()?;
     let app = App::new(models(args)?, limits(&args.limits))?;
+    #[cfg(unix)]
+    let (listeners, addresses) = match inherited.is_empty() {
+        true => listeners(args)?,
+        false => adopt(args, inherited)?,
+    };
+    #[cfg(not(unix))]
     let (listeners, addresses) = listeners(args)?;
-    let stop = on_interrupt()?;
+    on_interrupt(&app)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(NETWORK_THREADS)
         .enable_all()
@@ -120,13 +144,22 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         output::raw(&format!("listening on {address}\n"))?;
     }
     output::flush()?;
-    let stopped = async move {
-        // The sender lives in the handler for good.
-        let _ = stop.await;
-        tracing::info!("stopping; Ctrl-C again ends the program at once");
-    };
-    runtime.block_on(serve(app, listeners, stopped)).context("the server broke down")?;
+    runtime.block_on(serve_until_told(app, listeners)).context("the server broke down")?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn serve_until_told(app: Arc<App>, listeners: Listeners) -> std::io::Result<()> {
+    let alive = tokio::spawn(service_manager::keep_alive());
+    let told = app.clone();
+    let stopping = async move {
+        told.stopper.wait_for(Phase::Finishing).await;
+        tracing::info!("stopping; a second signal cancels the requests that run");
+        service_manager::stopping();
+    };
+    service_manager::ready();
+    let result = serve(app, listeners, stopping).await;
+    alive.abort();
+    result
 }
 
 fn models(args: &ServeArgs) -> anyhow::Result<std::sync::Arc<Models>> {
@@ -163,6 +196,11 @@ fn limits(args: &LimitArgs) -> Limits {
     Limits {
         max_body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
         max_connections: args.max_connections,
+        client: ClientLimits {
+            requests_per_minute: args.requests_per_minute,
+            tokens_per_minute: args.tokens_per_minute,
+            concurrent: args.max_concurrent,
+        },
         strict: args.strict,
         ..Limits::default()
     }
@@ -170,16 +208,16 @@ fn limits(args: &LimitArgs) -> Limits {
 
 /// Opens the listeners. Returns them and where they listen.
 fn listeners(args: &ServeArgs) -> anyhow::Result<(Listeners, Vec<String>)> {
-    let ListenArgs { host, port, no_tcp, socket, no_socket, token_file, allow_host } = &args.listen;
-    let tokens = token_file.as_deref().map(Tokens::from_file).transpose()?.unwrap_or_default();
+    let ListenArgs { host, port, no_tcp, socket, no_socket, allow_host, .. } = &args.listen;
+    let keys = keys(&args.listen)?;
     let mut listeners = Listeners::new(args.limits.grace);
     let mut addresses = Vec::new();
     if !no_tcp {
-        let bound = listeners.tcp(SocketAddr::new(*host, *port), allow_host, &tokens)?;
+        let bound = listeners.tcp(SocketAddr::new(*host, *port), allow_host, &keys)?;
         addresses.push(format!("http://{bound}"));
     }
     if !no_socket && cfg!(unix) {
-        match socket.clone().or_else(default_socket) {
+        match socket.clone().or_else(folders::socket) {
             Some(path) => {
                 open_socket(&mut listeners, &path, socket.is_none())?;
                 addresses.push(path.display().to_string());
@@ -195,13 +233,26 @@ fn listeners(args: &ServeArgs) -> anyhow::Result<(Listeners, Vec<String>)> {
     Ok((listeners, addresses))
 }
 
-/// Where the socket goes when nobody says.
-fn default_socket() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let folder = variable("XDG_RUNTIME_DIR")
-        .or_else(|| variable("XDG_STATE_HOME"))
-        .or_else(|| Some(variable("HOME")?.join(".local/state")))?;
-    Some(folder.join("mlxr/mlxr.sock"))
+/// Listens on what the service manager opened. Returns the listeners and where they listen.
+#[cfg(unix)]
+fn adopt(args: &ServeArgs, inherited: Inherited) -> anyhow::Result<(Listeners, Vec<String>)> {
+    let mut listeners = Listeners::new(args.limits.grace);
+    let addresses = listeners.adopt(inherited, &args.listen.allow_host, &keys(&args.listen)?)?;
+    Ok((listeners, addresses))
+}
+
+/// What clients must show. A file that is named must be there; the usual one may come later.
+fn keys(args: &ListenArgs) -> anyhow::Result<Keys> {
+    let tokens = args.token_file.as_deref().map(Tokens::from_file).transpose()?.unwrap_or_default();
+    let file = match &args.keys {
+        Some(path) => {
+            let file = KeyFile::new(path);
+            file.read()?;
+            Some(file)
+        }
+        None => folders::keys().map(KeyFile::new),
+    };
+    Ok(Keys::new(tokens, file)?)
 }
 
 #[cfg(unix)]
@@ -220,18 +271,16 @@ fn open_socket(_listeners: &mut Listeners, _path: &Path, _is_default: bool) -> a
     Ok(())
 }
 
-/// Resolves at the first Ctrl-C or termination signal; the second one ends the program.
-fn on_interrupt() -> anyhow::Result<oneshot::Receiver<()>> {
-    let (stop, stopped) = oneshot::channel();
-    let stop = Mutex::new(Some(stop));
-    ctrlc::set_handler(move || {
-        match stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // A server that has ended by itself no longer listens.
-            Some(stop) => drop(stop.send(())),
-            None => std::process::exit(EXIT_INTERRUPTED.into()),
-        }
+/// The first Ctrl-C or termination signal lets requests finish, the second one cancels them, the third one ends the
+/// program.
+fn on_interrupt(app: &Arc<App>) -> anyhow::Result<()> {
+    let app = app.clone();
+    let mut phases = [Phase::Finishing, Phase::Cancelling].into_iter();
+    ctrlc::set_handler(move || match phases.next() {
+        Some(phase) => app.stopper.enter(phase),
+        None => std::process::exit(EXIT_INTERRUPTED.into()),
     })?;
-    Ok(stopped)
+    Ok(())
 }
 
 fn parse_model(text: &str) -> Result<(String, PathBuf), String> {
@@ -251,6 +300,10 @@ fn parse_model(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+fn parse_limit(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number above 0".to_owned())
 }
 

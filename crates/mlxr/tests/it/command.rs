@@ -12,6 +12,7 @@ pub fn mlxr<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Com
         .env_remove("RUST_LOG")
         .env_remove("HOME")
         .env_remove("XDG_STATE_HOME")
+        .env_remove("XDG_CONFIG_HOME")
         .stdin("")
 }
 

@@ -19,6 +19,7 @@ Usage: mlxr [OPTIONS] <COMMAND>
 Commands:
   run          Generate text: from a prompt, from standard input, or in a chat
   serve        Answer requests over HTTP, in the OpenAI dialect
+  keys         Create, list, revoke and rotate the keys clients show to a server
   show         Show what a model is: architecture, quantisation, tokenizer, template, memory
   tokenize     Turn text into token ids, or ids into text
   bench        Measure prefill and decode speed

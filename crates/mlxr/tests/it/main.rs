@@ -7,6 +7,8 @@ mod command;
 mod convert;
 mod errors;
 mod help;
+mod keys;
+mod packaging;
 mod perplexity;
 mod run;
 mod serve;
@@ -15,3 +17,5 @@ mod tokenize;
 
 #[cfg(unix)]
 mod repl;
+#[cfg(unix)]
+mod service;

@@ -9,14 +9,14 @@ use snapbox::str;
 use crate::command::{binary, mlxr};
 
 #[test]
-fn other_machines_need_a_token() {
+fn other_machines_need_a_key() {
     mlxr(["serve", "--host", "0.0.0.0", "--port", "0", "--no-socket"])
         .assert()
         .code(1)
         .stdout_eq("")
         .stderr_eq(str![[r#"
 error: 0.0.0.0:0 can be reached from other machines
-hint: give --token-file, or listen on 127.0.0.1
+hint: make a key with `mlxr keys create NAME`, or listen on 127.0.0.1
 
 "#]]);
 }

@@ -3,11 +3,11 @@
 pub mod answer;
 pub mod read;
 
-use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use mlxr_api::anthropic::error::ErrorBody;
 
+use crate::keys::Denied;
 use crate::notices::Notices;
 use crate::translate::openai::with_status;
 use crate::{ServeError, ids};
@@ -29,12 +29,7 @@ pub fn name_request(headers: &mut HeaderMap) -> String {
 pub fn error_response(error: &ServeError) -> Response {
     let mut headers = HeaderMap::new();
     let id = name_request(&mut headers);
-    if let Some(seconds) = error.retry_after_s() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if matches!(error, ServeError::Unauthorized) {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
+    error.write_headers(&mut headers);
     let body = ErrorBody::new(kind(error), message(error), Some(id));
     let mut response = with_status(error.status(), &body, &Notices::default());
     response.headers_mut().extend(headers);
@@ -50,10 +45,10 @@ fn kind(error: &ServeError) -> &'static str {
         | ServeError::MethodNotAllowed { .. }
         | ServeError::BodyTimeout => "invalid_request_error",
         ServeError::ModelNotFound { .. } | ServeError::NoRoute { .. } => "not_found_error",
-        ServeError::Unauthorized => "authentication_error",
-        ServeError::Forbidden { .. } => "permission_error",
+        ServeError::Denied(Denied::Scope { .. }) | ServeError::Forbidden { .. } => "permission_error",
+        ServeError::Denied(_) => "authentication_error",
         ServeError::BodyTooLarge { .. } => "request_too_large",
-        ServeError::QueueFull { .. } => "rate_limit_error",
+        ServeError::QueueFull { .. } | ServeError::RateLimited { .. } => "rate_limit_error",
         ServeError::OutOfMemory { .. } | ServeError::ShuttingDown => "overloaded_error",
         ServeError::Internal { .. } => "api_error",
     }

@@ -7,8 +7,9 @@ pub mod models;
 mod options;
 mod time;
 
-use axum::http::HeaderValue;
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+pub use time::rfc3339;
+
+use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use mlxr_api::ollama::error::ErrorBody;
 use mlxr_api::ollama::keep_alive::KeepAlive as WireKeepAlive;
@@ -21,13 +22,7 @@ use crate::{ServeError, ndjson};
 /// An error as Ollama's clients read it.
 pub fn error_response(error: &ServeError) -> Response {
     let mut response = with_status(error.status(), &error_body(error), &Notices::default());
-    let headers = response.headers_mut();
-    if let Some(seconds) = error.retry_after_s() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if matches!(error, ServeError::Unauthorized) {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
+    error.write_headers(response.headers_mut());
     response
 }
 

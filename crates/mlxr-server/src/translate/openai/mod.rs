@@ -8,7 +8,7 @@ mod prompt;
 mod sampling;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use mlxr_api::openai::error::{ErrorBody, ErrorDetail};
@@ -17,6 +17,8 @@ use mlxr_engine::FinishReason;
 use serde::Serialize;
 
 use crate::ServeError;
+use crate::clients::RateLimit;
+use crate::keys::Denied;
 use crate::notices::Notices;
 use crate::sse;
 
@@ -58,13 +60,7 @@ pub fn stream_response(body: Body, notices: &Notices) -> Response {
 /// An error as OpenAI's clients read it.
 pub fn error_response(error: &ServeError) -> Response {
     let mut response = with_status(error.status(), &error_body(error), &Notices::default());
-    let headers = response.headers_mut();
-    if let Some(seconds) = error.retry_after_s() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if matches!(error, ServeError::Unauthorized) {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
+    error.write_headers(response.headers_mut());
     response
 }
 
@@ -78,7 +74,12 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::ModelNotFound { .. } => (request, Some("model".to_owned()), Some("model_not_found")),
         ServeError::NoRoute { .. } => (request, None, Some("unknown_url")),
         ServeError::MethodNotAllowed { .. } => (request, None, Some("method_not_allowed")),
-        ServeError::Unauthorized => ("authentication_error", None, Some("invalid_api_key")),
+        ServeError::Denied(Denied::Scope { .. }) => ("permission_error", None, Some("insufficient_scope")),
+        ServeError::Denied(_) => ("authentication_error", None, Some("invalid_api_key")),
+        ServeError::RateLimited { what: RateLimit::Tokens, .. } => {
+            ("tokens", None, Some("rate_limit_exceeded"))
+        }
+        ServeError::RateLimited { .. } => ("requests", None, Some("rate_limit_exceeded")),
         ServeError::Forbidden { .. } => ("permission_error", None, Some("forbidden")),
         ServeError::BodyTooLarge { .. } => (request, None, Some("request_too_large")),
         ServeError::BodyTimeout => (request, None, Some("request_timeout")),

@@ -111,7 +111,7 @@ impl Assembler<'_> {
         let int = |key: &str| usize::try_from(self.config.get(key)?.as_u64()?).ok();
         let head_dim = int("head_dim")?;
         let q = int("num_attention_heads")?.checked_mul(head_dim)?;
-        let kv = int("num_key_value_heads")?.checked_mul(head_dim)?;
+        let kv = int("num_key_value_heads").or(int("num_attention_heads"))?.checked_mul(head_dim)?;
         q.checked_add(kv)?.checked_add(kv)?;
         Some(vec![q, kv, kv])
     }

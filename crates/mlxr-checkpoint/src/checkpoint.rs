@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::arch::{self, ArchSpec, Naming};
 use crate::assemble::{Assembled, assemble};
+use crate::embedding::EmbeddingFiles;
 use crate::gguf::{self, GgufFile, GgufMetadata};
 use crate::mapping::LoadOptions;
 use crate::tokenizer::{self, ChatTemplates, TokenizerSource};
@@ -48,6 +49,8 @@ pub struct Checkpoint {
     /// Further templates by name (`tool_use`, `rag`).
     pub named_templates: BTreeMap<String, String>,
     pub rope_pairing: RopePairing,
+    /// How hidden states become vectors, as far as the files say.
+    pub embedding: EmbeddingFiles,
     /// The metadata of a GGUF file.
     pub metadata: Option<GgufMetadata>,
     /// Tensors no table knows, under their names in the file; a loader that computes with the model refuses them.
@@ -135,6 +138,7 @@ impl Checkpoint {
             templates: tokenizer::chat_templates_from_gguf(&metadata),
             tokenizer: TokenizerSource::Gguf(metadata.clone()),
             rope_pairing: pairing,
+            embedding: EmbeddingFiles::from_gguf(path, &metadata)?,
             warnings: arch::unread_keys(path, arch, &metadata)?,
             metadata: Some(metadata),
         };
@@ -172,6 +176,9 @@ impl Checkpoint {
                 .push(format!("quantised weights were rearranged: {n_mib} MiB are in memory, not mapped"));
         }
         settle_tied_head(&mut config, &mut assembled);
+        settle_classifier(&mut assembled);
+        let (embedding, dense) = EmbeddingFiles::from_dir(dir, &config, options)?;
+        assembled.tensors.extend(dense.into_iter().map(|tensor| (tensor.name().to_owned(), tensor)));
         let tokenizer = tokenizer::source_from_dir(dir)?;
         let parts = Parts {
             format: if is_mlx { CheckpointFormat::Mlx } else { CheckpointFormat::Safetensors },
@@ -180,6 +187,7 @@ impl Checkpoint {
             templates: tokenizer::chat_templates_from_dir(dir, &tokenizer)?,
             tokenizer,
             rope_pairing: RopePairing::Half,
+            embedding,
             metadata: None,
             warnings,
         };
@@ -197,6 +205,7 @@ impl Checkpoint {
             chat_template: parts.templates.default,
             named_templates: parts.templates.named,
             rope_pairing: parts.rope_pairing,
+            embedding: parts.embedding,
             metadata: parts.metadata,
             warnings: parts.warnings,
             unknown: assembled.unknown,
@@ -224,6 +233,7 @@ struct Parts {
     templates: ChatTemplates,
     tokenizer: TokenizerSource,
     rope_pairing: RopePairing,
+    embedding: EmbeddingFiles,
     metadata: Option<GgufMetadata>,
     warnings: Vec<String>,
 }
@@ -236,5 +246,18 @@ fn settle_tied_head(config: &mut Map<String, Value>, assembled: &mut Assembled) 
     if tied.as_bool() == Some(true) && has_head {
         assembled.tensors.remove(HEAD);
         assembled.ignored.push(HEAD.to_owned());
+    }
+}
+
+/// What is left of a pre-trained model's head when no scores come out at its end is of no use.
+fn settle_classifier(assembled: &mut Assembled) {
+    if assembled.tensors.contains_key("cls.out.weight") {
+        return;
+    }
+    let left: Vec<String> =
+        assembled.tensors.keys().filter(|name| name.starts_with("cls.")).cloned().collect();
+    for name in left {
+        assembled.tensors.remove(&name);
+        assembled.ignored.push(name);
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::gguf::GgufMetadata;
-use crate::{CheckpointError, json};
+use crate::{CheckpointError, json, word_piece};
 
 /// The tokenizer as the checkpoint ships it.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +69,12 @@ pub(crate) fn source_from_dir(dir: &Path) -> Result<TokenizerSource, CheckpointE
             let ranks = json::read_bytes(&path)?.into();
             return Ok(TokenizerSource::Tiktoken { ranks, tokenizer_config, special_tokens_map });
         }
+    }
+    let path = dir.join("vocab.txt");
+    if path.is_file() {
+        let vocab = read_text(&path)?;
+        let tokenizer_json = word_piece::tokenizer_json(&vocab, &tokenizer_config);
+        return Ok(TokenizerSource::HfJson { tokenizer_json, tokenizer_config, special_tokens_map });
     }
     Ok(TokenizerSource::None)
 }
@@ -142,7 +148,7 @@ fn add_template_value(found: &mut ChatTemplates, value: &Value) {
 fn read_text(path: &Path) -> Result<String, CheckpointError> {
     String::from_utf8(json::read_bytes(path)?).map_err(|error| {
         let at = error.utf8_error().valid_up_to() as u64;
-        CheckpointError::malformed(path, "chat template", at, "bytes that are not UTF-8", "UTF-8 text")
+        CheckpointError::malformed(path, "text", at, "bytes that are not UTF-8", "UTF-8 text")
     })
 }
 

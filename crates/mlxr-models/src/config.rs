@@ -110,9 +110,9 @@ pub struct Defaults {
 }
 
 /// Largest sizes taken as meant; beyond them a config is damaged.
-const MAX_LAYERS: usize = 1024;
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_VOCAB: usize = 1 << 24;
+pub const MAX_LAYERS: usize = 1024;
+pub const MAX_WIDTH: usize = 1 << 20;
+pub const MAX_VOCAB: usize = 1 << 24;
 const MAX_HEAD_DIM: usize = 1024;
 const MAX_EXPERTS: usize = 4096;
 
@@ -171,18 +171,7 @@ impl DecoderConfig {
         truncate: bool,
     ) -> Result<(), ModelError> {
         let defaults = RopeDefaults { theta, head_dim: self.head_dim, n_ctx: self.n_ctx_train, truncate };
-        let settings = rope_settings(fields)?;
-        for kind in [LayerKind::Full, LayerKind::Sliding].into_iter().filter(|kind| kinds.contains(kind)) {
-            let rope = match settings {
-                Some((name, all)) if is_per_kind(all) => {
-                    let inside = fields.inside(name, all);
-                    let Some(own) = inside.object(kind.name())? else {
-                        return Err(inside.missing(kind.name(), "layers of this type need it"));
-                    };
-                    RopeConfig::read(fields, Some((&format!("{name}.{}", kind.name()), own)), &defaults)?
-                }
-                all => RopeConfig::read(fields, all, &defaults)?,
-            };
+        for (kind, rope) in rope_by_kind(fields, kinds, &defaults)? {
             self.use_rope(kinds, kind, rope);
         }
         Ok(())
@@ -237,8 +226,12 @@ impl DecoderConfig {
 
     /// What each layer keeps per token.
     pub fn kv_layers(&self) -> Vec<KvLayerSpec> {
-        let layer = KvLayerSpec { n_kv_heads: self.n_kv_heads, k_dim: self.head_dim, v_dim: self.head_dim };
-        vec![layer; self.layers.len()]
+        vec![self.kv_layer(); self.layers.len()]
+    }
+
+    /// What one layer keeps per token; all are alike.
+    pub fn kv_layer(&self) -> KvLayerSpec {
+        KvLayerSpec { n_kv_heads: self.n_kv_heads, k_dim: self.head_dim, v_dim: self.head_dim }
     }
 }
 
@@ -352,6 +345,31 @@ fn read_head_dim(
         );
     }
     Ok(head_dim)
+}
+
+/// The rotary embedding of each kind of layer there is, from `rope_scaling`, or `rope_parameters` with one set for all
+/// layers or one per kind of layer.
+pub fn rope_by_kind(
+    fields: &Fields<'_>,
+    kinds: &[LayerKind],
+    defaults: &RopeDefaults,
+) -> Result<Vec<(LayerKind, RopeConfig)>, ModelError> {
+    let settings = rope_settings(fields)?;
+    let present = [LayerKind::Full, LayerKind::Sliding].into_iter().filter(|kind| kinds.contains(kind));
+    let read = |kind: LayerKind| {
+        let rope = match settings {
+            Some((name, all)) if is_per_kind(all) => {
+                let inside = fields.inside(name, all);
+                let Some(own) = inside.object(kind.name())? else {
+                    return Err(inside.missing(kind.name(), "layers of this type need it"));
+                };
+                RopeConfig::read(fields, Some((&format!("{name}.{}", kind.name()), own)), defaults)?
+            }
+            all => RopeConfig::read(fields, all, defaults)?,
+        };
+        Ok((kind, rope))
+    };
+    present.map(read).collect()
 }
 
 /// The rotary settings and the field they are in.

@@ -10,6 +10,16 @@ pub struct Cx<'a> {
     pub backend: &'a dyn Backend,
     pub batch: &'a Batch,
     pub norm_eps: f32,
+    pub kv_layers: KvLayers,
+}
+
+/// Which part of the cache a layer's keys and values go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvLayers {
+    /// Its own: later steps read them again.
+    Own,
+    /// One for all: every step holds whole sequences, so they are not needed once the layer is done.
+    Shared,
 }
 
 impl Cx<'_> {
@@ -54,17 +64,31 @@ pub struct Decoder {
 impl Decoder {
     /// Logits of `batch.output_rows`: `[n_output_rows, vocab]`.
     pub fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
+        let x = self.stream(cx, kv);
+        self.logits(cx, x)
+    }
+
+    /// The normalised last hidden state of `batch.output_rows`: `[n_output_rows, hidden]`.
+    pub fn hidden(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
+        let x = self.stream(cx, kv);
+        let x = cx.backend.gather_rows(&x, &cx.batch.output_rows);
+        cx.backend.rms_norm(&x, &self.norm, cx.norm_eps)
+    }
+
+    /// The residual stream after the last layer: `[rows, hidden]`.
+    fn stream(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
         let x = cx.backend.embed(&self.embed, cx.batch, self.embed_scale); // [rows, hidden]
         let mut residual = Residual { x, pending: None, scale: self.residual_scale };
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             let h = residual.normed(cx, layer.attn_norm.as_ref());
-            let h = layer.attn.forward(cx, kv, layer_idx, &h);
+            let kv_layer = if cx.kv_layers == KvLayers::Own { layer_idx } else { 0 };
+            let h = layer.attn.forward(cx, kv, kv_layer, &h);
             residual.push(cx.norm(h, layer.post_attn_norm.as_ref()));
             let h = residual.normed(cx, layer.mlp_norm.as_ref());
             let h = layer.mlp.forward(cx, &h);
             residual.push(cx.norm(h, layer.post_mlp_norm.as_ref()));
         }
-        self.logits(cx, residual.finish(cx))
+        residual.finish(cx)
     }
 
     fn logits(&self, cx: &Cx<'_>, x: Act) -> Act {

@@ -6,14 +6,19 @@
 
 mod config;
 mod decoder;
+mod embedder;
+mod encoder;
 mod error;
 mod families;
 mod fields;
 mod model;
 mod rope;
+mod upload;
 mod weights;
 
 pub use config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
+pub use embedder::{Embedder, EmbedderHead, Text, shorten};
+pub use encoder::{EncoderConfig, EncoderMlp, ScoreConfig};
 pub use error::ModelError;
 pub use model::{Model, ModelOptions};
 pub use rope::{RopeConfig, RopeScaling};

@@ -7,7 +7,7 @@ use mlxr_tensor::{Act, Backend, Batch, DType, KvCache, KvSpec};
 
 use crate::ModelError;
 use crate::config::{DecoderConfig, MlpConfig};
-use crate::decoder::{Cx, Decoder};
+use crate::decoder::{Cx, Decoder, KvLayers};
 use crate::families;
 use crate::fields::Fields;
 use crate::rope::RopeFactors;
@@ -62,8 +62,17 @@ impl Model {
     /// # Panics
     /// When a token id is not below [`DecoderConfig::vocab`], or `kv` was not made from [`Self::kv_spec`].
     pub fn forward(&self, batch: &Batch, kv: &mut KvCache) -> Act {
-        let cx = Cx { backend: &*self.backend, batch, norm_eps: self.config.norm_eps };
-        self.decoder.forward(&cx, kv)
+        self.decoder.forward(&self.cx(batch, KvLayers::Own), kv)
+    }
+
+    /// The normalised last hidden state of `batch.output_rows`: `[n_output_rows, hidden]`. Every span is a whole
+    /// sequence, and `kv` is scratch of one layer.
+    pub(crate) fn hidden(&self, batch: &Batch, kv: &mut KvCache) -> Act {
+        self.decoder.hidden(&self.cx(batch, KvLayers::Shared), kv)
+    }
+
+    fn cx<'a>(&'a self, batch: &'a Batch, kv_layers: KvLayers) -> Cx<'a> {
+        Cx { backend: &*self.backend, batch, norm_eps: self.config.norm_eps, kv_layers }
     }
 
     /// Where the weights are.
@@ -116,11 +125,16 @@ impl DecoderConfig {
             llama3: read_factors(ckpt, "rope_factors.llama3")?,
         };
         let fields = Fields::new(&name, &ckpt.config, ckpt.format == CheckpointFormat::Gguf, &factors);
-        families::read_config(&name, ckpt.arch.model_type, &fields)
+        let mut config = families::read_config(&name, ckpt.arch.model_type, &fields)?;
+        // A model published for its vectors comes without the matrix only logits need.
+        if ckpt.embedding.pooling.is_some() && ckpt.tensor("lm_head.weight").is_none() {
+            config.tied = true;
+        }
+        Ok(config)
     }
 }
 
-fn read_factors(ckpt: &Checkpoint, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
+pub(crate) fn read_factors(ckpt: &Checkpoint, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
     Ok(ckpt.tensor(name).map(|tensor| tensor.to_f32()).transpose()?)
 }
 

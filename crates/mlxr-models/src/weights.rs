@@ -2,34 +2,21 @@
 //!
 //! All names and shapes follow from the config, so they are checked in one pass before anything is uploaded.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mlxr_checkpoint::Checkpoint;
-use mlxr_tensor::{AttentionSpec, Backend, HostTensor, Rope, Weight};
+use mlxr_tensor::{AttentionSpec, Backend, HostTensor, Rope};
 
 use crate::ModelError;
-use crate::config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
+use crate::config::{DecoderConfig, LayerConfig, MlpConfig, QkNorm};
 use crate::decoder::{Attention, Decoder, DenseMlp, ExpertMlp, Layer, Linear, Mlp, QkNormWeights};
-use crate::error::N_LISTED;
+use crate::upload::{Expected, Upload};
 
 /// Endings of tensors that are computed, not learned: old files carry them, nothing needs them.
 const COMPUTED: &[&str] = &["rotary_emb.inv_freq"];
 
-/// The weights a config calls for, by canonical name.
-#[derive(Debug, Default)]
-struct Expected {
-    shapes: BTreeMap<String, Expectation>,
-}
-
-#[derive(Debug)]
-struct Expectation {
-    shape: Vec<usize>,
-    is_optional: bool,
-}
-
 impl Expected {
-    fn of(config: &DecoderConfig, ckpt: &Checkpoint) -> Expected {
+    fn of_decoder(config: &DecoderConfig, ckpt: &Checkpoint) -> Expected {
         let mut expected = Expected::default();
         expected.need("embed_tokens.weight", &[config.vocab, config.hidden]);
         expected.need("norm.weight", &[config.hidden]);
@@ -41,17 +28,6 @@ impl Expected {
             expected.add_mlp(config, layer, ckpt, i);
         }
         expected
-    }
-
-    fn need(&mut self, name: impl Into<String>, shape: &[usize]) {
-        self.shapes.insert(name.into(), Expectation { shape: shape.to_vec(), is_optional: false });
-    }
-
-    fn bias(&mut self, name: String, shape: &[usize], bias: Bias) {
-        if bias != Bias::Absent {
-            let is_optional = bias == Bias::IfPresent;
-            self.shapes.insert(name, Expectation { shape: shape.to_vec(), is_optional });
-        }
     }
 
     fn add_attention(&mut self, config: &DecoderConfig, i: usize) {
@@ -111,45 +87,6 @@ impl Expected {
             }
         }
     }
-
-    /// Compares with what the checkpoint has.
-    fn check(&self, model: &str, config: &DecoderConfig, ckpt: &Checkpoint) -> Result<(), ModelError> {
-        let mut missing = Vec::new();
-        for (name, expected) in &self.shapes {
-            match ckpt.tensor(name) {
-                Some(tensor) if tensor.shape() == expected.shape => {}
-                Some(tensor) => {
-                    return Err(ModelError::TensorShape {
-                        model: model.to_owned(),
-                        name: name.clone(),
-                        expected: expected.shape.clone(),
-                        found: tensor.shape().to_vec(),
-                    });
-                }
-                None if expected.is_optional => {}
-                None => missing.push(name.clone()),
-            }
-        }
-        if !missing.is_empty() {
-            let n = missing.len();
-            missing.truncate(N_LISTED);
-            return Err(ModelError::MissingTensors { model: model.to_owned(), n, first: missing });
-        }
-        let has_place = |name: &str| {
-            self.shapes.contains_key(name)
-                || name.starts_with("rope_factors.")
-                || (config.tied && name == "lm_head.weight")
-                || COMPUTED.iter().any(|ending| name.ends_with(ending))
-        };
-        let present = ckpt.tensors().chain(&ckpt.unknown).map(HostTensor::name);
-        let mut leftover: Vec<String> = present.filter(|name| !has_place(name)).map(str::to_owned).collect();
-        if leftover.is_empty() {
-            return Ok(());
-        }
-        let n = leftover.len();
-        leftover.truncate(N_LISTED);
-        Err(ModelError::LeftoverTensors { model: model.to_owned(), n, first: leftover })
-    }
 }
 
 fn mlp_parts(hidden: usize, intermediate: usize) -> [(&'static str, usize, usize); 3] {
@@ -158,12 +95,9 @@ fn mlp_parts(hidden: usize, intermediate: usize) -> [(&'static str, usize, usize
 
 /// Checks the tensors against the config and uploads them.
 pub struct Loader<'a> {
-    model: &'a str,
     config: &'a DecoderConfig,
-    ckpt: &'a Checkpoint,
-    backend: &'a dyn Backend,
+    upload: Upload<'a>,
     ropes: Vec<Arc<Rope>>,
-    n_bytes: usize,
 }
 
 impl<'a> Loader<'a> {
@@ -175,16 +109,21 @@ impl<'a> Loader<'a> {
         backend: &'a dyn Backend,
         n_ctx: u32,
     ) -> Result<Self, ModelError> {
-        Expected::of(config, ckpt).check(model, config, ckpt)?;
+        Expected::of_decoder(config, ckpt).check(model, ckpt, |name| {
+            name.starts_with("rope_factors.")
+                || name.starts_with("dense.")
+                || (config.tied && name == "lm_head.weight")
+                || COMPUTED.iter().any(|ending| name.ends_with(ending))
+        })?;
         let ropes = config.ropes.iter().map(|rope| Arc::new(rope.rope(ckpt.rope_pairing, n_ctx))).collect();
-        Ok(Self { model, config, ckpt, backend, ropes, n_bytes: 0 })
+        Ok(Self { config, upload: Upload::new(model, ckpt, backend), ropes })
     }
 
     /// Uploads everything; also returns the bytes the weights take.
     pub fn load(mut self) -> Result<(Decoder, usize), ModelError> {
-        let embed = self.weight("embed_tokens.weight")?;
-        let lm_head = if self.config.tied { embed.clone() } else { self.weight("lm_head.weight")? };
-        let norm = self.weight("norm.weight")?;
+        let embed = self.upload.weight("embed_tokens.weight")?;
+        let lm_head = if self.config.tied { embed.clone() } else { self.upload.weight("lm_head.weight")? };
+        let norm = self.upload.weight("norm.weight")?;
         let layers = (0..self.config.layers.len()).map(|i| self.layer(i)).collect::<Result<_, _>>()?;
         let config = self.config;
         let decoder = Decoder {
@@ -197,18 +136,18 @@ impl<'a> Loader<'a> {
             logit_scale: config.logit_scale,
             logit_softcap: config.logit_softcap,
         };
-        Ok((decoder, self.n_bytes))
+        Ok((decoder, self.upload.n_bytes))
     }
 
     fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
         let (pre, post) = (self.config.pre_norms, self.config.post_norms);
         Ok(Layer {
-            attn_norm: self.weight_if(pre, &format!("layers.{i}.attn_norm.weight"))?,
+            attn_norm: self.upload.weight_if(pre, &format!("layers.{i}.attn_norm.weight"))?,
             attn: self.attention(i)?,
-            post_attn_norm: self.weight_if(post, &format!("layers.{i}.post_attn_norm.weight"))?,
-            mlp_norm: self.weight_if(pre, &format!("layers.{i}.mlp_norm.weight"))?,
+            post_attn_norm: self.upload.weight_if(post, &format!("layers.{i}.post_attn_norm.weight"))?,
+            mlp_norm: self.upload.weight_if(pre, &format!("layers.{i}.mlp_norm.weight"))?,
             mlp: self.mlp(i)?,
-            post_mlp_norm: self.weight_if(post, &format!("layers.{i}.post_mlp_norm.weight"))?,
+            post_mlp_norm: self.upload.weight_if(post, &format!("layers.{i}.post_mlp_norm.weight"))?,
         })
     }
 
@@ -217,10 +156,10 @@ impl<'a> Loader<'a> {
         let layer = &config.layers[i];
         let (qkv, o) = (config.qkv_bias, config.o_bias);
         Ok(Attention {
-            q: self.linear(&format!("layers.{i}.attn.q"), qkv)?,
-            k: self.linear(&format!("layers.{i}.attn.k"), qkv)?,
-            v: self.linear(&format!("layers.{i}.attn.v"), qkv)?,
-            o: self.linear(&format!("layers.{i}.attn.o"), o)?,
+            q: self.upload.linear(&format!("layers.{i}.attn.q"), qkv)?,
+            k: self.upload.linear(&format!("layers.{i}.attn.k"), qkv)?,
+            v: self.upload.linear(&format!("layers.{i}.attn.v"), qkv)?,
+            o: self.upload.linear(&format!("layers.{i}.attn.o"), o)?,
             qk_norm: self.qk_norm(i)?,
             rope: layer.rope.map(|index| Arc::clone(&self.ropes[index])),
             head_dim: config.head_dim,
@@ -230,7 +169,7 @@ impl<'a> Loader<'a> {
                 reach: config.reach,
                 window: layer.window,
                 softcap: config.attention_softcap,
-                sinks: self.weight_if(config.sinks, &format!("layers.{i}.attn.sinks"))?,
+                sinks: self.upload.weight_if(config.sinks, &format!("layers.{i}.attn.sinks"))?,
             },
         })
     }
@@ -239,8 +178,8 @@ impl<'a> Loader<'a> {
         if self.config.qk_norm == QkNorm::None {
             return Ok(None);
         }
-        let q = self.weight(&format!("layers.{i}.attn.q_norm.weight"))?;
-        let k = self.weight(&format!("layers.{i}.attn.k_norm.weight"))?;
+        let q = self.upload.weight(&format!("layers.{i}.attn.q_norm.weight"))?;
+        let k = self.upload.weight(&format!("layers.{i}.attn.k_norm.weight"))?;
         Ok(Some(match self.config.qk_norm {
             QkNorm::FullRow => QkNormWeights::FullRow { q, k },
             _ => QkNormWeights::PerHead { q, k },
@@ -251,13 +190,13 @@ impl<'a> Loader<'a> {
         let (kind, bias) = (self.config.gate, self.config.mlp_bias);
         match self.config.layers[i].mlp {
             MlpConfig::Dense { .. } => Ok(Mlp::Dense(DenseMlp {
-                gate: self.linear(&format!("layers.{i}.mlp.gate"), bias)?,
-                up: self.linear(&format!("layers.{i}.mlp.up"), bias)?,
-                down: self.linear(&format!("layers.{i}.mlp.down"), bias)?,
+                gate: self.upload.linear(&format!("layers.{i}.mlp.gate"), bias)?,
+                up: self.upload.linear(&format!("layers.{i}.mlp.up"), bias)?,
+                down: self.upload.linear(&format!("layers.{i}.mlp.down"), bias)?,
                 kind,
             })),
             MlpConfig::Experts { n_experts, router, .. } => Ok(Mlp::Experts(ExpertMlp {
-                router: self.linear(&format!("layers.{i}.moe.router"), bias)?,
+                router: self.upload.linear(&format!("layers.{i}.moe.router"), bias)?,
                 spec: router,
                 gate: self.experts(&format!("layers.{i}.moe.gate"), n_experts)?,
                 up: self.experts(&format!("layers.{i}.moe.up"), n_experts)?,
@@ -267,46 +206,16 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn linear(&mut self, name: &str, bias: Bias) -> Result<Linear, ModelError> {
-        Ok(Linear { weight: self.weight(&format!("{name}.weight"))?, bias: self.bias(name, bias)? })
-    }
-
     fn experts(&mut self, name: &str, n_experts: usize) -> Result<Linear, ModelError> {
-        let items: Vec<HostTensor> = match self.ckpt.tensor(&format!("{name}.weight")) {
+        let items: Vec<HostTensor> = match self.upload.ckpt.tensor(&format!("{name}.weight")) {
             Some(stack) => (0..n_experts).map(|e| stack.stack_item(e)).collect(),
             None => {
-                let one = |e| self.tensor(&format!("{name}.{e}.weight")).cloned();
+                let one = |e| self.upload.tensor(&format!("{name}.{e}.weight")).cloned();
                 (0..n_experts).map(one).collect::<Result<_, _>>()?
             }
         };
-        self.n_bytes += items.iter().map(HostTensor::n_bytes).sum::<usize>();
-        let weight = self.backend.upload_experts(&items)?;
-        Ok(Linear { weight, bias: self.bias(name, self.config.mlp_bias)? })
-    }
-
-    fn bias(&mut self, name: &str, bias: Bias) -> Result<Option<Weight>, ModelError> {
-        let name = format!("{name}.bias");
-        let has = bias != Bias::Absent && self.ckpt.tensor(&name).is_some();
-        self.weight_if(has, &name)
-    }
-
-    fn weight_if(&mut self, has: bool, name: &str) -> Result<Option<Weight>, ModelError> {
-        if has { self.weight(name).map(Some) } else { Ok(None) }
-    }
-
-    fn weight(&mut self, name: &str) -> Result<Weight, ModelError> {
-        let tensor = self.tensor(name)?;
-        let n_bytes = tensor.n_bytes();
-        let weight = self.backend.upload(tensor)?;
-        self.n_bytes += n_bytes;
-        Ok(weight)
-    }
-
-    fn tensor(&self, name: &str) -> Result<&'a HostTensor, ModelError> {
-        self.ckpt.tensor(name).ok_or_else(|| ModelError::MissingTensors {
-            model: self.model.to_owned(),
-            n: 1,
-            first: vec![name.to_owned()],
-        })
+        self.upload.n_bytes += items.iter().map(HostTensor::n_bytes).sum::<usize>();
+        let weight = self.upload.backend.upload_experts(&items)?;
+        Ok(Linear { weight, bias: self.upload.bias(name, self.config.mlp_bias)? })
     }
 }

@@ -5,12 +5,32 @@ use super::{ArchSpec, tensors as t};
 
 /// Every family; of those that share a GGUF architecture the plain one comes first.
 pub const ALL: &[&ArchSpec] = &[
-    &LLAMA, &MISTRAL, &MIXTRAL, &QWEN2, &QWEN3, &QWEN3_MOE, &GEMMA, &GEMMA2, &GEMMA3, &PHI3, &GRANITE,
-    &OLMO2, &SMOLLM3, &GPT_OSS,
+    &LLAMA,
+    &MISTRAL,
+    &MIXTRAL,
+    &QWEN2,
+    &QWEN3,
+    &QWEN3_MOE,
+    &GEMMA,
+    &GEMMA2,
+    &GEMMA3,
+    &PHI3,
+    &GRANITE,
+    &OLMO2,
+    &SMOLLM3,
+    &GPT_OSS,
+    &BERT,
+    &XLM_ROBERTA,
+    &NOMIC_BERT,
+    &MODERN_BERT,
 ];
 
 /// Buffers that old files carry and every loader computes itself.
 const BUFFERS: &[&str] = &["model.layers.{i}.self_attn.rotary_emb.inv_freq"];
+
+/// Embedding models are published without the part that generates, and then without its prefix.
+const BARE: &[(&str, &str)] =
+    &[("layers.", "model.layers."), ("embed_tokens.", "model.embed_tokens."), ("norm.", "model.norm.")];
 
 /// Buffers, and the parts of a multimodal model that text does not pass through.
 const VISION: &[&str] = &[
@@ -22,6 +42,7 @@ const VISION: &[&str] = &[
 ];
 
 const SILU: (&str, D) = ("hidden_act", D::Str("silu"));
+const GELU: (&str, D) = ("hidden_act", D::Str("gelu"));
 const GELU_TANH: (&str, D) = ("hidden_act", D::Str("gelu_pytorch_tanh"));
 const EPS_1E_6: (&str, D) = ("rms_norm_eps", D::Float(1e-6));
 const EPS_1E_5: (&str, D) = ("rms_norm_eps", D::Float(1e-5));
@@ -46,13 +67,15 @@ const LLAMA: ArchSpec = ArchSpec {
         t::GGUF_ROPE_FREQS,
     ],
     mlx: &[],
-    hf_renames: &[],
+    hf_renames: BARE,
     hf_ignored: BUFFERS,
     hparams: &[hp::DECODER, hp::DENSE],
     defaults: &[SILU, EPS_1E_6, THETA_1E4],
     gguf_defaults: &[],
     swa_period: 0,
     query_scalar_layers: None,
+    encoder: false,
+    config_names: &[],
 };
 
 const MISTRAL: ArchSpec = ArchSpec {
@@ -217,6 +240,9 @@ const GEMMA3: ArchSpec = ArchSpec {
         ("language_model.model.", "model."),
         ("language_model.lm_head.", "lm_head."),
         ("model.language_model.", "model."),
+        ("layers.", "model.layers."),
+        ("embed_tokens.", "model.embed_tokens."),
+        ("norm.", "model.norm."),
     ],
     hf_ignored: VISION,
     hparams: &[hp::DECODER, hp::DENSE, hp::SLIDING_WINDOW, hp::SOFTCAPS, hp::LOCAL_ROPE],
@@ -330,4 +356,101 @@ const GPT_OSS: ArchSpec = ArchSpec {
     ],
     swa_period: 2,
     ..LLAMA
+};
+
+const BERT: ArchSpec = ArchSpec {
+    model_type: "bert",
+    hf_class: "BertModel",
+    gguf_arch: "bert",
+    gguf_permutes_qk: false,
+    hf: &[t::HF_BERT_EMBED, t::HF_BERT, t::HF_BERT_CLASSIFIER, t::HF_BERT_OLD_NORMS],
+    gguf: &[
+        t::GGUF_BERT_EMBED,
+        t::GGUF_ATTN,
+        t::GGUF_ATTN_BIAS,
+        t::GGUF_FUSED_QKV,
+        t::GGUF_BERT_NORMS,
+        t::GGUF_BERT_MLP,
+        t::GGUF_CLASSIFIER,
+    ],
+    hf_renames: &[("bert.", "")],
+    // The heads of the pre-training tasks.
+    hf_ignored: &["embeddings.position_ids", "cls.predictions.", "cls.seq_relationship."],
+    hparams: &[hp::ENCODER, hp::DENSE],
+    defaults: &[GELU, ("layer_norm_eps", D::Float(1e-12))],
+    encoder: true,
+    ..LLAMA
+};
+
+/// RoBERTa too. A GGUF file of one is no different from BERT's: its positions have been counted from 0.
+const XLM_ROBERTA: ArchSpec = ArchSpec {
+    model_type: "xlm-roberta",
+    aliases: &["roberta"],
+    hf_class: "XLMRobertaModel",
+    hf: &[t::HF_BERT_EMBED, t::HF_BERT, t::HF_ROBERTA_CLASSIFIER],
+    hf_renames: &[("roberta.", "")],
+    hf_ignored: &["embeddings.position_ids", "lm_head.", "pooler."],
+    defaults: &[GELU, ("layer_norm_eps", D::Float(1e-5)), ("pad_token_id", D::Int(1))],
+    ..BERT
+};
+
+const NOMIC_BERT: ArchSpec = ArchSpec {
+    model_type: "nomic_bert",
+    hf_class: "NomicBertModel",
+    gguf_arch: "nomic-bert",
+    hf: &[t::HF_BERT_EMBED, t::HF_NOMIC_BERT],
+    gguf: &[t::GGUF_BERT_EMBED, t::GGUF_FUSED_QKV, t::GGUF_ATTN, t::GGUF_BERT_NORMS, t::GGUF_MLP],
+    hf_renames: &[("nomic_bert.", ""), ("bert.", "")],
+    hf_ignored: &["embeddings.position_ids", "cls.predictions.", "pooler."],
+    hparams: &[hp::ENCODER, hp::DENSE, hp::ROPE],
+    defaults: &[
+        ("hidden_act", D::Str("silu")),
+        ("layer_norm_eps", D::Float(1e-12)),
+        ("rope_theta", D::Float(1000.0)),
+        ("max_position_embeddings", D::Int(2048)),
+    ],
+    config_names: &[
+        ("n_embd", "hidden_size"),
+        ("n_head", "num_attention_heads"),
+        ("n_inner", "intermediate_size"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_positions", "max_position_embeddings"),
+        ("layer_norm_epsilon", "layer_norm_eps"),
+        ("rotary_emb_base", "rope_theta"),
+        ("activation_function", "hidden_act"),
+    ],
+    ..BERT
+};
+
+const MODERN_BERT: ArchSpec = ArchSpec {
+    model_type: "modernbert",
+    hf_class: "ModernBertModel",
+    gguf_arch: "modern-bert",
+    hf: &[t::HF_MODERN_BERT],
+    gguf: &[
+        t::GGUF_MODERN_BERT,
+        t::GGUF_FUSED_QKV,
+        t::GGUF_ATTN,
+        t::GGUF_ATTN_BIAS,
+        t::GGUF_FUSED_MLP,
+        t::GGUF_CLASSIFIER,
+    ],
+    hf_renames: &[("model.", "")],
+    hf_ignored: &["decoder.", "rotary_emb."],
+    hparams: &[hp::ENCODER, hp::DENSE, hp::ROPE, hp::LOCAL_ROPE, hp::LOCAL_ATTENTION],
+    defaults: &[
+        ("hidden_activation", D::Str("gelu")),
+        ("layer_norm_eps", D::Float(1e-5)),
+        ("rope_theta", D::Float(160_000.0)),
+        ("rope_local_base_freq", D::Float(1e4)),
+        ("local_attention", D::Int(128)),
+    ],
+    swa_period: 3,
+    config_names: &[
+        ("norm_eps", "layer_norm_eps"),
+        ("global_rope_theta", "rope_theta"),
+        ("local_rope_theta", "rope_local_base_freq"),
+        ("global_attn_every_n_layers", "sliding_window_pattern"),
+    ],
+    ..BERT
 };

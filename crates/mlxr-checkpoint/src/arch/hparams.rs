@@ -11,6 +11,7 @@ pub enum Kind {
     Int,
     Float,
     Bool,
+    Text,
 }
 
 /// One hyperparameter under both its names; the GGUF key follows `ARCH.`.
@@ -48,6 +49,25 @@ pub const DECODER: HParams = hparams! {
     "attention.key_length", "head_dim", Int;
     "rope.freq_base", "rope_theta", Float;
     "vocab_size", "vocab_size", Int;
+};
+
+pub const ENCODER: HParams = hparams! {
+    "block_count", "num_hidden_layers", Int;
+    "context_length", "max_position_embeddings", Int;
+    "embedding_length", "hidden_size", Int;
+    "attention.head_count", "num_attention_heads", Int;
+    "attention.layer_norm_epsilon", "layer_norm_eps", Float;
+    "vocab_size", "vocab_size", Int;
+};
+
+pub const ROPE: HParams = hparams! {
+    "rope.freq_base", "rope_theta", Float;
+};
+
+/// Positions a row sees in layers with a window, half of them on each side.
+pub const LOCAL_ATTENTION: HParams = hparams! {
+    "attention.sliding_window", "local_attention", Int;
+    "hidden_activation", "hidden_activation", Text;
 };
 
 pub const DENSE: HParams = hparams! {
@@ -94,6 +114,10 @@ pub const QWEN_EXPERTS: HParams = hparams! {
     "expert_feed_forward_length", "moe_intermediate_size", Int;
 };
 
+/// Which row a classification head reads, where files say; GGUF's default is the mean.
+pub(crate) const CLASSIFIER_POOLING: &str = "classifier.pooling_type";
+pub(crate) const CLASSIFIER_POOLINGS: [(u32, &str); 2] = [(1, "mean"), (2, "cls")];
+
 /// Keys of `tokenizer.ggml.` and of config.json.
 const TOKEN_IDS: [(&str, &str); 3] = [
     ("bos_token_id", "bos_token_id"),
@@ -125,6 +149,7 @@ fn to_json(value: &MetaValue, kind: Kind) -> Option<Value> {
         Kind::Int => value.as_i64().map(Value::from),
         Kind::Float => value.as_f64().map(|v| json!(shortest(v))),
         Kind::Bool => value.as_bool().map(Value::from),
+        Kind::Text => value.as_str().map(Value::from),
     }
 }
 
@@ -149,6 +174,16 @@ pub(crate) fn config_from_gguf(arch: &ArchSpec, metadata: &GgufMetadata) -> Map<
         && let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")
     {
         config.insert("vocab_size".to_owned(), json!(tokens.len()));
+    }
+    if arch.encoder {
+        if let Some(n) = metadata.u64("tokenizer.ggml.token_type_count") {
+            config.insert("type_vocab_size".to_owned(), json!(n));
+        }
+        let pooling = metadata.u64(&key(CLASSIFIER_POOLING)).unwrap_or(1);
+        let name =
+            CLASSIFIER_POOLINGS.iter().find(|(id, _)| u64::from(*id) == pooling).map(|(_, name)| *name);
+        config
+            .insert("classifier_pooling".to_owned(), name.map_or_else(|| json!(pooling), |name| json!(name)));
     }
     fill_head_dim(&mut config);
     let head_dim = config.get("head_dim").and_then(Value::as_u64);
@@ -319,6 +354,11 @@ fn flatten_rope_parameters(config: &mut Map<String, Value>, rope: &Map<String, V
 
 /// Puts in what the family assumes where config.json is silent.
 pub(crate) fn complete_config(arch: &ArchSpec, config: &mut Map<String, Value>) {
+    for (theirs, ours) in arch.config_names {
+        if let Some(value) = config.get(*theirs).cloned() {
+            config.entry(*ours).or_insert(value);
+        }
+    }
     fill(config, arch.defaults);
     fill_head_dim(config);
     fill_layer_types(arch, config);
@@ -339,7 +379,8 @@ fn fill(config: &mut Map<String, Value>, defaults: &[(&str, Default)]) {
 fn fill_layer_types(arch: &ArchSpec, config: &mut Map<String, Value>) {
     // No real model has more layers; a damaged file must not make the list long.
     const MAX_LAYERS: u64 = 100_000;
-    let windowed = config.get("sliding_window").is_some_and(|v| !v.is_null());
+    let window = if arch.encoder { "local_attention" } else { "sliding_window" };
+    let windowed = config.get(window).is_some_and(|v| !v.is_null());
     let n_layers = config.get("num_hidden_layers").and_then(Value::as_u64).filter(|&n| n <= MAX_LAYERS);
     let known = config.get("layer_types").is_some_and(Value::is_array);
     let (Some(n_layers), false, true, 1..) = (n_layers, known, windowed, arch.swa_period) else { return };
@@ -349,6 +390,8 @@ fn fill_layer_types(arch: &ArchSpec, config: &mut Map<String, Value>) {
     let period = stated.and_then(Value::as_u64).unwrap_or(arch.swa_period).max(1);
     let is_windowed = |i: u64| match flags {
         Some(flags) => flags.get(i as usize).and_then(Value::as_bool).unwrap_or(false),
+        // Encoders begin with a layer that sees everything, decoders end with one.
+        None if arch.encoder => !i.is_multiple_of(period),
         None => i % period < period - 1,
     };
     let types: Vec<&str> =

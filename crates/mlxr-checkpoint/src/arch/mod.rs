@@ -10,10 +10,11 @@ mod unread;
 use std::collections::HashMap;
 
 pub use families::ALL;
-pub use hparams::{Default, HParam, Kind};
 pub(crate) use hparams::{
-    complete_config, config_from_gguf, generation_from_gguf, normalise_config, sampling_entries,
+    CLASSIFIER_POOLING, CLASSIFIER_POOLINGS, complete_config, config_from_gguf, generation_from_gguf,
+    normalise_config, sampling_entries,
 };
+pub use hparams::{Default, HParam, Kind};
 pub(crate) use rope::{Llama3, fill_scaling};
 pub use tensors::{Layout, TensorRule};
 pub(crate) use unread::unread_keys;
@@ -53,6 +54,10 @@ pub struct ArchSpec {
     /// GGUF files do not say how queries are scaled: by the head size, except in the variant with this many layers,
     /// by `hidden_size / num_attention_heads`.
     pub query_scalar_layers: Option<u64>,
+    /// Rows see the whole text and nothing is generated.
+    pub encoder: bool,
+    /// Fields of config.json that some makers spell in another way, and our spelling.
+    pub config_names: &'static [(&'static str, &'static str)],
 }
 
 impl ArchSpec {

@@ -143,6 +143,115 @@ pub const HF_GPT_OSS: Rules = rules! {
     "model.layers.{i}.mlp.experts.down_proj_bias" => "layers.{i}.moe.down.bias"
 };
 
+// Encoders.
+
+pub const HF_BERT_EMBED: Rules = rules! {
+    "embeddings.word_embeddings.weight" => "embed_tokens.weight"
+    "embeddings.token_type_embeddings.weight" => "embed_types.weight"
+    "embeddings.LayerNorm.weight" => "embed_norm.weight"
+    "embeddings.LayerNorm.bias" => "embed_norm.bias"
+};
+
+pub const HF_BERT: Rules = rules! {
+    "embeddings.position_embeddings.weight" => "embed_positions.weight"
+    "encoder.layer.{i}.attention.self.query.weight" => "layers.{i}.attn.q.weight"
+    "encoder.layer.{i}.attention.self.query.bias" => "layers.{i}.attn.q.bias"
+    "encoder.layer.{i}.attention.self.key.weight" => "layers.{i}.attn.k.weight"
+    "encoder.layer.{i}.attention.self.key.bias" => "layers.{i}.attn.k.bias"
+    "encoder.layer.{i}.attention.self.value.weight" => "layers.{i}.attn.v.weight"
+    "encoder.layer.{i}.attention.self.value.bias" => "layers.{i}.attn.v.bias"
+    "encoder.layer.{i}.attention.output.dense.weight" => "layers.{i}.attn.o.weight"
+    "encoder.layer.{i}.attention.output.dense.bias" => "layers.{i}.attn.o.bias"
+    "encoder.layer.{i}.attention.output.LayerNorm.weight" => "layers.{i}.attn_out_norm.weight"
+    "encoder.layer.{i}.attention.output.LayerNorm.bias" => "layers.{i}.attn_out_norm.bias"
+    "encoder.layer.{i}.intermediate.dense.weight" => "layers.{i}.mlp.up.weight"
+    "encoder.layer.{i}.intermediate.dense.bias" => "layers.{i}.mlp.up.bias"
+    "encoder.layer.{i}.output.dense.weight" => "layers.{i}.mlp.down.weight"
+    "encoder.layer.{i}.output.dense.bias" => "layers.{i}.mlp.down.bias"
+    "encoder.layer.{i}.output.LayerNorm.weight" => "layers.{i}.out_norm.weight"
+    "encoder.layer.{i}.output.LayerNorm.bias" => "layers.{i}.out_norm.bias"
+};
+
+/// What files made from TensorFlow's call the norms.
+pub const HF_BERT_OLD_NORMS: Rules = rules! {
+    "embeddings.LayerNorm.gamma" => "embed_norm.weight"
+    "embeddings.LayerNorm.beta" => "embed_norm.bias"
+    "encoder.layer.{i}.attention.output.LayerNorm.gamma" => "layers.{i}.attn_out_norm.weight"
+    "encoder.layer.{i}.attention.output.LayerNorm.beta" => "layers.{i}.attn_out_norm.bias"
+    "encoder.layer.{i}.output.LayerNorm.gamma" => "layers.{i}.out_norm.weight"
+    "encoder.layer.{i}.output.LayerNorm.beta" => "layers.{i}.out_norm.bias"
+};
+
+/// The head that scores a pair of texts: a layer on the first token, then one output per label.
+pub const HF_BERT_CLASSIFIER: Rules = rules! {
+    "pooler.dense.weight" => "cls.dense.weight"
+    "pooler.dense.bias" => "cls.dense.bias"
+    "classifier.weight" => "cls.out.weight"
+    "classifier.bias" => "cls.out.bias"
+};
+
+pub const HF_ROBERTA_CLASSIFIER: Rules = rules! {
+    "classifier.dense.weight" => "cls.dense.weight"
+    "classifier.dense.bias" => "cls.dense.bias"
+    "classifier.out_proj.weight" => "cls.out.weight"
+    "classifier.out_proj.bias" => "cls.out.bias"
+};
+
+/// As the transformers library writes it since version 5, and as the model's makers do.
+pub const HF_NOMIC_BERT: Rules = rules! {
+    "layers.{i}.self_attn.q_proj.weight" => "layers.{i}.attn.q.weight"
+    "layers.{i}.self_attn.k_proj.weight" => "layers.{i}.attn.k.weight"
+    "layers.{i}.self_attn.v_proj.weight" => "layers.{i}.attn.v.weight"
+    "layers.{i}.self_attn.o_proj.weight" => "layers.{i}.attn.o.weight"
+    "layers.{i}.post_attention_layernorm.weight" => "layers.{i}.attn_out_norm.weight"
+    "layers.{i}.post_attention_layernorm.bias" => "layers.{i}.attn_out_norm.bias"
+    "layers.{i}.mlp.gate_proj.weight" => "layers.{i}.mlp.gate.weight"
+    "layers.{i}.mlp.up_proj.weight" => "layers.{i}.mlp.up.weight"
+    "layers.{i}.mlp.down_proj.weight" => "layers.{i}.mlp.down.weight"
+    "layers.{i}.post_mlp_layernorm.weight" => "layers.{i}.out_norm.weight"
+    "layers.{i}.post_mlp_layernorm.bias" => "layers.{i}.out_norm.bias"
+    "emb_ln.weight" => "embed_norm.weight"
+    "emb_ln.bias" => "embed_norm.bias"
+    "encoder.layers.{i}.attn.Wqkv.weight"
+        => "layers.{i}.attn.q.weight", "layers.{i}.attn.k.weight", "layers.{i}.attn.v.weight"; Qkv
+    "encoder.layers.{i}.attn.out_proj.weight" => "layers.{i}.attn.o.weight"
+    "encoder.layers.{i}.norm1.weight" => "layers.{i}.attn_out_norm.weight"
+    "encoder.layers.{i}.norm1.bias" => "layers.{i}.attn_out_norm.bias"
+    "encoder.layers.{i}.mlp.fc12.weight" => "layers.{i}.mlp.gate.weight"
+    "encoder.layers.{i}.mlp.fc11.weight" => "layers.{i}.mlp.up.weight"
+    "encoder.layers.{i}.mlp.fc2.weight" => "layers.{i}.mlp.down.weight"
+    "encoder.layers.{i}.norm2.weight" => "layers.{i}.out_norm.weight"
+    "encoder.layers.{i}.norm2.bias" => "layers.{i}.out_norm.bias"
+};
+
+pub const HF_MODERN_BERT: Rules = rules! {
+    "embeddings.tok_embeddings.weight" => "embed_tokens.weight"
+    "embeddings.norm.weight" => "embed_norm.weight"
+    "embeddings.norm.bias" => "embed_norm.bias"
+    "layers.{i}.attn_norm.weight" => "layers.{i}.attn_norm.weight"
+    "layers.{i}.attn_norm.bias" => "layers.{i}.attn_norm.bias"
+    "layers.{i}.attn.Wqkv.weight"
+        => "layers.{i}.attn.q.weight", "layers.{i}.attn.k.weight", "layers.{i}.attn.v.weight"; Qkv
+    "layers.{i}.attn.Wqkv.bias"
+        => "layers.{i}.attn.q.bias", "layers.{i}.attn.k.bias", "layers.{i}.attn.v.bias"; Qkv
+    "layers.{i}.attn.Wo.weight" => "layers.{i}.attn.o.weight"
+    "layers.{i}.attn.Wo.bias" => "layers.{i}.attn.o.bias"
+    "layers.{i}.mlp_norm.weight" => "layers.{i}.mlp_norm.weight"
+    "layers.{i}.mlp_norm.bias" => "layers.{i}.mlp_norm.bias"
+    "layers.{i}.mlp.Wi.weight" => "layers.{i}.mlp.gate.weight", "layers.{i}.mlp.up.weight"; Halves
+    "layers.{i}.mlp.Wi.bias" => "layers.{i}.mlp.gate.bias", "layers.{i}.mlp.up.bias"; Halves
+    "layers.{i}.mlp.Wo.weight" => "layers.{i}.mlp.down.weight"
+    "layers.{i}.mlp.Wo.bias" => "layers.{i}.mlp.down.bias"
+    "final_norm.weight" => "norm.weight"
+    "final_norm.bias" => "norm.bias"
+    "head.dense.weight" => "cls.dense.weight"
+    "head.dense.bias" => "cls.dense.bias"
+    "head.norm.weight" => "cls.norm.weight"
+    "head.norm.bias" => "cls.norm.bias"
+    "classifier.weight" => "cls.out.weight"
+    "classifier.bias" => "cls.out.bias"
+};
+
 /// How MLX stores the experts of mixtral.
 pub const MLX_MIXTRAL_MOE: Rules = rules! {
     "model.layers.{i}.block_sparse_moe.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"
@@ -262,4 +371,50 @@ pub const GGUF_LONG_ROPE: Rules = rules! {
 
 pub const GGUF_ROPE_FREQS: Rules = rules! {
     "rope_freqs.weight" => "rope_factors.llama3"
+};
+
+// Encoders.
+
+pub const GGUF_BERT_EMBED: Rules = rules! {
+    "token_embd.weight" => "embed_tokens.weight"
+    "token_types.weight" => "embed_types.weight"
+    "position_embd.weight" => "embed_positions.weight"
+    "token_embd_norm.weight" => "embed_norm.weight"
+    "token_embd_norm.bias" => "embed_norm.bias"
+};
+
+pub const GGUF_BERT_NORMS: Rules = rules! {
+    "blk.{i}.attn_output_norm.weight" => "layers.{i}.attn_out_norm.weight"
+    "blk.{i}.attn_output_norm.bias" => "layers.{i}.attn_out_norm.bias"
+    "blk.{i}.layer_output_norm.weight" => "layers.{i}.out_norm.weight"
+    "blk.{i}.layer_output_norm.bias" => "layers.{i}.out_norm.bias"
+};
+
+/// The MLP without a gate.
+pub const GGUF_BERT_MLP: Rules = rules! {
+    "blk.{i}.ffn_up.weight" => "layers.{i}.mlp.up.weight"
+    "blk.{i}.ffn_up.bias" => "layers.{i}.mlp.up.bias"
+    "blk.{i}.ffn_down.weight" => "layers.{i}.mlp.down.weight"
+    "blk.{i}.ffn_down.bias" => "layers.{i}.mlp.down.bias"
+};
+
+pub const GGUF_CLASSIFIER: Rules = rules! {
+    "cls.weight" => "cls.dense.weight"
+    "cls.bias" => "cls.dense.bias"
+    "cls.norm.weight" => "cls.norm.weight"
+    "cls.norm.bias" => "cls.norm.bias"
+    "cls.output.weight" => "cls.out.weight"
+    "cls.output.bias" => "cls.out.bias"
+};
+
+pub const GGUF_MODERN_BERT: Rules = rules! {
+    "token_embd.weight" => "embed_tokens.weight"
+    "token_embd_norm.weight" => "embed_norm.weight"
+    "token_embd_norm.bias" => "embed_norm.bias"
+    "output_norm.weight" => "norm.weight"
+    "output_norm.bias" => "norm.bias"
+    "blk.{i}.attn_norm.weight" => "layers.{i}.attn_norm.weight"
+    "blk.{i}.attn_norm.bias" => "layers.{i}.attn_norm.bias"
+    "blk.{i}.ffn_norm.weight" => "layers.{i}.mlp_norm.weight"
+    "blk.{i}.ffn_norm.bias" => "layers.{i}.mlp_norm.bias"
 };

@@ -49,7 +49,6 @@ const CHANGING: &[(&str, Neutral)] = &[
     ("logit_scale", Numbers(&[0.0, 1.0])),
     ("moe_every_n_layers", Numbers(&[0.0, 1.0])),
     ("nextn_predict_layers", Numbers(&[0.0])),
-    ("pooling_type", Numbers(&[0.0])),
     ("residual_scale", Numbers(&[0.0, 1.0])),
     ("rope.dimension_count_swa", SameAs("rope.dimension_count")),
     ("rope.dimension_sections", Numbers(&[0.0])),
@@ -64,10 +63,13 @@ const CHANGING: &[(&str, Neutral)] = &[
 const CHANGING_PREFIXES: [&str; 5] = ["ssm.", "wkv.", "shortconv.", "attention.indexer.", "altup."];
 
 /// Keys read without a table, and those that describe the file.
-const READ: [&str; 13] = [
+const READ: [&str; 16] = [
     "attention.sliding_window_pattern",
+    "classifier.output_labels",
+    "classifier.pooling_type",
     "expert_feed_forward_length",
     "feed_forward_length",
+    "pooling_type",
     "rope.dimension_count",
     "rope.scale_linear",
     "rope.scaling.attn_factor",
@@ -111,6 +113,9 @@ pub(crate) fn unread_keys(
             continue;
         }
         let of = |key: &str| metadata.get(&format!("{}.{key}", arch.gguf_arch)).and_then(MetaValue::as_f64);
+        if key == "attention.causal" && arch.encoder && value.as_bool() == Some(false) {
+            continue;
+        }
         let known = CHANGING.iter().find(|(name, _)| *name == key);
         match known {
             Some((_, neutral)) if neutral.allows(value, &of) => {}

@@ -14,8 +14,8 @@ use crate::safetensors::{self, Entry};
 use crate::tokenizer::TokenizerSource;
 use crate::{Checkpoint, CheckpointError, CheckpointFormat, atomic};
 
-/// Files of a tokenizer that are copied as they are.
-const TOKENIZER_FILES: [&str; 9] = [
+/// Files of a tokenizer, and of what makes vectors of hidden states, that are copied as they are.
+const COPIED_FILES: [&str; 14] = [
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -25,6 +25,11 @@ const TOKENIZER_FILES: [&str; 9] = [
     "chat_template.json",
     "tiktoken.model",
     "qwen.tiktoken",
+    "vocab.txt",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 ];
 
 /// What a written folder is like.
@@ -448,11 +453,14 @@ fn mlx_settings(outputs: &[Output], quantisation: Option<MlxQuantisation>) -> Op
 
 fn write_tokenizer(ckpt: &Checkpoint, dir: &Path) -> Result<(), CheckpointError> {
     let TokenizerSource::Gguf(metadata) = &ckpt.tokenizer else {
-        for file in TOKENIZER_FILES {
-            let from = ckpt.path.join(file);
+        for file in COPIED_FILES {
+            let (from, to) = (ckpt.path.join(file), dir.join(file));
             if from.is_file() {
+                if let Some(parent) = to.parent() {
+                    atomic::create_dir(parent)?;
+                }
                 let bytes = fs::read(&from).map_err(CheckpointError::io(&from, "read the file"))?;
-                atomic::write(&dir.join(file), &bytes)?;
+                atomic::write(&to, &bytes)?;
             }
         }
         return Ok(());

@@ -3,7 +3,7 @@
 use mlxr_tensor::HostTensor;
 use serde_json::{Map, Value};
 
-use crate::arch::{Kind, Llama3};
+use crate::arch::{CLASSIFIER_POOLING, CLASSIFIER_POOLINGS, Kind, Llama3};
 use crate::gguf::{MetaArray, MetaValue};
 use crate::{Checkpoint, CheckpointError};
 
@@ -28,6 +28,18 @@ pub(crate) fn hparams(ckpt: &Checkpoint) -> Result<(Entries, Vec<HostTensor>), C
     if let Some(pattern) = unusual_windows(ckpt) {
         put("attention.sliding_window_pattern", MetaValue::Array(MetaArray::of_bool(&pattern)));
     }
+    if arch.encoder {
+        put("attention.causal", MetaValue::Bool(false));
+        let pooling = config.get("classifier_pooling").and_then(Value::as_str).unwrap_or("cls");
+        if let Some((id, _)) = CLASSIFIER_POOLINGS.iter().find(|(_, name)| *name == pooling)
+            && ckpt.tensor("cls.out.weight").is_some()
+        {
+            put(CLASSIFIER_POOLING, MetaValue::U32(*id));
+        }
+    }
+    if let Some(pooling) = ckpt.embedding.pooling {
+        put("pooling_type", MetaValue::U32(pooling.gguf_id()));
+    }
     let mut tensors = Vec::new();
     if let Some(scaling) = config.get("rope_scaling").and_then(Value::as_object) {
         rope_scaling(ckpt, scaling, &mut put, &mut tensors)?;
@@ -40,6 +52,7 @@ fn number(ckpt: &Checkpoint, key: &str, value: &Value, kind: Kind) -> Result<Met
         Kind::Int => value.as_u64().and_then(|n| u32::try_from(n).ok()).map(MetaValue::U32),
         Kind::Float => value.as_f64().map(|f| MetaValue::F32(f as f32)),
         Kind::Bool => value.as_bool().map(MetaValue::Bool),
+        Kind::Text => value.as_str().map(MetaValue::from),
     };
     let list = || {
         let items: Option<Vec<u32>> =

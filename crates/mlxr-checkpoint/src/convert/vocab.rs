@@ -140,9 +140,15 @@ fn from_json(
     let tokenizer: Value = serde_json::from_slice(tokenizer_json).map_err(CheckpointError::json(&path))?;
     let refuse = |what: String, hint: &str| CheckpointError::unsupported(&path, what, hint);
     let model = &tokenizer["model"];
+    if model["type"] == "WordPiece" {
+        return from_word_piece(ckpt, n_vocab, &path, &tokenizer);
+    }
     let (Some("BPE"), Some(vocab)) = (model["type"].as_str().or(Some("BPE")), model["vocab"].as_object())
     else {
-        return Err(refuse(format!("a tokenizer of type {}", model["type"]), "only BPE is written to GGUF"));
+        return Err(refuse(
+            format!("a tokenizer of type {}", model["type"]),
+            "only BPE and WordPiece are written to GGUF",
+        ));
     };
     let is_spm = replaces_spaces(&tokenizer["normalizer"]) || model["byte_fallback"] == true;
     let merges = merges(&model["merges"])
@@ -184,6 +190,57 @@ fn from_json(
         entries.push(("tokenizer.ggml.merges".to_owned(), MetaValue::Array(array)));
     }
     put_specials(ckpt, &tokenizer, &ids_of(&tokens), &mut entries);
+    Ok(entries)
+}
+
+/// BERT's vocabulary: pieces that begin a word get a block before them, those inside one lose their `##`.
+fn from_word_piece(
+    ckpt: &Checkpoint,
+    n_vocab: usize,
+    path: &std::path::Path,
+    tokenizer: &Value,
+) -> Result<Entries, CheckpointError> {
+    let (model, normalizer) = (&tokenizer["model"], &tokenizer["normalizer"]);
+    let prefix = model["continuing_subword_prefix"].as_str().unwrap_or("##");
+    let usual = prefix == "##" && normalizer["type"] == "BertNormalizer";
+    let Some(vocab) = model["vocab"].as_object().filter(|_| usual) else {
+        let what = format!("WordPiece with the prefix {prefix:?} and the normalizer {}", normalizer["type"]);
+        return Err(CheckpointError::unsupported(path, what, "only BERT's own kind is written to GGUF"));
+    };
+    let mut tokens = padding(n_vocab);
+    for (text, id) in vocab {
+        let spelt = text.strip_prefix(prefix).map_or_else(|| format!("\u{2581}{text}"), str::to_owned);
+        let token = Token { text: spelt.into_bytes(), score: ADDED_SCORE, kind: NORMAL };
+        place(&mut tokens, id, token).ok_or_else(|| outside(path, text, id, n_vocab))?;
+    }
+    for entry in tokenizer["added_tokens"].as_array().into_iter().flatten() {
+        let token = Token { kind: CONTROL, ..added_token(entry, false) };
+        let text = String::from_utf8_lossy(&token.text).into_owned();
+        place(&mut tokens, &entry["id"], token).ok_or_else(|| outside(path, &text, &entry["id"], n_vocab))?;
+    }
+    let lowercase = normalizer["lowercase"].as_bool().unwrap_or(true);
+    let mut entries = vec![
+        ("tokenizer.ggml.model".to_owned(), MetaValue::from("bert")),
+        ("tokenizer.ggml.pre".to_owned(), MetaValue::from("default")),
+        ("tokenizer.ggml.normalizer.lowercase".to_owned(), MetaValue::Bool(lowercase)),
+    ];
+    if let Some(strip) = normalizer["strip_accents"].as_bool() {
+        entries.push(("tokenizer.ggml.normalizer.strip_accents".to_owned(), MetaValue::Bool(strip)));
+    }
+    let n_types = ckpt.config.get("type_vocab_size").and_then(Value::as_u64).unwrap_or(1);
+    let n_types = MetaValue::U32(u32::try_from(n_types).unwrap_or(1));
+    entries.push(("tokenizer.ggml.token_type_count".to_owned(), n_types));
+    put_arrays(&mut entries, &tokens, false);
+    let ids = ids_of(&tokens);
+    put_specials(ckpt, tokenizer, &ids, &mut entries);
+    // The first token of a text, which BERT's tokenizer knows by another name.
+    let config = tokenizer_config(ckpt);
+    let cls = config.get("cls_token").and_then(|e| e.as_str().or_else(|| e["content"].as_str()));
+    if let Some(id) = ids.get(cls.unwrap_or("[CLS]")) {
+        const FIRST: &str = "tokenizer.ggml.bos_token_id";
+        entries.retain(|(key, _)| key != FIRST);
+        entries.push((FIRST.to_owned(), MetaValue::U32(*id)));
+    }
     Ok(entries)
 }
 

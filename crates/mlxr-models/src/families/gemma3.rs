@@ -1,6 +1,8 @@
 //! Gemma 3, the text model: Gemma 2 with norms on q and k in place of the caps, five windowed layers to one that
 //! sees all, and different rotary embeddings for the two kinds.
 
+use mlxr_tensor::Reach;
+
 use super::gemma2::{read_softcap, set_gemma_shape};
 use crate::ModelError;
 use crate::config::{DecoderConfig, Defaults, LayerKind, QkNorm, sized};
@@ -32,6 +34,13 @@ pub fn config(fields: &Fields<'_>) -> Result<DecoderConfig, ModelError> {
     };
     let kinds = set_gemma_shape(&mut config, fields, |i| (i + 1) % pattern != 0)?;
     config.qk_norm = QkNorm::PerHead;
+    if fields.flag("use_bidirectional_attention")? == Some(true) {
+        config.reach = Reach::Both;
+        // The window is as wide as stated, half of it on each side.
+        for layer in &mut config.layers {
+            layer.window = layer.window.map(|window| window / 2 + 1);
+        }
+    }
     config.attention_softcap = read_softcap(fields, "attn_logit_softcapping", None)?;
     config.logit_softcap = read_softcap(fields, "final_logit_softcapping", None)?;
     config.set_rope(fields, &kinds, DEFAULTS.theta, true)?;

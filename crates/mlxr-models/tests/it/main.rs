@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
 
 mod configs;
+mod embedder;
 mod exact;
 mod golden;
 mod harness;

@@ -151,15 +151,16 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 async fn serve_until_told(app: Arc<App>, listeners: Listeners) -> std::io::Result<()> {
     let alive = tokio::spawn(service_manager::keep_alive());
     let told = app.clone();
-    let stopping = async move {
+    let farewell = tokio::spawn(async move {
         told.stopper.wait_for(Phase::Finishing).await;
         tracing::info!("stopping; a second signal cancels the requests that run");
         service_manager::stopping();
-    };
+    });
     service_manager::ready();
-    let result = serve(app, listeners, stopping).await;
+    // The stopper alone says when.
+    serve(app, listeners, std::future::pending()).await?;
     alive.abort();
-    result
+    farewell.await.map_err(std::io::Error::other)
 }
 
 fn models(args: &ServeArgs) -> anyhow::Result<std::sync::Arc<Models>> {

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Real clients against a real server on an ephemeral loopback port: installs them under target/clients (needs the
 # package registries, python3 and node), starts `mlxr serve` with the bundled model, runs every *_check here.
+# Packages that cannot live with the others (requirements-NAME.txt) get an environment of their own.
 # Usage: tests/clients/run.sh [path/to/mlxr]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,8 +15,16 @@ if [ -z "$mlxr" ]; then
   mlxr=$PWD/target/debug/mlxr
 fi
 
-[ -x "$work/venv/bin/python" ] || python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+for wanted in "$here"/requirements*.txt; do
+  venv=$work/venv${wanted#"$here/requirements"}
+  venv=${venv%.txt}
+  # Reinstalled when the list changes.
+  if ! cmp --silent "$wanted" "$venv/installed.txt"; then
+    python3 -m venv --clear "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$wanted"
+    cp "$wanted" "$venv/installed.txt"
+  fi
+done
 mkdir -p "$work/node"
 cp "$here"/package.json "$here"/*.mjs "$work/node/"
 (cd "$work/node" && npm install --silent --no-audit --no-fund --no-package-lock)
@@ -41,10 +50,13 @@ export MLXR_URL=${url:?the server did not start} MLXR_SOCKET=$run/mlxr.sock
 export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1
 
 for check in "$here"/*_check.py; do
-  echo "== ${check##*/}"
-  "$work/venv/bin/python" "$check"
+  echo "== ${check##*/} ($SECONDS s)"
+  name=$(basename "$check" _check.py)
+  venv=$work/venv-$name
+  [ -d "$venv" ] || venv=$work/venv
+  "$venv/bin/python" "$check"
 done
 for check in "$work"/node/*_check.mjs; do
-  echo "== ${check##*/}"
+  echo "== ${check##*/} ($SECONDS s)"
   node "$check"
 done

@@ -20,8 +20,10 @@ pub enum ServeError {
     /// A field that cannot be honoured as it is.
     #[error("{reason}")]
     Invalid { field: Option<String>, reason: String },
-    /// Worded so that clients which look for OpenAI's message find it.
-    #[error("this model's maximum context length is {n_ctx} tokens, but the prompt has {n_prompt}")]
+    /// Clients know this case by its words: LiteLLM by OpenAI's, LangChain by Anthropic's. Both are here.
+    #[error(
+        "prompt is too long: it has {n_prompt} tokens, and this model's maximum context length is {n_ctx} tokens"
+    )]
     ContextLength { n_prompt: usize, n_ctx: usize },
     /// Strict mode met fields that would otherwise have been reported.
     #[error("{}", reasons.join("; "))]

@@ -33,7 +33,10 @@ def check_chat(chat):
     joined = chunks[0]
     for chunk in chunks[1:]:
         joined += chunk
-    assert joined.usage_metadata == usage, (joined.usage_metadata, usage)
+    again = joined.usage_metadata
+    assert again["total_tokens"] == usage["total_tokens"], (again, usage)
+    # The same prompt a second time: its full blocks are in the prefix cache.
+    assert 0 < again["input_token_details"]["cache_read"] < again["input_tokens"], again
     stopped = chat.invoke(ASK, stop=["."])
     assert stopped.content == text.split(".")[0], stopped
     # What LangChain is for: a template in front of a model, several inputs at once.

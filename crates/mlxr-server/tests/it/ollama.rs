@@ -266,7 +266,7 @@ async fn errors_are_a_text_under_the_right_status() {
         GENERATE,
         story(json!({"options": {"num_ctx": 9}})),
         400,
-        "length is 9 tokens, but the prompt has 16",
+        "it has 16 tokens, and this model's maximum context length is 9 tokens",
     )
     .await;
     check(GENERATE, story(json!({"template": "{{ .Prompt }}"})), 400, "template cannot be given").await;

@@ -25,7 +25,10 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// Silence inside a body after which the request is given up.
     pub body_timeout: Duration,
-    /// From the first byte of a request to the end of its headers.
+    /// Time for a whole body, however steadily it comes.
+    pub body_deadline: Duration,
+    /// From the end of a request, or the connection's beginning, to the end of the next one's headers: also how long
+    /// an idle connection is kept.
     pub header_timeout: Duration,
     pub max_connections: usize,
     /// What a client may ask for whose key says nothing else.
@@ -39,6 +42,7 @@ impl Default for Limits {
         Self {
             max_body_bytes: 32 << 20,
             body_timeout: Duration::from_secs(30),
+            body_deadline: Duration::from_secs(300),
             header_timeout: Duration::from_secs(10),
             max_connections: 4096,
             client: ClientLimits::default(),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::header::CONTENT_LENGTH;
 use axum::response::Response;
 use bytes::Bytes;
 
@@ -42,9 +43,16 @@ async fn read_body(request: Request, limits: &Limits) -> Result<Bytes, ServeErro
     use axum::extract::FromRequest;
     use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 
-    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection {
+    let max_bytes = limits.max_body_bytes;
+    // What is announced need not come.
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|n_bytes: u64| n_bytes > max_bytes as u64) {
+        return Err(ServeError::BodyTooLarge { max_bytes });
+    }
+    let whole = tokio::time::timeout(limits.body_deadline, Bytes::from_request(request, &()));
+    whole.await.map_err(|_| ServeError::BodyTimeout)?.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
-            ServeError::BodyTooLarge { max_bytes: limits.max_body_bytes }
+            ServeError::BodyTooLarge { max_bytes }
         }
         rejection if is_timeout(&rejection) => ServeError::BodyTimeout,
         rejection => ServeError::Invalid { field: None, reason: rejection.body_text() },

@@ -10,6 +10,7 @@ mod completions;
 mod errors;
 mod harness;
 mod keys;
+mod limits;
 mod models;
 mod ollama;
 mod sockets;

@@ -27,8 +27,12 @@ pub fn main() -> ExitCode {
         choice.write_global();
     }
     let reader = if matches!(cli.command, Command::Serve(_)) { Reader::Later } else { Reader::Waiting };
-    logging::init(cli.global.log_level.as_deref(), reader);
-    let result = run(cli.command);
+    let log = match &cli.command {
+        Command::Serve(args) => Some(&args.log),
+        _ => None,
+    };
+    let started = logging::init(cli.global.log_level.as_deref(), reader, log);
+    let result = started.and_then(|()| run(cli.command));
     match result.and_then(|code| output::flush().map(|()| code)) {
         Ok(code) => code,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,

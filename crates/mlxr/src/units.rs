@@ -1,4 +1,6 @@
-//! Numbers as people read them.
+//! Numbers as people read and write them.
+
+use std::time::Duration;
 
 /// `27.3 M`, `1.1 B`; exact below a thousand.
 pub fn count(n: u64) -> String {
@@ -25,6 +27,51 @@ pub fn seconds(s: f64) -> String {
     }
 }
 
+/// The largest unit that fits, whole.
+pub fn span(seconds: u64) -> String {
+    let (n, unit) = match seconds {
+        0..60 => (seconds, "s"),
+        60..3600 => (seconds / 60, "min"),
+        3600..172_800 => (seconds / 3600, "h"),
+        _ => (seconds / 86_400, "d"),
+    };
+    format!("{n} {unit}")
+}
+
+/// `90s`, `5m`, `12h`, `30d`, `52w`.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    let expected = || "expected a time such as 12h, 30d or 52w".to_owned();
+    let unit = text.chars().last().ok_or_else(expected)?;
+    let factor = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        'w' => 604_800,
+        _ => return Err(expected()),
+    };
+    let digits = &text[..text.len() - 1];
+    let seconds = digits.parse::<u64>().ok().filter(|n| *n > 0).and_then(|n| n.checked_mul(factor));
+    seconds.map(Duration::from_secs).ok_or_else(expected)
+}
+
+/// `1500`, `64K`, `512M`, `12G`.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'k', 'M', 'm', 'G', 'g']) {
+        Some(digits) => (
+            digits,
+            match text.as_bytes()[digits.len()].to_ascii_uppercase() {
+                b'K' => 10,
+                b'M' => 20,
+                _ => 30,
+            },
+        ),
+        None => (text, 0),
+    };
+    let parsed = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).filter(|n| *n > 0);
+    parsed.ok_or_else(|| "expected a number of bytes such as 1500, 64K, 512M or 12G".to_owned())
+}
+
 fn scaled(value: f64, steps: &[(f64, &str)]) -> Option<String> {
     let &(size, unit) = steps.iter().find(|(size, _)| *size <= value)?;
     let scaled = value / size;
@@ -46,5 +93,27 @@ mod tests {
         assert_eq!(bytes(200 << 20), "200 MiB");
         assert_eq!(seconds(0.0123), "12.3 ms");
         assert_eq!(seconds(150.0), "2 min 30 s");
+    }
+
+    #[test]
+    fn spans_are_read_and_written_in_one_unit() {
+        assert_eq!(parse_span("30d"), Ok(Duration::from_secs(2_592_000)));
+        assert_eq!(parse_span("90s"), Ok(Duration::from_secs(90)));
+        for bad in ["", "d", "0d", "-1d", "1y", "30", "1.5h", "99999999999999999999d", "3ü"] {
+            assert!(parse_span(bad).is_err(), "{bad}");
+        }
+        assert_eq!(span(59), "59 s");
+        assert_eq!(span(7200), "2 h");
+        assert_eq!(span(2_592_000), "30 d");
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_bytes("1500"), Ok(1500));
+        assert_eq!(parse_bytes("2k"), Ok(2048));
+        assert_eq!(parse_bytes("12G"), Ok(12 << 30));
+        for bad in ["", "G", "0", "-1", "1.5M", "99999999999G"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 }

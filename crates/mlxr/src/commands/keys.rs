@@ -11,6 +11,7 @@ use mlxr_server::{ClientLimits, Issued, Key, KeyFile, KeyFileError, NewKey, Scop
 use serde_json::{Value, json};
 
 use crate::failure::failure;
+use crate::units::{self, span};
 use crate::{folders, output};
 
 /// Create, list, revoke and rotate the keys clients show to a server.
@@ -55,7 +56,7 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SCOPE", default_value = "inference")]
     pub scope: Vec<Scope>,
     /// When it ends, from now, such as 12h, 30d or 52w [default: never]
-    #[arg(long, value_name = "TIME", value_parser = parse_span)]
+    #[arg(long, value_name = "TIME", value_parser = units::parse_span)]
     pub expires: Option<Duration>,
     /// Requests it may send in a minute [default: as the server says]
     #[arg(long, value_name = "N", value_parser = parse_positive)]
@@ -201,51 +202,6 @@ fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The largest unit that fits, whole.
-fn span(seconds: u64) -> String {
-    let (n, unit) = match seconds {
-        0..60 => (seconds, "s"),
-        60..3600 => (seconds / 60, "min"),
-        3600..172_800 => (seconds / 3600, "h"),
-        _ => (seconds / 86_400, "d"),
-    };
-    format!("{n} {unit}")
-}
-
-/// `90s`, `5m`, `12h`, `30d`, `52w`.
-fn parse_span(text: &str) -> Result<Duration, String> {
-    let expected = || "expected a time such as 12h, 30d or 52w".to_owned();
-    let unit = text.chars().last().ok_or_else(expected)?;
-    let factor = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        'w' => 604_800,
-        _ => return Err(expected()),
-    };
-    let digits = &text[..text.len() - 1];
-    let seconds = digits.parse::<u64>().ok().filter(|n| *n > 0).and_then(|n| n.checked_mul(factor));
-    seconds.map(Duration::from_secs).ok_or_else(expected)
-}
-
 fn parse_positive(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number above 0".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_read_and_written_in_one_unit() {
-        assert_eq!(parse_span("30d"), Ok(Duration::from_secs(2_592_000)));
-        assert_eq!(parse_span("90s"), Ok(Duration::from_secs(90)));
-        for bad in ["", "d", "0d", "-1d", "1y", "30", "1.5h", "99999999999999999999d", "3ü"] {
-            assert!(parse_span(bad).is_err(), "{bad}");
-        }
-        assert_eq!(span(59), "59 s");
-        assert_eq!(span(7200), "2 h");
-        assert_eq!(span(2_592_000), "30 d");
-    }
 }

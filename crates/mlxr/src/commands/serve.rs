@@ -18,7 +18,8 @@ use mlxr_server::{
 
 use crate::args::LoadArgs;
 use crate::failure::{EXIT_INTERRUPTED, failure, usage};
-use crate::{bundled, folders, loaded, output, service_manager};
+use crate::logging::LogArgs;
+use crate::{bundled, folders, loaded, output, service_manager, units};
 
 /// The name of the bundled model.
 const BUNDLED: &str = "mlxr-27m";
@@ -47,6 +48,8 @@ pub struct ServeArgs {
     pub listen: ListenArgs,
     #[command(flatten)]
     pub limits: LimitArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 #[derive(Debug, Args)]
@@ -91,16 +94,16 @@ pub struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = parse_positive)]
     pub max_batch_tokens: usize,
     /// Memory of a model's keys and values, such as 512M [default: as many as 8 full sequences]
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     pub kv_size: Option<u64>,
     /// Memory of all models together, such as 12G [default: nine tenths of what there is]
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_bytes)]
     pub memory: Option<u64>,
     /// How long a model stays loaded after its last request, such as 90s, 5m, 1h or forever
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_keep_alive)]
     pub keep_alive: KeepAlive,
     /// The largest body of a request
-    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = units::parse_bytes)]
     pub max_body: u64,
     /// Connections at a time; more wait
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = parse_positive)]
@@ -308,23 +311,6 @@ fn parse_limit(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number above 0".to_owned())
 }
 
-/// `1500`, `64K`, `512M`, `12G`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.strip_suffix(['K', 'k', 'M', 'm', 'G', 'g']) {
-        Some(digits) => (
-            digits,
-            match text.as_bytes()[digits.len()].to_ascii_uppercase() {
-                b'K' => 10,
-                b'M' => 20,
-                _ => 30,
-            },
-        ),
-        None => (text, 0),
-    };
-    let parsed = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).filter(|n| *n > 0);
-    parsed.ok_or_else(|| "expected a number of bytes such as 1500, 64K, 512M or 12G".to_owned())
-}
-
 /// `90`, `90s`, `5m`, `1h`.
 fn parse_time(text: &str) -> Result<Duration, String> {
     let (digits, factor) = match text.strip_suffix(['s', 'm', 'h']) {
@@ -360,13 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_times_have_units() {
-        assert_eq!(parse_bytes("1500"), Ok(1500));
-        assert_eq!(parse_bytes("2k"), Ok(2048));
-        assert_eq!(parse_bytes("12G"), Ok(12 << 30));
-        for bad in ["", "G", "0", "-1", "1.5M", "99999999999G"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
+    fn times_have_units() {
         assert_eq!(parse_time("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(parse_keep_alive("0"), Ok(KeepAlive::For(Duration::ZERO)));
         assert_eq!(parse_keep_alive("forever"), Ok(KeepAlive::Forever));

@@ -203,3 +203,26 @@ fn the_second_signal_cancels_requests_at_once() {
     assert!(rest.contains("shutting_down") && !rest.contains("[DONE]"), "{rest}");
     assert_eq!(server.code(), Some(0));
 }
+
+#[test]
+fn the_log_file_says_of_every_request_how_it_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mlxr.log");
+    let mut command = serve();
+    command.args(["--port", "0", "--no-socket", "--log-format", "json", "--log-file"]).arg(&path);
+    let mut server = Server::start(&mut command, 1);
+    let stream = begin_stream(&server.addresses[0], 5);
+    server.signal("-TERM");
+    rest(stream);
+    assert_eq!(server.code(), Some(0));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let line = lines.iter().find(|line| line["message"] == "generation").expect("a line of the request");
+    assert_eq!((&line["model"], &line["client"]), (&"mlxr-27m".into(), &"127.0.0.1".into()));
+    assert_eq!((&line["outcome"], &line["n_completion"]), (&"length".into(), &5.into()));
+    for field in ["n_prompt", "n_cached", "queued_ms", "ttft_ms", "itl_ms", "total_ms"] {
+        assert!(line[field].is_number(), "{field}: {line}");
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}

@@ -38,6 +38,22 @@ pub(crate) fn parse_rest<T: DeserializeOwned>(fields: Map<String, Value>) -> Res
     serde_path_to_error::deserialize(Value::Object(fields)).map_err(from_path_error)
 }
 
+/// Gives requests that are read in one go their `parse`.
+macro_rules! parsed {
+    ($($request:ty),+) => { $(
+        impl $request {
+            /// Reads a body.
+            ///
+            /// # Errors
+            /// [`BodyError`](crate::BodyError) names the field that is wrong.
+            pub fn parse(body: &[u8]) -> Result<Self, crate::BodyError> {
+                crate::body::parse(body)
+            }
+        }
+    )+ };
+}
+pub(crate) use parsed;
+
 fn from_path_error(error: serde_path_to_error::Error<serde_json::Error>) -> BodyError {
     let is_syntax = matches!(
         error.inner().classify(),

@@ -5,6 +5,7 @@
 
 pub mod anthropic;
 mod body;
+pub mod native;
 pub mod ollama;
 pub mod openai;
 mod schema;

@@ -1,0 +1,59 @@
+//! `GET /mlxr/v1/stats` and `GET /mlxr/v1/version`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::models::MemoryUse;
+
+/// What an engine has done and holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::EngineStats)]
+pub struct EngineStats {
+    pub model: String,
+    /// Sequences in the queue.
+    pub n_waiting: usize,
+    /// Sequences in the batch.
+    pub n_running: usize,
+    pub n_steps: u64,
+    /// Rows run, recomputed ones included.
+    pub n_rows: u64,
+    pub n_generated: u64,
+    /// Sequences that lost their blocks and were computed again.
+    pub n_preemptions: u64,
+    pub n_block_copies: u64,
+    pub n_blocks: usize,
+    pub n_blocks_free: usize,
+    /// Blocks with more than one owner.
+    pub n_blocks_shared: usize,
+    /// The most blocks in use at one time so far.
+    pub n_blocks_used_peak: usize,
+    pub n_ctx: usize,
+    /// Bytes the model was planned to take.
+    pub memory_bytes: u64,
+    pub n_leases: usize,
+}
+
+/// The whole server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::Stats)]
+pub struct Stats {
+    pub version: String,
+    pub uptime_s: f64,
+    pub memory: MemoryUse,
+    /// Bytes of the process in memory, mapped files that are cached included; null where the system does not say.
+    pub process_bytes: Option<u64>,
+    pub models: Vec<EngineStats>,
+}
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::Version)]
+pub struct Version {
+    pub version: String,
+    /// Such as `linux`.
+    pub os: String,
+    /// Such as `x86_64`.
+    pub arch: String,
+    /// What computes.
+    pub backend: String,
+}

@@ -8,12 +8,14 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use mlxr_api::native::config::ConfigReport;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::clients::{Client, Clients};
 use crate::dialect::Dialect;
 use crate::keys::{ClientLimits, Needs, Scope, needed};
+use crate::log_ring::LogRing;
 use crate::model_manager::Models;
 use crate::stopping::Stopper;
 use crate::telemetry::Telemetry;
@@ -51,6 +53,15 @@ impl Default for Limits {
     }
 }
 
+/// What the program around the service lends it.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Shared with the program's subscriber.
+    pub logs: LogRing,
+    /// The settings in effect, for clients that ask.
+    pub config: ConfigReport,
+}
+
 /// What every handler works with.
 #[derive(Debug)]
 pub struct App {
@@ -60,13 +71,28 @@ pub struct App {
     /// Ends the server from inside.
     pub stopper: Stopper,
     pub(crate) clients: Clients,
+    pub logs: LogRing,
+    pub config: ConfigReport,
+    pub started: Instant,
 }
 
 impl App {
     pub fn new(models: Arc<Models>, limits: Limits) -> Result<Arc<App>, ServeError> {
+        App::within(Surroundings::default(), models, limits)
+    }
+
+    /// A service that shows what the program around it knows.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn within(
+        Surroundings { logs, config }: Surroundings,
+        models: Arc<Models>,
+        limits: Limits,
+    ) -> Result<Arc<App>, ServeError> {
         let telemetry = Telemetry::new().map_err(ServeError::internal)?;
-        let clients = Clients::new(limits.client);
-        Ok(Arc::new(App { models, telemetry, limits, stopper: Stopper::default(), clients }))
+        let (clients, stopper, started) = (Clients::new(limits.client), Stopper::default(), Instant::now());
+        Ok(Arc::new(App { models, telemetry, limits, stopper, clients, logs, config, started }))
     }
 
     /// All routes. Access rules are the listeners'.

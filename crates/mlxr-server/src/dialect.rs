@@ -11,6 +11,8 @@ pub enum Dialect {
     OpenAi,
     Ollama,
     Anthropic,
+    /// Our own, and the routes that belong to no client.
+    Native,
 }
 
 impl Dialect {
@@ -18,7 +20,9 @@ impl Dialect {
     pub fn of_path(path: &str) -> Dialect {
         let is_below =
             |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if is_below("/api") {
+        if is_below("/mlxr") || ["/health", "/metrics", "/openapi.json", "/docs"].contains(&path) {
+            Dialect::Native
+        } else if is_below("/api") {
             Dialect::Ollama
         } else if is_below("/v1/messages") {
             Dialect::Anthropic
@@ -34,6 +38,7 @@ impl Dialect {
             Dialect::OpenAi => translate::openai::error_response(error),
             Dialect::Ollama => translate::ollama::error_response(error),
             Dialect::Anthropic => translate::anthropic::error_response(error),
+            Dialect::Native => translate::native::error_response(error),
         }
     }
 }

@@ -30,6 +30,10 @@ pub enum ServeError {
     NotHonoured { field: String, reasons: Vec<String> },
     #[error("the model {model:?} does not exist; known are {known}")]
     ModelNotFound { model: String, known: String },
+    #[error("{model:?} is in use by {n_leases} requests")]
+    ModelBusy { model: String, n_leases: usize },
+    #[error("{model:?} runs no request {id:?}")]
+    NoSuchRequest { model: String, id: String },
     #[error("no such route: {method} {path}")]
     NoRoute { method: String, path: String },
     #[error("{method} is not allowed for {path}")]
@@ -50,7 +54,7 @@ pub enum ServeError {
     #[error(
         "{model:?} does not fit: {plan} needed, {used_bytes} of {limit_bytes} bytes are taken by models in use"
     )]
-    OutOfMemory { model: String, plan: MemoryPlan, used_bytes: u64, limit_bytes: u64 },
+    OutOfMemory { model: String, plan: Box<MemoryPlan>, used_bytes: u64, limit_bytes: u64 },
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("internal error")]
@@ -71,7 +75,10 @@ impl ServeError {
             ServeError::Invalid { .. }
             | ServeError::ContextLength { .. }
             | ServeError::NotHonoured { .. } => StatusCode::BAD_REQUEST,
-            ServeError::ModelNotFound { .. } | ServeError::NoRoute { .. } => StatusCode::NOT_FOUND,
+            ServeError::ModelNotFound { .. }
+            | ServeError::NoSuchRequest { .. }
+            | ServeError::NoRoute { .. } => StatusCode::NOT_FOUND,
+            ServeError::ModelBusy { .. } => StatusCode::CONFLICT,
             ServeError::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             ServeError::Denied(Denied::Scope { .. }) | ServeError::Forbidden { .. } => StatusCode::FORBIDDEN,
             ServeError::Denied(_) => StatusCode::UNAUTHORIZED,

@@ -22,6 +22,8 @@ pub struct MemoryPlan {
     pub kv_bytes: u64,
     /// Activations and logits of the largest step.
     pub step_bytes: u64,
+    /// One KV block.
+    pub block_bytes: u64,
 }
 
 impl MemoryPlan {
@@ -37,6 +39,10 @@ impl MemoryPlan {
             Some(n_ctx) => u32::try_from(n_ctx).unwrap_or(u32::MAX),
             None => config.n_ctx_train.min(DEFAULT_CTX),
         };
+        if n_ctx > config.n_ctx_max {
+            let (model, n_ctx_max) = (ckpt.path.display().to_string(), config.n_ctx_max);
+            return Err(ModelError::ContextTooLong { model, n_ctx, n_ctx_max }.into());
+        }
         let spec = KvSpec {
             n_blocks: 1,
             block_tokens: options.block_tokens,
@@ -55,7 +61,7 @@ impl MemoryPlan {
             },
             |bytes| bytes as u64,
         );
-        Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes })
+        Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, block_bytes })
     }
 
     pub const fn total_bytes(&self) -> u64 {
@@ -65,7 +71,7 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes } = self;
+        let MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, .. } = self;
         let total = self.total_bytes();
         write!(
             f,
@@ -114,6 +120,16 @@ impl Memory {
     }
 }
 
+/// Bytes of this process in memory; `None` where the system does not say.
+pub fn process_bytes() -> Option<u64> {
+    use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+
+    let (mut system, pid) = (System::new(), Pid::from_u32(std::process::id()));
+    let what = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, what);
+    system.process(pid).map(sysinfo::Process::memory)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 mod tests {
@@ -139,10 +155,12 @@ mod tests {
         let fixed = EngineOptions { kv_bytes: Some(seq_bytes as usize), ..options };
         assert_eq!(plan(&fixed, u64::MAX).kv_bytes, seq_bytes);
         assert_eq!(plan(&EngineOptions { n_ctx: Some(64), ..options }, u64::MAX).n_ctx, 64);
+        assert_eq!(roomy.block_bytes * 512 / options.block_tokens as u64, seq_bytes);
     }
 
     #[test]
     fn this_machine_has_memory() {
         assert!(Memory::detect().limit_bytes > 1 << 20);
+        assert!(process_bytes().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -6,6 +6,8 @@
 //!
 //! Invariant: the plans of all resident models together are within the limit.
 
+mod residence;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ use crate::ServeError;
 use crate::ids::unix_s;
 use crate::loaded::{EngineSetup, LoadError, LoadedModel, ModelSource};
 use crate::memory::{Memory, MemoryPlan};
+
+pub use residence::{MemoryUse, Residence};
 
 /// How long a model stays in memory after its last request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,8 +221,9 @@ impl Models {
                 if smaller.total_bytes() <= room {
                     return Ok(smaller);
                 }
-                let (model, limit_bytes) = (name.to_owned(), self.memory.limit_bytes);
-                return Err(ServeError::OutOfMemory { model, plan: smaller, used_bytes, limit_bytes });
+                let (model, plan) = (name.to_owned(), Box::new(smaller));
+                let limit_bytes = self.memory.limit_bytes;
+                return Err(ServeError::OutOfMemory { model, plan, used_bytes, limit_bytes });
             };
             tracing::info!(model = victim, "unloading to make room for {name}");
             self.unload_now(&victim).await;

@@ -1,6 +1,7 @@
 //! Metrics, in Prometheus' text format. Each server has its own recorder, so nothing here is global.
 
 use std::fmt;
+use std::time::Duration;
 
 use metrics::{
     Counter, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -10,6 +11,8 @@ use metrics_exporter_prometheus::{
 };
 
 use crate::loaded::LoadedModel;
+use crate::memory::process_bytes;
+use crate::model_manager::{MemoryUse, Models};
 
 /// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BUCKETS: [f64; 16] =
@@ -97,12 +100,14 @@ impl Telemetry {
     }
 
     /// The text Prometheus scrapes, with what the engines hold right now.
-    pub fn render(&self, models: &[std::sync::Arc<LoadedModel>]) -> String {
+    pub fn render(&self, models: &Models, uptime: Duration) -> String {
         metrics::with_local_recorder(&self.recorder, || {
-            gauge!("mlxr_models_loaded").set(models.len() as f64);
-            for model in models {
+            let resident = models.resident();
+            gauge!("mlxr_models_loaded").set(resident.len() as f64);
+            for model in &resident {
                 record_engine(model);
             }
+            record_server(models.memory_use(), uptime);
         });
         self.handle.render()
     }
@@ -155,6 +160,10 @@ fn record_engine(model: &LoadedModel) {
     total("mlxr_engine_steps_total", stats.n_steps);
     total("mlxr_engine_rows_total", stats.n_rows);
     total("mlxr_engine_preemptions_total", stats.n_preemptions);
+    if stats.n_steps > 0 {
+        let rows = stats.n_rows as f64 / stats.n_steps as f64;
+        gauge!("mlxr_engine_rows_per_step", "model" => name.clone()).set(rows);
+    }
     total("mlxr_prefix_cache_lookups_total", stats.cache.n_lookups);
     total("mlxr_prefix_cache_lookup_tokens_total", stats.cache.n_lookup_tokens);
     total("mlxr_prefix_cache_hit_tokens_total", stats.cache.n_hit_tokens);
@@ -162,6 +171,16 @@ fn record_engine(model: &LoadedModel) {
     set("mlxr_prefix_cache_blocks", stats.cache.n_blocks);
     set("mlxr_prefix_cache_idle_blocks", stats.cache.n_idle_blocks);
     gauge!("mlxr_model_memory_bytes", "model" => name.clone()).set(model.plan.total_bytes() as f64);
+}
+
+fn record_server(memory: MemoryUse, uptime: Duration) {
+    gauge!("mlxr_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("mlxr_uptime_seconds").set(uptime.as_secs_f64());
+    gauge!("mlxr_memory_limit_bytes").set(memory.limit_bytes as f64);
+    gauge!("mlxr_memory_used_bytes").set(memory.used_bytes as f64);
+    if let Some(bytes) = process_bytes() {
+        gauge!("mlxr_process_resident_bytes").set(bytes as f64);
+    }
 }
 
 fn describe() {
@@ -193,6 +212,15 @@ fn describe() {
     describe_gauge!("mlxr_kv_blocks", "KV blocks of the arena");
     describe_gauge!("mlxr_kv_blocks_used", "KV blocks in use");
     describe_gauge!("mlxr_kv_blocks_used_peak", "The most KV blocks in use so far");
+    describe_gauge!("mlxr_engine_rows_per_step", "The mean batch since the model was loaded");
+    describe_gauge!("mlxr_build_info", "The server's version; always 1");
+    describe_gauge!("mlxr_uptime_seconds", "Since the server started");
+    describe_gauge!("mlxr_memory_limit_bytes", "What all models together may take");
+    describe_gauge!("mlxr_memory_used_bytes", "What the models in memory were planned to take");
+    describe_gauge!(
+        "mlxr_process_resident_bytes",
+        "The process in memory, cached pages of mapped files included"
+    );
     describe_gauge!("mlxr_models_loaded", "Models in memory");
     describe_gauge!("mlxr_model_memory_bytes", "Planned memory of the model");
 }

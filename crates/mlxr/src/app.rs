@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
+use mlxr_server::LogRing;
 
 use crate::args::{Cli, ColorWhen, Command};
 use crate::failure::{self, Report};
@@ -32,7 +33,7 @@ pub fn main() -> ExitCode {
         _ => None,
     };
     let started = logging::init(cli.global.log_level.as_deref(), reader, log);
-    let result = started.and_then(|()| run(cli.command));
+    let result = started.and_then(|logs| run(cli.command, logs));
     match result.and_then(|code| output::flush().map(|()| code)) {
         Ok(code) => code,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -44,7 +45,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+fn run(command: Command, logs: LogRing) -> anyhow::Result<ExitCode> {
     match command {
         Command::Show(args) => commands::show::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),
@@ -52,7 +53,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Run(args) => commands::run::run(&args),
         Command::Keys(args) => commands::keys::run(&args),
-        Command::Serve(args) => commands::serve::run(&args),
+        Command::Serve(args) => commands::serve::run(&args, logs),
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Completions(args) => commands::completions::run(&args),

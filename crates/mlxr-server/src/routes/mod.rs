@@ -1,7 +1,9 @@
 //! The routes, one file per dialect. They parse, submit and stream; what things mean is in `translate`.
 
 mod anthropic;
+mod docs;
 mod health;
+mod native;
 mod ollama;
 mod openai;
 
@@ -24,6 +26,8 @@ pub fn all() -> Router<Arc<App>> {
         .merge(openai::routes())
         .merge(ollama::routes())
         .merge(anthropic::routes())
+        .merge(native::routes())
+        .merge(docs::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(method_not_allowed)
 }

@@ -7,7 +7,7 @@ use mlxr_server::Limits;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::harness::{HOUSE, app_with, ask, assert_idle, post, send, until};
+use crate::harness::{HOUSE, app_with, ask, assert_idle, get, post, send, until};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -26,7 +26,7 @@ async fn a_client_that_leaves_a_stream_cancels_its_request() {
     assert!(first.starts_with(b"data: {"));
     drop(body);
     assert_idle(&app, HOUSE).await;
-    let metrics = app.telemetry.render(&[]);
+    let metrics = get(&app, "/metrics").await.text;
     assert!(metrics.contains(r#"mlxr_generations_total{model="house",outcome="cancelled"} 1"#), "{metrics}");
 }
 

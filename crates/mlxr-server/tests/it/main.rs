@@ -12,5 +12,7 @@ mod harness;
 mod keys;
 mod limits;
 mod models;
+mod native;
 mod ollama;
+mod openapi;
 mod sockets;

@@ -12,8 +12,8 @@ use mlxr_engine::EngineOptions;
 #[cfg(unix)]
 use mlxr_server::Inherited;
 use mlxr_server::{
-    App, ClientLimits, EngineSetup, KeepAlive, KeyFile, Keys, Limits, Listeners, Memory, ModelSource,
-    ModelSpec, Models, Phase, Tokens, serve,
+    App, ClientLimits, EngineSetup, KeepAlive, KeyFile, Keys, Limits, Listeners, LogRing, Memory,
+    ModelSource, ModelSpec, Models, Phase, Surroundings, Tokens, serve,
 };
 
 use crate::args::LoadArgs;
@@ -125,11 +125,12 @@ pub struct LimitArgs {
     pub strict: bool,
 }
 
-pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &ServeArgs, logs: LogRing) -> anyhow::Result<ExitCode> {
     // First of all, while there are no threads.
     #[cfg(unix)]
     let inherited = Inherited::take()?;
-    let app = App::new(models(args)?, limits(&args.limits))?;
+    let surroundings = Surroundings { logs, ..Surroundings::default() };
+    let app = App::within(surroundings, models(args)?, limits(&args.limits))?;
     #[cfg(unix)]
     let (listeners, addresses) = match inherited.is_empty() {
         true => listeners(args)?,

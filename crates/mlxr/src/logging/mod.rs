@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum, ValueHint};
+use mlxr_server::LogRing;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
@@ -52,20 +53,23 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts the log; `level`, from `--log-level`, wins over `RUST_LOG`. Without `args` it goes to stderr as text.
+/// Starts the log; `level`, from `--log-level`, wins over `RUST_LOG`. Without `args` it goes to stderr as text. Returns
+/// its last lines, which a service keeps for those who ask it.
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub fn init(level: Option<&str>, reader: Reader, args: Option<&LogArgs>) -> anyhow::Result<()> {
+pub fn init(level: Option<&str>, reader: Reader, args: Option<&LogArgs>) -> anyhow::Result<LogRing> {
     let default = if reader == Reader::Later { "info" } else { "warn" };
     let filter = match level {
         Some(level) => EnvFilter::new(level),
         None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default)),
     };
-    let log = tracing_subscriber::registry().with(lines(reader, args)?.with_filter(filter));
+    let ring = LogRing::default();
+    let kept = (reader == Reader::Later).then(|| ring.clone());
+    let log = tracing_subscriber::registry().with(lines(reader, args)?.and_then(kept).with_filter(filter));
     // Only a second call could fail, and there is none.
     let _ = tracing::subscriber::set_global_default(log);
-    Ok(())
+    Ok(ring)
 }
 
 /// What writes lines where they are wanted, as they are wanted.

@@ -72,6 +72,8 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::NotHonoured { field, .. } => (request, Some(field.clone()), Some("unsupported_field")),
         ServeError::ContextLength { .. } => (request, None, Some("context_length_exceeded")),
         ServeError::ModelNotFound { .. } => (request, Some("model".to_owned()), Some("model_not_found")),
+        ServeError::ModelBusy { .. } => (request, Some("model".to_owned()), Some("model_busy")),
+        ServeError::NoSuchRequest { .. } => (request, None, Some("request_not_found")),
         ServeError::NoRoute { .. } => (request, None, Some("unknown_url")),
         ServeError::MethodNotAllowed { .. } => (request, None, Some("method_not_allowed")),
         ServeError::Denied(Denied::Scope { .. }) => ("permission_error", None, Some("insufficient_scope")),

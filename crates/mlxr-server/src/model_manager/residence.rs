@@ -1,0 +1,122 @@
+//! What the native routes see of the resident models, and how they let one go.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mlxr_engine::{EngineOptions, Shutdown};
+use mlxr_models::ModelError;
+
+use super::{KeepAlive, Models, blocking};
+use crate::ServeError;
+use crate::loaded::LoadedModel;
+use crate::memory::{MemoryPlan, PlanError};
+
+/// A model in memory, at one moment.
+#[derive(Clone, Debug)]
+pub struct Residence {
+    pub model: Arc<LoadedModel>,
+    pub n_leases: usize,
+    pub keep_alive: KeepAlive,
+    /// Until it goes if nobody asks for it; `None` while it is used and when it stays for ever.
+    pub expires_in: Option<Duration>,
+    /// Since it was last asked for or let go.
+    pub idle: Duration,
+}
+
+/// The memory of all models together, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryUse {
+    pub limit_bytes: u64,
+    /// Plans of the models in memory.
+    pub used_bytes: u64,
+    /// Plans of those of them that nobody uses.
+    pub idle_bytes: u64,
+}
+
+impl Models {
+    /// The models in memory.
+    pub fn residences(&self) -> Vec<Residence> {
+        let now = Instant::now();
+        let table = self.lock();
+        let residences = table.values().map(|resident| Residence {
+            model: resident.model.clone(),
+            n_leases: resident.n_leases,
+            keep_alive: resident.keep_alive,
+            expires_in: resident.expires_at().map(|at| at.saturating_duration_since(now)),
+            idle: now.saturating_duration_since(resident.last_used),
+        });
+        residences.collect()
+    }
+
+    pub fn memory_use(&self) -> MemoryUse {
+        let table = self.lock();
+        let of = |resident: &super::Resident| resident.model.plan.total_bytes();
+        MemoryUse {
+            limit_bytes: self.memory.limit_bytes,
+            used_bytes: table.values().map(of).sum(),
+            idle_bytes: table.values().filter(|resident| resident.n_leases == 0).map(of).sum(),
+        }
+    }
+
+    /// How models are set up when nothing else is asked for.
+    pub fn engine_options(&self) -> EngineOptions {
+        self.setup.options
+    }
+
+    /// What computes.
+    pub fn backend_name(&self) -> String {
+        self.setup.backend.describe()
+    }
+
+    /// Takes a model out of memory. Returns how many requests used it, or `None` when it was not there. One in use
+    /// goes only by `force`, which cancels its requests.
+    ///
+    /// # Errors
+    /// There is no such model, or it is in use.
+    pub async fn unload(&self, name: &str, force: bool) -> Result<Option<usize>, ServeError> {
+        let name = self.resolve(name)?.to_owned();
+        let _loading = self.loading.lock().await;
+        let (resident, n_leases) = {
+            let mut table = self.lock();
+            let Some(n_leases) = table.get(&name).map(|resident| resident.n_leases) else { return Ok(None) };
+            if n_leases > 0 && !force {
+                return Err(ServeError::ModelBusy { model: name, n_leases });
+            }
+            (table.remove(&name), n_leases)
+        };
+        let engine = resident.map(|resident| resident.model.engine.clone());
+        if let Some(engine) = engine {
+            engine.shut_down(if force { Shutdown::Cancel } else { Shutdown::Drain });
+            blocking(move || engine.join()).await?;
+        }
+        tracing::info!(model = name, n_leases, "model unloaded on request");
+        Ok(Some(n_leases))
+    }
+
+    /// What a model would take with `options`, in what would be left of the memory if nobody else needed any.
+    ///
+    /// # Errors
+    /// There is no such model, its files are broken, or the options make no sense for it.
+    pub async fn plan(&self, name: &str, options: EngineOptions) -> Result<MemoryPlan, ServeError> {
+        let source = self.source(name)?.clone();
+        let use_now = self.memory_use();
+        let room_bytes =
+            use_now.limit_bytes - (use_now.used_bytes - use_now.idle_bytes).min(use_now.limit_bytes);
+        let plan = blocking(move || {
+            let ckpt = source.open().map_err(ServeError::internal)?;
+            MemoryPlan::new(&ckpt, &options, room_bytes).map_err(plan_error)
+        });
+        plan.await?
+    }
+}
+
+/// What is wrong with the options is the client's to change; what is wrong with the model is not.
+fn plan_error(error: PlanError) -> ServeError {
+    match &error {
+        PlanError::Model(ModelError::ContextTooLong { .. }) => {
+            ServeError::invalid("n_ctx", error.to_string())
+        }
+        PlanError::KvType { .. } => ServeError::invalid("kv_type", error.to_string()),
+        PlanError::Model(_) => ServeError::internal(error),
+    }
+}

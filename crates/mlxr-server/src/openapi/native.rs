@@ -1,0 +1,104 @@
+//! Our own routes.
+
+use mlxr_api::native::cache::{
+    CacheList, ClearAnswer, ExplainAnswer, ExplainRequest, IntegrityAnswer, IntegrityRequest,
+};
+use mlxr_api::native::config::ConfigReport;
+use mlxr_api::native::error::ErrorBody;
+use mlxr_api::native::logs::{LogEvent, LogLines};
+use mlxr_api::native::metrics::MetricList;
+use mlxr_api::native::models::{
+    LoadAnswer, LoadRequest, ModelList, PlanAnswer, PlanRequest, UnloadAnswer, UnloadRequest,
+};
+use mlxr_api::native::requests::{CancelAnswer, RequestList};
+use mlxr_api::native::score::{ScoreAnswer, ScoreRequest};
+use mlxr_api::native::stats::{Stats, Version};
+use mlxr_api::native::text::{DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest};
+
+use super::Section;
+use super::endpoint::Endpoint;
+
+pub fn section() -> Section {
+    let endpoints = models().into_iter().chain(engine()).chain(text()).chain(server());
+    Section {
+        tag: "native",
+        about: "mlxr's own routes: the models in memory, what runs, and the way from text to tokens and back.",
+        endpoints: endpoints.map(Endpoint::errors::<ErrorBody>).collect(),
+    }
+}
+
+fn models() -> Vec<Endpoint> {
+    vec![
+        Endpoint::get("/mlxr/v1/models", "List the models, those in memory with what they take")
+            .answer::<ModelList>(),
+        Endpoint::post("/mlxr/v1/models/load", "Bring a model into memory")
+            .body::<LoadRequest>()
+            .answer::<LoadAnswer>()
+            .refuses::<ErrorBody>(503, "There is no memory for it beside the models in use."),
+        Endpoint::post("/mlxr/v1/models/unload", "Take a model out of memory")
+            .body::<UnloadRequest>()
+            .answer::<UnloadAnswer>()
+            .refuses::<ErrorBody>(409, "It is in use, and `force` is not set."),
+        Endpoint::post("/mlxr/v1/plan", "Say what a model would take, without loading it")
+            .body::<PlanRequest>()
+            .answer::<PlanAnswer>(),
+    ]
+}
+
+fn engine() -> Vec<Endpoint> {
+    vec![
+        Endpoint::get("/mlxr/v1/requests", "List the requests that have not finished")
+            .answer::<RequestList>(),
+        Endpoint::delete("/mlxr/v1/requests/{model}/{id}", "Cancel a request")
+            .part("model", "The model that runs it.")
+            .part("id", "The engine's number, or the id its client was given.")
+            .answer::<CancelAnswer>()
+            .refuses::<ErrorBody>(404, "It has finished, or never was."),
+        Endpoint::get("/mlxr/v1/cache", "Show the prefix caches").answer::<CacheList>(),
+        Endpoint::delete("/mlxr/v1/cache", "Forget what the prefix caches hold").answer::<ClearAnswer>(),
+        Endpoint::post("/mlxr/v1/cache/explain", "Say how much of a prompt is cached, and why no more")
+            .body::<ExplainRequest>()
+            .answer::<ExplainAnswer>(),
+        Endpoint::post("/mlxr/v1/integrity", "Balance the books of KV blocks")
+            .body::<IntegrityRequest>()
+            .answer::<IntegrityAnswer>(),
+    ]
+}
+
+fn text() -> Vec<Endpoint> {
+    vec![
+        Endpoint::post("/mlxr/v1/tokenize", "Cut a text into tokens")
+            .body::<TokenizeRequest>()
+            .answer::<TokenizeAnswer>(),
+        Endpoint::post("/mlxr/v1/detokenize", "Put tokens together to a text")
+            .body::<DetokenizeRequest>()
+            .answer::<DetokenizeAnswer>(),
+        Endpoint::post("/mlxr/v1/score", "Say how likely a text is, or choices behind a context")
+            .body::<ScoreRequest>()
+            .answer::<ScoreAnswer>()
+            .queues::<ErrorBody>(),
+    ]
+}
+
+fn server() -> Vec<Endpoint> {
+    vec![
+        Endpoint::get("/mlxr/v1/stats", "Show what the engines have done and hold").answer::<Stats>(),
+        Endpoint::get("/mlxr/v1/metrics", "Show the numbers of /metrics as JSON").answer::<MetricList>(),
+        Endpoint::get("/mlxr/v1/logs", "Show the last lines of the log, or follow it")
+            .query(
+                "level",
+                "The least important lines to show.",
+                &["error", "warn", "info", "debug", "trace"],
+            )
+            .query("limit", "The last so many lines, up to 2000; 100 by default.", &[])
+            .query("since", "Only lines with this number and later.", &[])
+            .query("target", "Only lines of parts of the program whose names begin so.", &[])
+            .query("follow", "Go on with lines as they come.", &["true", "false"])
+            .answer::<LogLines>()
+            .lines::<LogEvent>("With `follow`: one per line.")
+            .events::<LogEvent>("With `follow`, to who accepts it: one per event."),
+        Endpoint::get("/mlxr/v1/config", "Show the settings in effect and where each came from")
+            .answer::<ConfigReport>(),
+        Endpoint::get("/mlxr/v1/version", "Who answers").answer::<Version>(),
+    ]
+}

@@ -1,0 +1,32 @@
+//! OpenAI's routes.
+
+use mlxr_api::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
+use mlxr_api::openai::completions::{Completion, CompletionRequest};
+use mlxr_api::openai::error::ErrorBody;
+use mlxr_api::openai::models::{Model, ModelList};
+use mlxr_api::openai::sampling::SamplingExtensions;
+
+use super::Section;
+use super::endpoint::Endpoint;
+
+pub fn section() -> Section {
+    let endpoints = vec![
+        Endpoint::post("/v1/chat/completions", "Answer a conversation")
+            .body_with::<ChatCompletionRequest, SamplingExtensions>()
+            .answer::<ChatCompletion>()
+            .events::<ChatCompletionChunk>("With `stream`: a chunk per event, and `data: [DONE]` at the end.")
+            .queues::<ErrorBody>(),
+        Endpoint::post("/v1/completions", "Continue one or more prompts")
+            .body_with::<CompletionRequest, SamplingExtensions>()
+            .answer::<Completion>()
+            .events::<Completion>("With `stream`: a piece per event, and `data: [DONE]` at the end.")
+            .queues::<ErrorBody>(),
+        Endpoint::get("/v1/models", "List the models").answer::<ModelList>(),
+        Endpoint::get("/v1/models/{id}", "Show a model").part("id", "Its name.").answer::<Model>(),
+    ];
+    Section {
+        tag: "openai",
+        about: "What OpenAI's clients speak.",
+        endpoints: endpoints.into_iter().map(Endpoint::errors::<ErrorBody>).collect(),
+    }
+}

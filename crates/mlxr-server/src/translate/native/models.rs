@@ -1,0 +1,158 @@
+//! Models in memory and the memory they take.
+
+use mlxr_api::native::models as wire;
+use mlxr_api::native::stats::{EngineStats, Stats};
+use mlxr_engine::EngineOptions;
+use mlxr_tensor::DType;
+
+use crate::memory::{MemoryPlan, process_bytes};
+use crate::model_manager::{KeepAlive, MemoryUse, Models, Residence};
+use crate::{App, ServeError};
+
+pub const fn plan(plan: &MemoryPlan) -> wire::MemoryPlan {
+    let &MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, .. } = plan;
+    wire::MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, total_bytes: plan.total_bytes() }
+}
+
+pub const fn memory(memory: MemoryUse) -> wire::MemoryUse {
+    let MemoryUse { limit_bytes, used_bytes, .. } = memory;
+    wire::MemoryUse { limit_bytes, used_bytes, free_bytes: limit_bytes.saturating_sub(used_bytes) }
+}
+
+fn residence(residence: &Residence) -> wire::Residence {
+    wire::Residence {
+        plan: plan(&residence.model.plan),
+        n_leases: residence.n_leases,
+        keep_alive_s: match residence.keep_alive {
+            KeepAlive::For(time) => Some(time.as_secs_f64()),
+            KeepAlive::Forever => None,
+        },
+        expires_in_s: residence.expires_in.map(|time| time.as_secs_f64()),
+        idle_s: residence.idle.as_secs_f64(),
+        failure: residence.model.engine.failure().map(str::to_owned),
+    }
+}
+
+/// Every model.
+pub fn list(models: &Models) -> wire::ModelList {
+    let residences = models.residences();
+    let all = models.names().map(|name| model(models, name, &residences)).collect();
+    wire::ModelList { models: all, memory: memory(models.memory_use()) }
+}
+
+/// One model.
+pub fn model(models: &Models, name: &str, residences: &[Residence]) -> wire::Model {
+    let loaded = residences.iter().find(|residence| residence.model.name == name);
+    wire::Model {
+        name: name.to_owned(),
+        is_default: name == models.default_name(),
+        loaded: loaded.map(residence),
+    }
+}
+
+/// The whole server.
+pub fn stats(app: &App) -> Stats {
+    let models = app.models.residences();
+    Stats {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: app.started.elapsed().as_secs_f64(),
+        memory: memory(app.models.memory_use()),
+        process_bytes: process_bytes(),
+        models: models.iter().map(engine_stats).collect(),
+    }
+}
+
+fn engine_stats(residence: &Residence) -> EngineStats {
+    let (model, stats) = (&residence.model, residence.model.engine.stats());
+    EngineStats {
+        model: model.name.clone(),
+        n_waiting: stats.n_waiting,
+        n_running: stats.n_running,
+        n_steps: stats.n_steps,
+        n_rows: stats.n_rows,
+        n_generated: stats.n_generated,
+        n_preemptions: stats.n_preemptions,
+        n_block_copies: stats.n_block_copies,
+        n_blocks: stats.blocks.n_blocks,
+        n_blocks_free: stats.blocks.n_free,
+        n_blocks_shared: stats.blocks.n_shared,
+        n_blocks_used_peak: stats.blocks.peak_used,
+        n_ctx: model.engine.n_ctx(),
+        memory_bytes: model.plan.total_bytes(),
+        n_leases: residence.n_leases,
+    }
+}
+
+/// The options a plan is asked for.
+///
+/// # Errors
+/// One of them makes no sense.
+pub fn plan_options(
+    request: &wire::PlanRequest,
+    defaults: EngineOptions,
+) -> Result<EngineOptions, ServeError> {
+    let positive = |field: &str, value: Option<u32>, default: usize| match value {
+        Some(0) => Err(ServeError::invalid(field, format!("{field} is 0, but must be 1 or more"))),
+        Some(value) => Ok(value as usize),
+        None => Ok(default),
+    };
+    let n_ctx = match request.n_ctx {
+        None => defaults.n_ctx,
+        Some(_) => Some(positive("n_ctx", request.n_ctx, 0)?),
+    };
+    let max_seqs = positive("max_seqs", request.max_seqs, defaults.max_seqs)?;
+    let max_batch_tokens = positive("max_batch_tokens", request.max_batch_tokens, defaults.max_batch_tokens)?;
+    Ok(EngineOptions {
+        n_ctx,
+        kv_bytes: request
+            .kv_bytes
+            .map_or(defaults.kv_bytes, |n| Some(usize::try_from(n).unwrap_or(usize::MAX))),
+        kv_dtype: request.kv_type.as_deref().map_or(Ok(defaults.kv_dtype), kv_type)?,
+        max_seqs,
+        max_batch_tokens: max_batch_tokens.max(max_seqs),
+        max_logit_rows: defaults.max_logit_rows.max(max_seqs),
+        ..defaults
+    })
+}
+
+fn kv_type(name: &str) -> Result<DType, ServeError> {
+    let found = name.parse::<DType>().ok();
+    let is_kv = |dtype: &DType| matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
+    found.filter(is_kv).ok_or_else(|| {
+        ServeError::invalid("kv_type", format!("kv_type is {name:?}, but must be f32, f16, bf16 or q8_0"))
+    })
+}
+
+/// The answer to a plan.
+///
+/// # Errors
+/// The arena asked for is too small.
+pub fn plan_answer(
+    name: &str,
+    planned: &MemoryPlan,
+    options: &EngineOptions,
+    use_now: MemoryUse,
+    warnings: Vec<String>,
+) -> Result<wire::PlanAnswer, ServeError> {
+    let n_blocks = planned.kv_bytes / planned.block_bytes.max(1);
+    let n_seq_blocks = u64::from(planned.n_ctx).div_ceil(options.block_tokens as u64).max(1);
+    if n_blocks < n_seq_blocks {
+        let (kv_bytes, n_ctx) = (planned.kv_bytes, planned.n_ctx);
+        let needed = n_seq_blocks * planned.block_bytes;
+        let reason = format!("kv_bytes is {kv_bytes}, but one context of {n_ctx} tokens takes {needed}");
+        return Err(ServeError::invalid("kv_bytes", reason));
+    }
+    let fits = |used_bytes: u64| planned.total_bytes() <= use_now.limit_bytes.saturating_sub(used_bytes);
+    Ok(wire::PlanAnswer {
+        model: name.to_owned(),
+        plan: plan(planned),
+        kv_type: options.kv_dtype.name().to_ascii_lowercase(),
+        block_tokens: options.block_tokens,
+        n_blocks,
+        n_full_seqs: n_blocks / n_seq_blocks,
+        fits_now: fits(use_now.used_bytes),
+        fits: fits(use_now.used_bytes - use_now.idle_bytes),
+        memory: memory(use_now),
+        warnings,
+    })
+}

@@ -1,0 +1,76 @@
+//! Text to tokens and back.
+
+use mlxr_api::native::text::{DetokenizeAnswer, DetokenizeRequest, Piece, TokenizeAnswer, TokenizeRequest};
+use mlxr_text::{EncodeOptions, Tokenizer};
+
+use super::unknown_fields;
+use crate::ServeError;
+use crate::loaded::LoadedModel;
+use crate::notices::Notices;
+
+/// # Errors
+/// The text cannot be encoded.
+pub fn tokenize(
+    wire: &TokenizeRequest,
+    model: &LoadedModel,
+    strict: bool,
+) -> Result<(TokenizeAnswer, Notices), ServeError> {
+    let notices = unknown_fields(&wire.unknown, strict || wire.strict == Some(true))?;
+    let tokens = encode(model, "text", &wire.text, wire.add_special, wire.parse_special)?;
+    let pieces = || tokens.iter().map(|&id| piece(&model.tokenizer, id)).collect();
+    let answer = TokenizeAnswer {
+        model: model.name.clone(),
+        n_tokens: tokens.len(),
+        pieces: (wire.with_pieces == Some(true)).then(pieces),
+        tokens,
+        warnings: notices.warnings(),
+    };
+    Ok((answer, notices))
+}
+
+/// Tokens of a text in the field of that name.
+///
+/// # Errors
+/// The text cannot be encoded.
+pub fn encode(
+    model: &LoadedModel,
+    field: &str,
+    text: &str,
+    add_special: Option<bool>,
+    parse_special: Option<bool>,
+) -> Result<Vec<u32>, ServeError> {
+    let options = EncodeOptions {
+        add_special: add_special.unwrap_or(true),
+        parse_special: parse_special.unwrap_or(true),
+    };
+    let encoded = model.tokenizer.encode(text, options);
+    encoded.map_err(|error| ServeError::invalid(field, error.to_string()))
+}
+
+fn piece(tokenizer: &Tokenizer, id: u32) -> Piece {
+    let bytes = tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Piece { id, text, bytes, is_special: tokenizer.is_special(id) }
+}
+
+/// # Errors
+/// There is no such token.
+pub fn detokenize(
+    wire: &DetokenizeRequest,
+    model: &LoadedModel,
+    strict: bool,
+) -> Result<(DetokenizeAnswer, Notices), ServeError> {
+    let notices = unknown_fields(&wire.unknown, strict || wire.strict == Some(true))?;
+    let n_vocab = model.tokenizer.n_vocab();
+    if let Some(i) = wire.tokens.iter().position(|&id| id as usize >= n_vocab) {
+        let field = format!("tokens[{i}]");
+        let reason = format!("{field} is {}, but the vocabulary has {n_vocab}", wire.tokens[i]);
+        return Err(ServeError::invalid(field, reason));
+    }
+    let answer = DetokenizeAnswer {
+        model: model.name.clone(),
+        text: model.tokenizer.decode(&wire.tokens, wire.skip_special == Some(true)),
+        warnings: notices.warnings(),
+    };
+    Ok((answer, notices))
+}

@@ -11,6 +11,7 @@ mod errors;
 mod harness;
 mod keys;
 mod limits;
+mod malformed;
 mod models;
 mod native;
 mod ollama;

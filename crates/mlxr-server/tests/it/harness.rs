@@ -19,7 +19,7 @@ pub const HOUSE: &str = "house";
 /// Two layers and 512 tokens of context.
 pub const TINY: &str = "tiny";
 
-fn repository(path: &str) -> PathBuf {
+pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 

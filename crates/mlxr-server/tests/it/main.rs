@@ -7,6 +7,7 @@ mod cached;
 mod cancel;
 mod chat;
 mod completions;
+mod dashboard;
 mod errors;
 mod harness;
 mod keys;

@@ -19,7 +19,7 @@ use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, PoolSta
 use crate::loop_guard::LoopGuard;
 use crate::request::{Prompt, Request, SubmitError};
 use crate::runner::{ModelRunner, Runner};
-use crate::sampler::{Candidates, Sampler, SamplingParams};
+use crate::sampler::{Sampler, SamplingParams};
 use crate::scheduler::{Limits, NewSequence, PromptLogits, Scheduler};
 use crate::{RequestId, SeqId};
 
@@ -118,7 +118,6 @@ pub struct Engine {
     pub(crate) choices: BTreeMap<SeqId, Choice>,
     pub(crate) active: BTreeMap<RequestId, Active>,
     pub(crate) events: Vec<Event>,
-    pub(crate) scratch: Candidates,
     pub(crate) n_rows: u64,
     pub(crate) n_generated: u64,
     pub(crate) n_steps: u64,
@@ -196,7 +195,6 @@ impl Engine {
             choices: BTreeMap::new(),
             active: BTreeMap::new(),
             events: Vec::new(),
-            scratch: Candidates::default(),
             n_rows: 0,
             n_generated: 0,
             n_steps: 0,

@@ -17,6 +17,11 @@ pub trait Runner: Send {
     /// # Errors
     /// The device failed; the sequences of this batch are lost.
     fn run(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<f32>, TensorError>;
+
+    /// Calls `work` for every number below `n`, on several threads if it has them.
+    fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        (0..n).for_each(work);
+    }
 }
 
 /// A decoder on its backend.
@@ -49,5 +54,9 @@ impl Runner for ModelRunner {
         let logits = self.model.forward(batch, &mut self.kv);
         // A step of silent chunks has nothing to read, but its failure must not surface in a later step.
         backend.read(&logits)
+    }
+
+    fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.model.backend().parallel(n, work);
     }
 }

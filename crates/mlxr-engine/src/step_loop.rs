@@ -1,14 +1,18 @@
 //! One step: schedule, forward, sample, commit.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use mlxr_text::StopMatch;
 
 use crate::SeqId;
 use crate::batch;
+use crate::choice::Choice;
 use crate::engine::Engine;
 use crate::event::{Event, FinishReason, PromptToken, StopCause};
-use crate::sampler::{Logprobs, SampleError, logprobs};
+use crate::sampler::{Candidates, Logprobs, SampleError, logprobs};
 use crate::scheduler::{Plan, Scheduled};
 
 impl Engine {
@@ -72,16 +76,46 @@ impl Engine {
     fn commit(&mut self, plan: &Plan, logits: &[f32]) {
         let n_vocab = self.runner.n_vocab();
         let mut rest = logits;
+        let mut wanted = Vec::with_capacity(plan.rows.len());
         for scheduled in &plan.rows {
             let rows;
             (rows, rest) = rest.split_at(scheduled.n_logits * n_vocab);
             let rows: Vec<&[f32]> = rows.chunks_exact(n_vocab).collect();
-            self.commit_rows(scheduled, &rows);
+            self.commit_rows(scheduled, &rows, &mut wanted);
+        }
+        for (seq, drawn) in self.draw(&wanted) {
+            match drawn {
+                Ok(drawn) => self.commit_token(seq, drawn),
+                Err(error) => self.end_seq(seq, FinishReason::Error(error.to_string())),
+            }
         }
     }
 
-    /// Uses the logits of one sequence.
-    fn commit_rows(&mut self, scheduled: &Scheduled, rows: &[&[f32]]) {
+    /// Chooses the next token of each sequence from its row, all at the same time: none depends on another.
+    fn draw(&mut self, wanted: &[(SeqId, &[f32])]) -> Vec<(SeqId, Result<Drawn, SampleError>)> {
+        let rows: BTreeMap<SeqId, &[f32]> = wanted.iter().copied().collect();
+        let mut draws = Vec::with_capacity(rows.len());
+        for (&seq, choice) in &mut self.choices {
+            let Some(&row) = rows.get(&seq) else { continue };
+            let active = &self.active[&choice.request];
+            let (n_prompt, n_top) = (active.n_prompt, active.n_top_logprobs());
+            draws.push(Mutex::new(Draw { seq, choice, row, n_prompt, n_top, result: None }));
+        }
+        self.runner.parallel(draws.len(), &|i| {
+            let mut draw = draws[i].lock().unwrap_or_else(PoisonError::into_inner);
+            draw.result = Some(SCRATCH.with_borrow_mut(|scratch| draw.run(scratch)));
+        });
+        let draws = draws.into_iter().map(|draw| draw.into_inner().unwrap_or_else(PoisonError::into_inner));
+        draws.map(|draw| (draw.seq, draw.result.expect("every row was drawn from"))).collect()
+    }
+
+    /// Uses the logits of one sequence; what the next tokens are to be chosen from goes to `wanted`.
+    fn commit_rows<'a>(
+        &mut self,
+        scheduled: &Scheduled,
+        rows: &[&'a [f32]],
+        wanted: &mut Vec<(SeqId, &'a [f32])>,
+    ) {
         let seq = scheduled.seq;
         self.scheduler.register(seq, &self.choices[&seq].tokens);
         if let Err(error) = self.commit_prompt(scheduled, rows) {
@@ -99,11 +133,7 @@ impl Engine {
             self.end_request(request, &FinishReason::Length);
             return;
         }
-        for seq in self.fork_choices(seq) {
-            if let Err(error) = self.commit_token(seq, row) {
-                self.end_seq(seq, FinishReason::Error(error.to_string()));
-            }
-        }
+        wanted.extend(self.fork_choices(seq).into_iter().map(|seq| (seq, row)));
     }
 
     /// Reports the log-probabilities of the prompt tokens that `rows` predict, if they are wanted.
@@ -150,14 +180,10 @@ impl Engine {
         seqs
     }
 
-    /// Chooses the next token of a sequence and decides whether it was the last.
-    fn commit_token(&mut self, seq: SeqId, row: &[f32]) -> Result<(), SampleError> {
+    /// Takes in the next token of a sequence and decides whether it was the last.
+    fn commit_token(&mut self, seq: SeqId, Drawn { id, logprobs: found }: Drawn) {
         let state = self.choices.get_mut(&seq).expect("a sequence has its state");
         let active = self.active.get_mut(&state.request).expect("its sequence runs");
-        let token_idx = (state.tokens.len() - active.n_prompt) as u64;
-        let id = state.sampler.sample(row, &state.tokens, token_idx, &mut self.scratch)?;
-        let found: Option<Logprobs> =
-            active.n_top_logprobs().map(|n_top| logprobs(row, id, n_top)).transpose()?;
         state.tokens.push(id);
         state.sampler.accept(self.tokenizer.token_bytes(id).unwrap_or_default());
         active.count(state.choice, found.as_ref().map(|found| found.token.logprob));
@@ -176,7 +202,7 @@ impl Engine {
                 active.emit(choice, Event::Token { request, choice, id, text, logprobs }, &mut self.events);
             }
             self.end_seq(seq, FinishReason::Stop(cause));
-            return Ok(());
+            return;
         }
         let piece = state.text.push(id);
         let (text, stop_idx) = match state.stops.push(&piece) {
@@ -199,7 +225,6 @@ impl Engine {
         } else {
             self.scheduler.push_token(seq);
         }
-        Ok(())
     }
 
     fn end_seq(&mut self, seq: SeqId, reason: FinishReason) {
@@ -211,6 +236,36 @@ impl Engine {
         } else {
             self.end_choice(request, choice, reason);
         }
+    }
+}
+
+/// A token that was chosen.
+struct Drawn {
+    id: u32,
+    logprobs: Option<Logprobs>,
+}
+
+/// One choice of a token.
+struct Draw<'a> {
+    seq: SeqId,
+    choice: &'a mut Choice,
+    row: &'a [f32],
+    n_prompt: usize,
+    n_top: Option<usize>,
+    result: Option<Result<Drawn, SampleError>>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Candidates> = RefCell::default();
+}
+
+impl Draw<'_> {
+    fn run(&mut self, scratch: &mut Candidates) -> Result<Drawn, SampleError> {
+        let Choice { sampler, tokens, .. } = &mut *self.choice;
+        let token_idx = (tokens.len() - self.n_prompt) as u64;
+        let id = sampler.sample(self.row, tokens, token_idx, scratch)?;
+        let logprobs = self.n_top.map(|n_top| logprobs(self.row, id, n_top)).transpose()?;
+        Ok(Drawn { id, logprobs })
     }
 }
 

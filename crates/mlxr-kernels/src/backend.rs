@@ -10,7 +10,7 @@ use mlxr_tensor::{
 
 use crate::acts::{ActPool, values, values_mut};
 use crate::attention::Attention;
-use crate::disjoint::for_each_row;
+use crate::disjoint::{for_each_row, split};
 use crate::kernels::{Isa, Kernels};
 use crate::kv::CpuKv;
 use crate::linear::{Inputs, Output, Product, RowMap, matmul};
@@ -72,6 +72,14 @@ impl Backend for CpuBackend {
     fn describe(&self) -> String {
         let n = self.pool.n_threads();
         format!("{}, {n} thread{}", self.kernels.isa().name(), if n == 1 { "" } else { "s" })
+    }
+
+    fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        if n < 2 {
+            (0..n).for_each(work);
+        } else {
+            self.pool.run(|part, n_parts| split(n, part, n_parts, 1).for_each(work));
+        }
     }
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {

@@ -27,6 +27,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// One line for people: the device and what of it is used, e.g. `AVX-512 + VNNI, 2 threads`.
     fn describe(&self) -> String;
 
+    /// Calls `work` for every number below `n`, on as many threads as the backend has for it. For what is left to do on
+    /// the host, such as sampling; numbers must not depend on each other.
+    fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
+        (0..n).for_each(work);
+    }
+
     // --- placement -----------------------------------------------------------------------------------------------
 
     /// Makes a matrix `[out, in]` or a vector `[n]` usable by the ops, in the format it has. May repack it once.

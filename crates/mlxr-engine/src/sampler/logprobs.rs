@@ -46,21 +46,65 @@ fn largest(logits: &[f32], n: usize) -> Vec<u32> {
     candidates.items().iter().map(|c| c.id).collect()
 }
 
-/// A row of logits is usable when none is NaN or positive infinity and one is finite.
-pub(super) fn check_logits(logits: &[f32]) -> Result<(), SampleError> {
-    let mut has_finite = false;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(SampleError::BadLogit { id: id as u32, logit });
+/// A row of logits is usable when none is NaN or positive infinity and one is finite. Returns the largest one's id, the
+/// lowest among equals.
+pub(super) fn check_logits(logits: &[f32]) -> Result<u32, SampleError> {
+    // Sixteen lanes and no early end, so that compilers use vectors: vocabularies are long.
+    let (mut max, mut n_bad) = ([f32::NEG_INFINITY; 16], [0u32; 16]);
+    let (chunks, rest) = logits.as_chunks::<16>();
+    let mut padded = [f32::NEG_INFINITY; 16];
+    padded[..rest.len()].copy_from_slice(rest);
+    for chunk in chunks.iter().chain([&padded]) {
+        for lane in 0..16 {
+            let logit = chunk[lane];
+            max[lane] = if max[lane] < logit { logit } else { max[lane] };
+            // Not below infinity: infinity itself, or NaN, which is below nothing.
+            n_bad[lane] |= u32::from(logit < f32::INFINITY) ^ 1;
         }
-        has_finite |= logit.is_finite();
     }
-    if has_finite { Ok(()) } else { Err(SampleError::NoCandidate) }
+    if n_bad.iter().any(|&n| n > 0) {
+        let bad = logits.iter().enumerate().find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);
+        let (id, &logit) = bad.expect("a bad logit was counted");
+        return Err(SampleError::BadLogit { id: id as u32, logit });
+    }
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return Err(SampleError::NoCandidate);
+    }
+    Ok(logits.iter().position(|&logit| logit == max).expect("the maximum is one of them") as u32)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_row_is_checked_whatever_its_length(
+            mut logits in proptest::collection::vec(-4i8..4, 1..70)
+                .prop_map(|row| row.into_iter().map(f32::from).collect::<Vec<_>>()),
+            bad in proptest::option::of((any::<usize>(), prop_oneof![Just(f32::NAN), Just(f32::INFINITY)])),
+        ) {
+            if let Some((at, value)) = bad {
+                let at = at % logits.len();
+                logits[at] = value;
+                let found = check_logits(&logits);
+                let is_found = matches!(found, Err(SampleError::BadLogit { id, .. }) if id as usize == at);
+                prop_assert!(is_found, "{:?}", found);
+            } else {
+                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let first = logits.iter().position(|&logit| logit == max).unwrap();
+                prop_assert_eq!(check_logits(&logits), Ok(first as u32));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_without_a_finite_logit_has_no_candidate() {
+        assert_eq!(check_logits(&[f32::NEG_INFINITY; 20]), Err(SampleError::NoCandidate));
+    }
 
     #[test]
     fn logprobs_are_those_of_the_softmax_and_ranked() {
@@ -74,6 +118,7 @@ mod tests {
             assert!((f64::from(token.logprob) - expected(token.id as usize)).abs() < 1e-6);
         }
         assert_eq!(logprobs(&logits, 4, 0).unwrap().token.logprob, f32::NEG_INFINITY);
+        assert_eq!(check_logits(&logits), Ok(1));
         assert_eq!(logprobs(&logits, 9, 0), Err(SampleError::NoSuchToken { id: 9, n_vocab: 5 }));
     }
 }

@@ -101,8 +101,14 @@ impl Sampler {
         token_idx: u64,
         scratch: &mut Candidates,
     ) -> Result<u32, SampleError> {
-        logprobs::check_logits(logits)?;
-        scratch.reset(logits);
+        let best = logprobs::check_logits(logits)?;
+        if self.takes_the_best() && !self.forbidden.contains(&best) {
+            return Ok(best);
+        }
+        match self.keeps_largest_first() {
+            Some(n) => scratch.reset_to_largest(logits, n),
+            None => scratch.reset(logits),
+        }
         penalties::logit_bias(scratch, &self.params.logit_bias);
         for &id in &*self.forbidden {
             scratch.update(id, |_| f32::NEG_INFINITY);
@@ -132,6 +138,36 @@ impl Sampler {
             constraint.commit(id)?;
         }
         Ok(id)
+    }
+
+    /// Whether the largest logit wins whatever came before, unless it is forbidden.
+    fn takes_the_best(&self) -> bool {
+        self.params.is_greedy() && self.leaves_logits()
+    }
+
+    /// How many of the largest logits are all that matters, because nothing looks at the others before they go.
+    fn keeps_largest_first(&self) -> Option<usize> {
+        let params = &*self.params;
+        let is_idle = |stage: &Stage| match stage {
+            Stage::Penalties | Stage::Dry => true,
+            Stage::TopNSigma => params.top_n_sigma == 0.0,
+            Stage::Typical => params.typical_p == 1.0,
+            Stage::TopP => params.top_p == 1.0,
+            Stage::MinP => params.min_p == 0.0,
+            Stage::Xtc => params.xtc_probability == 0.0,
+            Stage::TopK | Stage::Temperature => false,
+        };
+        let first = params.order.iter().find(|stage| !is_idle(stage));
+        let is_alone = self.leaves_logits() && self.forbidden.is_empty() && self.runs(Stage::TopK);
+        (is_alone && first == Some(&Stage::TopK) && params.top_k > 0).then_some(params.top_k)
+    }
+
+    /// Whether no bias, constraint or penalty changes any logit.
+    fn leaves_logits(&self) -> bool {
+        let params = &*self.params;
+        let has_penalties = params.order.contains(&Stage::Penalties) && !params.penalties.is_off();
+        let has_dry = params.order.contains(&Stage::Dry) && self.breaks.is_some();
+        params.logit_bias.is_empty() && self.constraint.is_none() && !has_penalties && !has_dry
     }
 
     /// Whether a stage takes part, see [`SamplingParams`].

@@ -24,7 +24,7 @@ impl Default for Penalties {
 }
 
 impl Penalties {
-    fn is_off(&self) -> bool {
+    pub(super) fn is_off(&self) -> bool {
         self.repeat == 1.0 && self.frequency == 0.0 && self.presence == 0.0
     }
 

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::RequestId;
 use crate::choice::Active;
 use crate::engine::Engine;
-use crate::kv::{CacheStats, PrefixMatch, PrefixStop};
+use crate::kv::{CacheStats, KvMap, PrefixMatch, PrefixStop, SeqOwner};
 use crate::request::{Prompt, SubmitError};
 use crate::scheduler::Progress;
+use crate::{RequestId, SeqId};
 
 /// Where a request is between two steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +118,25 @@ impl Engine {
     /// Forgets all cached blocks, those in use included: nothing stored before is found again. Returns how many.
     pub fn clear_cache(&mut self) -> usize {
         self.scheduler.clear_cache()
+    }
+
+    /// What `n` blocks of the arena from `first` on hold, at most [`MAX_MAP_BLOCKS`](crate::kv::MAX_MAP_BLOCKS).
+    pub fn kv_map(&self, first: usize, n: usize) -> KvMap {
+        let tables = self.scheduler.tables();
+        let blocks = tables.map(first, n);
+        let mut seqs: Vec<SeqId> = blocks.iter().filter_map(|block| block.seq).collect();
+        seqs.sort_unstable();
+        seqs.dedup();
+        let owner = |seq| {
+            let choice = self.choices.get(&seq)?;
+            Some(SeqOwner { seq, request: choice.request, choice: choice.choice })
+        };
+        KvMap {
+            n_blocks: tables.stats().n_blocks,
+            block_tokens: tables.block_tokens(),
+            blocks,
+            seqs: seqs.into_iter().filter_map(owner).collect(),
+        }
     }
 
     /// How much of `prompt` the prefix cache would spare, and where and why it ends.

@@ -185,6 +185,7 @@ impl Scheduler {
     /// prefix cache.
     pub fn schedule<'a>(&mut self, tokens: impl Fn(SeqId) -> &'a [u32]) -> Plan {
         self.n_steps += 1;
+        self.tables.begin_step();
         let mut budget =
             Budget { tokens: self.limits.max_batch_tokens, logit_rows: self.limits.max_logit_rows };
         let mut plan = Plan::default();

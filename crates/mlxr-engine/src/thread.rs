@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -19,7 +20,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::inspect::{PrefixExplanation, RequestInfo};
-use crate::kv::{CacheStats, IntegrityError};
+use crate::kv::{CacheStats, IntegrityError, KvMap};
 use crate::request::Prompt;
 use crate::step_loop::panic_text;
 use crate::{Engine, EngineStats, Event, FinishReason, Request, RequestId, SubmitError, Timings, Usage};
@@ -70,6 +71,7 @@ enum Command {
     Requests(oneshot::Sender<Vec<RequestInfo>>),
     ExplainPrefix(Prompt, oneshot::Sender<Result<PrefixExplanation, SubmitError>>),
     ClearCache(oneshot::Sender<usize>),
+    KvMap(Range<usize>, oneshot::Sender<KvMap>),
     /// Look at the orders.
     Wake,
 }
@@ -208,6 +210,14 @@ impl EngineHandle {
     /// The engine is gone, or far behind on its commands.
     pub async fn clear_cache(&self) -> Result<usize, EngineThreadError> {
         self.ask(Command::ClearCache).await
+    }
+
+    /// What the blocks of a range hold, at most [`MAX_MAP_BLOCKS`](crate::kv::MAX_MAP_BLOCKS) of them.
+    ///
+    /// # Errors
+    /// The engine is gone, or far behind on its commands.
+    pub async fn kv_map(&self, blocks: Range<usize>) -> Result<KvMap, EngineThreadError> {
+        self.ask(|reply| Command::KvMap(blocks, reply)).await
     }
 
     /// Sends a command and waits for its reply.
@@ -372,6 +382,9 @@ impl Worker {
             }
             Command::ExplainPrefix(prompt, reply) => {
                 let _ = reply.send(self.engine.explain_prefix(&prompt));
+            }
+            Command::KvMap(range, reply) => {
+                let _ = reply.send(self.engine.kv_map(range.start, range.len()));
             }
             Command::ClearCache(reply) => {
                 let n_blocks = self.engine.clear_cache();

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use mlxr_tensor::BlockCopy;
 
 use super::block_pool::{BlockPool, IntegrityError, PoolStats};
+use super::map::{BlockInfo, BlockState, MAX_MAP_BLOCKS};
 use super::prefix_cache::{CacheStats, PrefixCache, PrefixMatch, PrefixStop};
 use crate::{BlockId, SeqId};
 
@@ -66,6 +67,9 @@ pub struct BlockTables {
     n_lookups: u64,
     n_lookup_tokens: u64,
     n_hit_tokens: u64,
+    /// The step that is being planned, and the last one in which each block was used; steps count from 1.
+    step: u64,
+    last_used: Vec<u64>,
 }
 
 impl BlockTables {
@@ -81,6 +85,8 @@ impl BlockTables {
             n_lookups: 0,
             n_lookup_tokens: 0,
             n_hit_tokens: 0,
+            step: 0,
+            last_used: vec![0; n_blocks],
         }
     }
 
@@ -217,6 +223,46 @@ impl BlockTables {
         }
     }
 
+    /// Says that another step begins.
+    pub fn begin_step(&mut self) {
+        self.step += 1;
+    }
+
+    /// What `n` blocks from `first` on hold, at most [`MAX_MAP_BLOCKS`].
+    pub fn map(&self, first: usize, n: usize) -> Vec<BlockInfo> {
+        let n_blocks = self.pool.n_blocks();
+        let range = first.min(n_blocks)..first.saturating_add(n.min(MAX_MAP_BLOCKS)).min(n_blocks);
+        let mut blocks: Vec<BlockInfo> = range.clone().map(|i| self.block_info(BlockId(i as u32))).collect();
+        for (&seq, table) in &self.tables {
+            for (i, block) in table.blocks.iter().enumerate() {
+                let Some(at) = (block.0 as usize).checked_sub(range.start).filter(|at| *at < blocks.len())
+                else {
+                    continue;
+                };
+                let info = &mut blocks[at];
+                info.n_seqs += 1;
+                info.seq.get_or_insert(seq);
+                info.n_tokens =
+                    info.n_tokens.max(self.block_tokens.min(table.n_tokens - i * self.block_tokens));
+            }
+        }
+        blocks
+    }
+
+    /// What is known of a block without its sequences.
+    fn block_info(&self, block: BlockId) -> BlockInfo {
+        let is_cached = self.cache.as_ref().is_some_and(|cache| cache.contains(block));
+        let last_used = self.last_used[block.0 as usize];
+        let (state, idle_steps) = if self.pool.is_used(block) {
+            (BlockState::Used, Some(0))
+        } else {
+            let state = if is_cached { BlockState::Idle } else { BlockState::Free };
+            (state, (last_used > 0).then(|| self.step - last_used))
+        };
+        let n_tokens = if state == BlockState::Idle { self.block_tokens } else { 0 };
+        BlockInfo { block, state, is_cached, n_seqs: 0, seq: None, n_tokens, idle_steps }
+    }
+
     /// Forgets what is cached. Returns how many blocks that were.
     pub fn clear_cache(&mut self) -> usize {
         let Some(cache) = &mut self.cache else { return 0 };
@@ -341,6 +387,7 @@ impl BlockTables {
 
     /// One owner fewer for `block`.
     fn let_go(&mut self, block: BlockId) {
+        self.last_used[block.0 as usize] = self.step;
         if self.pool.release(block) && !self.cache.as_mut().is_some_and(|cache| cache.park(block)) {
             self.pool.free(block);
         }
@@ -443,6 +490,44 @@ mod tests {
         tables.append(A, 1, &mut copies).unwrap();
         assert_eq!((ids(&tables, A), ids(&tables, B)), (vec![0, 1], vec![0, 2]));
         assert_eq!((copies.len(), tables.n_copies()), (1, 1));
+    }
+
+    #[test]
+    fn a_map_says_who_uses_what() {
+        let limits = EvictionLimits { above_percent: 100, down_to_percent: 100 };
+        let mut tables = BlockTables::new(5, 4).with_cache(limits);
+        let mut copies = Vec::new();
+        tables.begin_step();
+        for (seq, n_tokens) in [(A, 9), (B, 4)] {
+            tables.insert(seq);
+            tables.append(seq, n_tokens, &mut copies).unwrap();
+        }
+        tables.register(A, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        tables.fork(A, SeqId(2), 9);
+        tables.remove(B);
+        tables.begin_step();
+        tables.truncate(A, 5);
+        tables.truncate(SeqId(2), 4);
+        let show = |blocks: Vec<BlockInfo>| -> Vec<String> {
+            let show = |b: &BlockInfo| {
+                let seq = b.seq.map_or(-1, |seq| seq.0 as i64);
+                let cached = if b.is_cached { "+" } else { "" };
+                format!("{}{cached} {}x{seq} {} {:?}", b.state.name(), b.n_seqs, b.n_tokens, b.idle_steps)
+            };
+            blocks.iter().map(show).collect()
+        };
+        let expected = [
+            "used+ 2x0 4 Some(0)",
+            "used+ 1x0 1 Some(0)",
+            "free 0x-1 0 Some(0)",
+            "free 0x-1 0 Some(1)",
+            "free 0x-1 0 None",
+        ];
+        assert_eq!(show(tables.map(0, 9)), expected);
+        assert_eq!(show(tables.map(3, 1)), expected[3..4]);
+        assert_eq!(show(tables.map(9, usize::MAX)), Vec::<String>::new());
+        tables.remove(A);
+        assert_eq!(show(tables.map(1, 1)), ["idle+ 0x-1 4 Some(0)"]);
     }
 
     #[test]

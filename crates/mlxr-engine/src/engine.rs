@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mlxr_models::Model;
 use mlxr_tensor::{DType, TensorError};
@@ -17,6 +18,7 @@ use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
 use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, PoolStats};
 use crate::loop_guard::LoopGuard;
+use crate::pacing::{Pace, Pacer};
 use crate::request::{Prompt, Request, SubmitError};
 use crate::runner::{ModelRunner, Runner};
 use crate::sampler::{Sampler, SamplingParams};
@@ -44,6 +46,9 @@ pub struct EngineOptions {
     pub max_waiting: usize,
     /// Steps of waiting that weigh as much as one level of priority.
     pub aging_steps: u32,
+    /// The time between two tokens of a sequence that 95 of 100 should not exceed: the batch grows only while it holds.
+    /// `None` lets every step take what the other limits allow.
+    pub target_itl: Option<Duration>,
     /// Keep full blocks to be found again by requests that begin alike.
     pub prefix_cache: bool,
     /// When more of the arena than this is in use or cached, blocks that nobody uses are given up...
@@ -64,6 +69,7 @@ impl Default for EngineOptions {
             max_seqs: 32,
             max_waiting: 256,
             aging_steps: 256,
+            target_itl: None,
             prefix_cache: true,
             cache_above_percent: 90,
             cache_down_to_percent: 70,
@@ -123,10 +129,17 @@ pub struct Engine {
     pub(crate) n_steps: u64,
     /// Sequences in the queue, for whoever may not ask while a step runs.
     pub(crate) n_waiting: Arc<AtomicUsize>,
+    /// When the last step ended, if there has been work since.
+    pub(crate) last_step: Option<Instant>,
+    pub(crate) pacer: Option<Pacer>,
+    pub(crate) clock: Clock,
     next_id: u64,
     n_ctx: usize,
     max_waiting: usize,
 }
+
+/// Tells the time: [`Instant::now`], but for tests.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 
 impl Engine {
     /// An engine for `model`, with its KV arena allocated.
@@ -199,10 +212,21 @@ impl Engine {
             n_generated: 0,
             n_steps: 0,
             n_waiting: Arc::default(),
+            last_step: None,
+            pacer: options.target_itl.map(|target| {
+                let (max_prompt_rows, max_seqs) = (options.max_batch_tokens, options.max_seqs);
+                Pacer::new(target, Pace { max_prompt_rows, max_seqs })
+            }),
+            clock: Arc::new(Instant::now),
             next_id: 0,
             n_ctx,
             max_waiting: options.max_waiting,
         })
+    }
+
+    /// The same engine by another clock.
+    pub fn with_clock(self, clock: Clock) -> Engine {
+        Engine { clock, ..self }
     }
 
     /// Tokens of one sequence at most.
@@ -421,6 +445,10 @@ impl EngineOptions {
         let (above, down_to) = (self.cache_above_percent, self.cache_down_to_percent);
         check(above <= 100, "cache_above_percent", above.into(), "at most 100")?;
         check(down_to <= above, "cache_down_to_percent", down_to.into(), "at most cache_above_percent")?;
+        let is_time = self.target_itl.is_none_or(|target| !target.is_zero());
+        if !is_time {
+            return Err(bad_option("target_itl", "0", "more than 0"));
+        }
         let is_kv = matches!(self.kv_dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
         if !is_kv {
             return Err(bad_option("kv_dtype", self.kv_dtype, "F32, F16, BF16 or Q8_0"));

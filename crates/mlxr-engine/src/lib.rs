@@ -12,6 +12,7 @@ mod ids;
 mod inspect;
 pub mod kv;
 mod loop_guard;
+mod pacing;
 mod request;
 mod runner;
 pub mod sampler;

@@ -17,6 +17,7 @@ use mlxr_tensor::BlockCopy;
 
 use crate::SeqId;
 use crate::kv::{BlockTable, BlockTables, IntegrityError};
+use crate::pacing::Pace;
 
 /// What a step may take at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,8 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
+    /// Narrower limits while sequences decode.
+    pace: Option<Pace>,
     tables: BlockTables,
     waiting: BTreeMap<Rank, Sequence>,
     /// By rank.
@@ -129,6 +132,7 @@ impl Scheduler {
         assert!(0 < limits.max_seqs && limits.max_seqs <= limits.max_batch_tokens.min(limits.max_logit_rows));
         Self {
             limits,
+            pace: None,
             tables,
             waiting: BTreeMap::new(),
             running: Vec::new(),
@@ -140,6 +144,11 @@ impl Scheduler {
 
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Sets what steps may take beside sequences that decode, and up to how many sequences new ones start.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = Some(pace);
     }
 
     pub fn tables(&self) -> &BlockTables {
@@ -186,8 +195,7 @@ impl Scheduler {
     pub fn schedule<'a>(&mut self, tokens: impl Fn(SeqId) -> &'a [u32]) -> Plan {
         self.n_steps += 1;
         self.tables.begin_step();
-        let mut budget =
-            Budget { tokens: self.limits.max_batch_tokens, logit_rows: self.limits.max_logit_rows };
+        let mut budget = Budget { tokens: self.max_rows(), logit_rows: self.limits.max_logit_rows };
         let mut plan = Plan::default();
         let mut next = 0;
         while next < self.running.len() {
@@ -207,6 +215,25 @@ impl Scheduler {
         }
         self.tables.trim();
         plan
+    }
+
+    /// Rows of the next step. A pace counts only for those who wait for a next token.
+    fn max_rows(&self) -> usize {
+        let n_stored = |sequence: &Sequence| self.tables.get(sequence.seq).map_or(0, BlockTable::n_tokens);
+        let n_decoding = self.running.iter().filter(|s| s.n_tokens - n_stored(s) == 1).count();
+        match self.pace {
+            Some(pace) if n_decoding > 0 => {
+                let n_rows = (n_decoding + pace.max_prompt_rows).max(self.running.len());
+                n_rows.min(self.limits.max_batch_tokens)
+            }
+            _ => self.limits.max_batch_tokens,
+        }
+    }
+
+    /// Whether a sequence may run beside the others. Alone it always may.
+    fn has_place(&self, new: &Sequence) -> bool {
+        let max_seqs = self.pace.map_or(self.limits.max_seqs, |pace| pace.max_seqs);
+        self.running.is_empty() || self.n_places_taken() + 1 + new.n_forks <= max_seqs
     }
 
     /// The tokens of a sequence that need not be computed where they are cached: the last one gives the logits that
@@ -257,8 +284,7 @@ impl Scheduler {
     fn admit<'a>(&mut self, mut budget: Budget, tokens: impl Fn(SeqId) -> &'a [u32], plan: &mut Plan) {
         while budget.tokens > 0 && budget.logit_rows > 0 {
             let Some((&rank, first)) = self.waiting.first_key_value() else { break };
-            let has_place = self.n_places_taken() + 1 + first.n_forks <= self.limits.max_seqs;
-            if !has_place || !self.has_blocks_for(first, &tokens) {
+            if !self.has_place(first) || !self.has_blocks_for(first, &tokens) {
                 break; // those behind wait too: order is what keeps large requests from starving
             }
             let sequence = self.waiting.remove(&rank).expect("it was just seen");

@@ -20,6 +20,9 @@ impl Engine {
     ///
     /// A forward that fails or panics ends the sequences that were in it; the engine goes on with the others.
     pub fn step(&mut self) -> Vec<Event> {
+        if let Some(pacer) = &self.pacer {
+            self.scheduler.set_pace(pacer.pace());
+        }
         let plan = self.scheduler.schedule(|seq| &self.choices[&seq].tokens);
         self.publish_waiting();
         if !plan.is_empty() {
@@ -32,6 +35,7 @@ impl Engine {
                 n_preempted = plan.preempted.len()
             )
             .entered();
+            let n_decoding = self.n_decoding(&plan);
             match self.forward(&plan) {
                 Ok(logits) => self.commit(&plan, &logits),
                 Err(reason) => {
@@ -39,8 +43,30 @@ impl Engine {
                     self.fail(&plan, &reason);
                 }
             }
+            self.observe(n_decoding, plan.n_rows() - n_decoding);
+        } else {
+            self.last_step = None;
         }
         std::mem::take(&mut self.events)
+    }
+
+    /// Sequences of a plan that wait for the token after one they have generated.
+    fn n_decoding(&self, plan: &Plan) -> usize {
+        let is_decoding = |scheduled: &&Scheduled| {
+            let n_prompt = self.active[&self.choices[&scheduled.seq].request].n_prompt;
+            scheduled.n_tokens == 1 && scheduled.start >= n_prompt
+        };
+        plan.rows.iter().filter(is_decoding).count()
+    }
+
+    /// Tells the pacer how long sequences waited for their tokens.
+    fn observe(&mut self, n_decoding: usize, n_prompt_rows: usize) {
+        let Some(pacer) = &mut self.pacer else { return };
+        let now = (self.clock)();
+        let last = self.last_step.replace(now);
+        if let Some(last) = last.filter(|_| n_decoding > 0) {
+            pacer.observe(now.saturating_duration_since(last), n_prompt_rows, n_decoding);
+        }
     }
 
     fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>, String> {

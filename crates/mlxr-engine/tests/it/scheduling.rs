@@ -2,11 +2,17 @@
 //! whatever was cached.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use mlxr_engine::{EngineOptions, FinishReason, Prompt, Request, RequestId, SamplingParams};
+use mlxr_engine::{
+    Engine, EngineOptions, Event, FinishReason, Prompt, Request, RequestId, Runner, SamplingParams,
+};
+use mlxr_tensor::{Batch, BlockCopy, TensorError};
 use proptest::prelude::*;
 
-use crate::fake::{self, Outcome, engine, forgetful, hashed};
+use crate::fake::{self, FakeRunner, Outcome, engine, forgetful, hashed};
 
 fn requests() -> impl Strategy<Value = Vec<Request>> {
     let sampling = prop_oneof![
@@ -132,4 +138,78 @@ fn a_full_arena_preempts_and_recomputes() {
     for (i, id) in ids.iter().enumerate() {
         assert_eq!(outcomes[id], fake::run(&mut forgetful(), request(i as u32 * 20)));
     }
+}
+
+/// A runner that takes time by a clock of its own: `fixed` for a step, `per_row` for each of its rows.
+struct Timed {
+    inner: FakeRunner,
+    clock: Arc<AtomicU64>,
+    fixed_us: u64,
+    per_row_us: u64,
+}
+
+impl Runner for Timed {
+    fn n_vocab(&self) -> usize {
+        self.inner.n_vocab()
+    }
+
+    fn run(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<f32>, TensorError> {
+        let time_us = self.fixed_us + self.per_row_us * batch.n_rows() as u64;
+        self.clock.fetch_add(time_us, Ordering::Relaxed);
+        self.inner.run(copies, batch)
+    }
+}
+
+/// Keeps an engine under load for so many steps. Returns the 95th percentile of the time between two tokens of a
+/// request in the second half, in microseconds, and the tokens of that half.
+fn itl_under_load(target_itl: Option<Duration>, fixed_us: u64, per_row_us: u64) -> (u64, usize) {
+    let options = EngineOptions { max_seqs: 16, max_waiting: 64, target_itl, ..EngineOptions::default() };
+    let clock = Arc::new(AtomicU64::new(0));
+    let inner = FakeRunner::new(512, options.block_tokens, Box::new(hashed));
+    let runner = Timed { inner, clock: clock.clone(), fixed_us, per_row_us };
+    let (start, by) = (Instant::now(), clock.clone());
+    let mut engine = Engine::with_runner(Box::new(runner), fake::tokenizer(), 512, &options)
+        .unwrap()
+        .with_clock(Arc::new(move || start + Duration::from_micros(by.load(Ordering::Relaxed))));
+    let mut last_tokens = BTreeMap::new();
+    let (mut times, mut n_submitted) = (Vec::new(), 0u32);
+    let n_steps = 4000;
+    for step in 0..n_steps {
+        while engine.stats().n_waiting < 4 {
+            // No two prompts alike, so that none is cached.
+            let prompt = (0..100 + n_submitted % 200).map(|i| (i * 7 + n_submitted * 13) % 280).collect();
+            let request = Request {
+                sampling: SamplingParams { seed: Some(1), ignore_eos: true, ..SamplingParams::default() },
+                max_tokens: Some(40),
+                ..Request::new(Prompt::Tokens(prompt))
+            };
+            engine.submit(request).unwrap();
+            n_submitted += 1;
+        }
+        for event in engine.step() {
+            let Event::Token { request, .. } = event else { continue };
+            let now = clock.load(Ordering::Relaxed);
+            if let Some(last) = last_tokens.insert(request, now)
+                && step >= n_steps / 2
+            {
+                times.push(now - last);
+            }
+        }
+    }
+    times.sort_unstable();
+    (times[times.len() * 95 / 100], times.len())
+}
+
+#[test]
+fn the_batch_grows_only_while_tokens_come_in_time() {
+    // A prompt takes what a step has and makes everybody wait.
+    let (p95_us, _) = itl_under_load(None, 1000, 100);
+    assert!(p95_us > 20_000, "{p95_us}");
+    let (p95_us, n_tokens) = itl_under_load(Some(Duration::from_millis(10)), 1000, 100);
+    assert!((7_000..=11_000).contains(&p95_us), "{p95_us}");
+    // A few sequences still run side by side.
+    assert!(n_tokens > 3 * 2000, "{n_tokens}");
+    // A target out of reach still lets one sequence run at a time.
+    let (p95_us, n_tokens) = itl_under_load(Some(Duration::from_micros(10)), 1000, 100);
+    assert!(p95_us <= 3_000 && n_tokens > 500, "{p95_us} {n_tokens}");
 }

@@ -1,5 +1,6 @@
 //! The Jinja environment chat templates expect.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
@@ -55,6 +56,13 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, TextError> {
 pub(super) fn fix_time(env: &mut Environment<'static>, unix_s: i64) {
     let time = Timestamp::from_second(unix_s).unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(TimeZone::UTC);
     env.add_function("strftime_now", move |format: &str| strftime(&time, format));
+}
+
+/// The names a template expects to be given.
+pub(super) fn variables(env: &Environment<'static>) -> HashSet<String> {
+    let found =
+        AssertUnwindSafe(|| env.get_template(NAME).map(|template| template.undeclared_variables(false)));
+    catch_unwind(found).ok().and_then(Result::ok).unwrap_or_default()
 }
 
 pub(super) fn render(env: &Environment<'static>, context: Value) -> Result<String, TextError> {

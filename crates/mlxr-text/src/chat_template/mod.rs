@@ -8,6 +8,7 @@ mod fallback;
 mod json;
 mod python;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use minijinja::Environment;
@@ -58,6 +59,7 @@ pub struct ChatInput<'a> {
 pub struct ChatTemplate {
     source: String,
     env: Environment<'static>,
+    variables: HashSet<String>,
     tokens: TemplateTokens,
 }
 
@@ -65,7 +67,8 @@ impl ChatTemplate {
     /// Compiles a template.
     pub fn new(source: &str, tokens: TemplateTokens) -> Result<ChatTemplate, TextError> {
         let env = environment::compile(source)?;
-        Ok(ChatTemplate { source: source.to_owned(), env, tokens })
+        let variables = environment::variables(&env);
+        Ok(ChatTemplate { source: source.to_owned(), env, variables, tokens })
     }
 
     /// Compiles a template file.
@@ -110,6 +113,11 @@ impl ChatTemplate {
     /// The template's text.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Whether a variable of this name makes a difference.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
     }
 
     /// The prompt for a conversation.

@@ -112,7 +112,7 @@ impl ConstraintState {
         let mask = match &mut self.phase {
             Phase::Thinking { tail, .. } => {
                 let close = self.tags.as_ref().map(|tags| tags.close.as_bytes()).unwrap_or_default();
-                past_tag(&self.inner, tail, close, self.matcher.is_some())
+                self.matcher.is_some().then(|| while_thinking(&self.inner, tail, close))
             }
             Phase::Closing { n_out } => Some(self.inner.trie.singleton_token_set(self.closing[*n_out])),
             Phase::Opening { seen, answer } => {
@@ -262,22 +262,23 @@ impl std::fmt::Debug for ConstraintState {
     }
 }
 
-/// While the text ends with a beginning of the closing tag: all tokens but those that finish it and already say
-/// something of an answer, which the grammar has not seen.
-fn past_tag(inner: &Inner, tail: &[u8], close: &[u8], has_grammar: bool) -> Option<SimpleVob> {
-    let n_begun = (1..close.len().min(tail.len() + 1)).rev().find(|&n| tail.ends_with(&close[..n]))?;
-    if !has_grammar {
-        return None;
-    }
+/// All tokens but those that end the text, for the answer is still to come, and those that finish the closing tag and
+/// already say something of an answer, which the grammar has not seen.
+fn while_thinking(inner: &Inner, tail: &[u8], close: &[u8]) -> SimpleVob {
     let mut mask = inner.trie.alloc_token_set();
     mask.set_all(true);
+    for &id in inner.tokenizer.eog_ids().iter().filter(|&&id| (id as usize) < inner.trie.vocab_size()) {
+        mask.disallow_token(id);
+    }
+    let n_begun = (1..close.len().min(tail.len() + 1)).rev().find(|&n| tail.ends_with(&close[..n]));
+    let Some(n_begun) = n_begun else { return mask };
     for id in 0..inner.trie.vocab_size() as u32 {
         let rest = inner.tokenizer.token_bytes(id).and_then(|bytes| bytes.strip_prefix(&close[n_begun..]));
         if rest.is_some_and(|rest| !rest.trim_ascii().is_empty()) {
             mask.disallow_token(id);
         }
     }
-    Some(mask)
+    mask
 }
 
 /// Adds the tokens that begin `text`, or are it with white space behind.

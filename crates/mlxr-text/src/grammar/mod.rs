@@ -120,13 +120,34 @@ impl Grammar {
         choice: &ToolChoice,
         parallel: bool,
     ) -> Result<Option<Grammar>, GrammarError> {
-        match tools::lark(format, tools, choice, parallel)? {
-            Some(parts) => {
-                let grammar = Grammar::checked("tool", Source::Lark(parts))?;
-                Ok(Some(Grammar { covers_reasoning: format == ToolFormat::Harmony, ..grammar }))
-            }
-            None => Ok(None),
+        let parts = tools::lark(format, tools, choice, parallel, None)?;
+        parts.map(|parts| Grammar::of_calls(format, parts)).transpose()
+    }
+
+    /// Answers that are calls or else JSON of a schema: [`Self::tool_calls`] where calling is up to the model and what
+    /// it says instead has a form too.
+    ///
+    /// # Errors
+    /// [`GrammarError`] for the reasons above, and when `answer` is not a grammar of JSON.
+    pub fn tool_calls_or(
+        format: ToolFormat,
+        tools: &[ToolSpec],
+        parallel: bool,
+        answer: &Grammar,
+    ) -> Result<Grammar, GrammarError> {
+        let Source::Schema(schema) = &*answer.source else {
+            let reason = "beside tools only JSON can be asked for".to_owned();
+            return Err(GrammarError::Compile { what: "answer", reason });
+        };
+        match tools::lark(format, tools, &ToolChoice::Auto, parallel, Some(schema))? {
+            Some(parts) => Grammar::of_calls(format, parts),
+            None => Ok(answer.clone()),
         }
+    }
+
+    fn of_calls(format: ToolFormat, parts: Vec<Part>) -> Result<Grammar, GrammarError> {
+        let grammar = Grammar::checked("tool", Source::Lark(parts))?;
+        Ok(Grammar { covers_reasoning: format == ToolFormat::Harmony, ..grammar })
     }
 
     /// Compiles once without a vocabulary, for the errors.

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{GrammarError, Part, relax, schema};
 use crate::tool_calls::{ToolFormat, ToolSpec};
@@ -27,12 +27,14 @@ pub enum ToolChoice {
 /// The most tools of a request.
 const MAX_TOOLS: usize = 512;
 
-/// The grammar in Lark. `None` where nothing is to be constrained.
+/// The grammar in Lark. `None` where nothing is to be constrained. `answer` is the schema of what may be said instead
+/// of a call where calling is up to the model; without one that is any text.
 pub(crate) fn lark(
     format: ToolFormat,
     tools: &[ToolSpec],
     choice: &ToolChoice,
     parallel: bool,
+    answer: Option<&Value>,
 ) -> Result<Option<Vec<Part>>, GrammarError> {
     let tools: Vec<&ToolSpec> = match choice {
         ToolChoice::None => return Ok(None),
@@ -51,9 +53,20 @@ pub(crate) fn lark(
     for tool in &tools {
         check_name(&tool.name)?;
     }
-    let is_free = *choice == ToolChoice::Auto;
+    let answer = answer.filter(|_| *choice == ToolChoice::Auto);
+    let is_free = *choice == ToolChoice::Auto && answer.is_none();
     let parallel = parallel && !matches!(choice, ToolChoice::Named(_));
     let mut writer = Writer::new(&tools)?;
+    if let Some(answer) = answer {
+        if format == ToolFormat::Llama3Json {
+            return Ok(Some(vec![Part::Text(format!("start: %json {}\n", call_or(&writer.tools, answer)))]));
+        }
+        let is_harmony = format == ToolFormat::Harmony;
+        writer.start = if is_harmony { "start" } else { "calls" };
+        writer.text(&format!("answer: %json {answer}\n"));
+        writer.text(if is_harmony { "" } else { "start: calls | answer\n" });
+        writer.has_answer = true;
+    }
     match format {
         ToolFormat::Harmony => harmony(&mut writer, is_free),
         ToolFormat::Llama3Json | ToolFormat::Pythonic => bare(&mut writer, format, is_free, parallel),
@@ -95,6 +108,10 @@ pub(crate) fn pattern(text: &str) -> String {
 struct Writer<'a> {
     parts: Vec<Part>,
     tools: Vec<(&'a ToolSpec, Value)>,
+    /// The rule of the calls: all there is, unless there may be an answer instead.
+    start: &'static str,
+    /// There is a rule `answer`.
+    has_answer: bool,
 }
 
 impl<'a> Writer<'a> {
@@ -107,7 +124,7 @@ impl<'a> Writer<'a> {
             Ok((*tool, relax::relax(&tool.parameters)))
         };
         let tools = tools.iter().map(with_schema).collect::<Result<_, GrammarError>>()?;
-        let mut writer = Writer { parts: Vec::new(), tools };
+        let mut writer = Writer { parts: Vec::new(), tools, start: "start", has_answer: false };
         writer.text("WS: /[ \\n]{1,2}/\nANY: /(?s:.+)/\n");
         Ok(writer)
     }
@@ -224,7 +241,7 @@ fn marked(w: &mut Writer<'_>, format: ToolFormat, is_free: bool, parallel: bool)
     } else {
         // Sections hold all of their calls; other formats begin anew for each.
         let repeats = parallel && !is_section(format);
-        w.text("start: WS? first").text(if repeats { " (WS? first)*\n" } else { "\n" });
+        w.text(&format!("{}: WS? first", w.start)).text(if repeats { " (WS? first)*\n" } else { "\n" });
         w.text("first: ").marker(marker).text(" body\n");
     }
     body(w, format, parallel);
@@ -484,7 +501,7 @@ fn bare(w: &mut Writer<'_>, format: ToolFormat, is_free: bool, parallel: bool) {
         (false, false) => "\"[\" call \"]\"",
     };
     if !is_free {
-        w.text(&format!("start: WS? {list}\n"));
+        w.text(&format!("{}: WS? {list}\n", w.start));
     } else if is_json {
         w.text(&format!("start: {list} | TAIL?\nTAIL: ANY & ~/(?s:\\s*\\{{\\s*\"name\".*)/\n"));
     } else {
@@ -508,6 +525,40 @@ fn bare(w: &mut Writer<'_>, format: ToolFormat, is_free: bool, parallel: bool) {
     }
 }
 
+/// The schema of one call without a marker or else of an answer: both are JSON and may begin alike, so that only one
+/// automaton can tell them apart.
+fn call_or(tools: &[(&ToolSpec, Value)], answer: &Value) -> Value {
+    let call = |(i, (tool, parameters)): (usize, &(&ToolSpec, Value))| {
+        json!({
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                "parameters": rebased(parameters, &format!("#/anyOf/{i}/properties/parameters")),
+            },
+            "required": ["name", "parameters"],
+            "additionalProperties": false,
+        })
+    };
+    let mut forms: Vec<Value> = tools.iter().enumerate().map(call).collect();
+    forms.push(rebased(answer, &format!("#/anyOf/{}", forms.len())));
+    json!({"anyOf": forms})
+}
+
+/// A schema whose references hold where it is put.
+fn rebased(schema: &Value, place: &str) -> Value {
+    match schema {
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| match (key.as_str(), value.as_str().and_then(|to| to.strip_prefix('#'))) {
+                ("$ref", Some(target)) => (key.clone(), Value::from(format!("{place}{target}"))),
+                _ => (key.clone(), rebased(value, place)),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().map(|item| rebased(item, place)).collect(),
+        other => other.clone(),
+    }
+}
+
 /// Rules `first_i`: the calls with the bracket before them in one terminal with the name.
 fn first_calls(w: &Writer<'_>) -> String {
     (0..w.tools.len()).fold(String::new(), |mut out, i| {
@@ -528,6 +579,9 @@ fn harmony(w: &mut Writer<'_>, is_free: bool) {
     if is_free {
         w.text("last: call | final\nfinal: ").marker("<|channel|>").text(" \"final\" ");
         w.marker("<|message|>").text(" ANY?\n");
+    } else if w.has_answer {
+        w.text("last: call | final\nfinal: ").marker("<|channel|>").text(" \"final\" (\" \"? ");
+        w.marker("<|constrain|>").text(" \"json\")? ").marker("<|message|>").text(" answer\n");
     } else {
         w.text("last: call\n");
     }

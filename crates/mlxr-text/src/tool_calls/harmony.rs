@@ -43,7 +43,9 @@ async fn message(r: &Reader) -> Parsed<()> {
     let header = header(r).await?;
     let Some(function) = header.function else {
         r.done();
-        body(r, &header.channel).await;
+        r.set_reasoning(header.channel == "analysis");
+        body(r).await;
+        r.set_reasoning(false);
         return Ok(());
     };
     r.start_call(&function)?;
@@ -59,8 +61,8 @@ async fn message(r: &Reader) -> Parsed<()> {
     Ok(())
 }
 
-async fn body(r: &Reader, channel: &str) {
-    let is_reasoning = channel == "analysis";
+async fn body(r: &Reader) {
+    let is_reasoning = r.is_reasoning();
     while let Some(c) = r.peek().await {
         if let Some(end) = r.sees(&ENDS).await {
             r.eat(ENDS[end]).await;

@@ -77,6 +77,11 @@ impl OutputParser {
         self.run()
     }
 
+    /// Whether the text ends inside the reasoning, as far as it has been read.
+    pub fn is_reasoning(&self) -> bool {
+        self.reader.is_reasoning()
+    }
+
     /// A whole answer.
     pub fn parse(options: OutputOptions, text: &str) -> ParsedOutput {
         let mut parser = OutputParser::new(options);
@@ -218,6 +223,7 @@ async fn reasoning(r: &Reader, tags: &ReasoningTags, format: Option<ToolFormat>)
         }
         r.skip_blanks().await;
     }
+    r.set_reasoning(true);
     // The prompt may have opened it and the model may do so again.
     r.eat(&tags.open).await;
     // These begin a section of calls without closing their reasoning.
@@ -234,6 +240,7 @@ async fn reasoning(r: &Reader, tags: &ReasoningTags, format: Option<ToolFormat>)
             Some(0) => {
                 r.skip_blanks().await;
                 r.eat(&tags.close).await;
+                r.set_reasoning(false);
                 r.skip_blanks().await;
                 break;
             }
@@ -245,5 +252,6 @@ async fn reasoning(r: &Reader, tags: &ReasoningTags, format: Option<ToolFormat>)
         }
         r.pass(|c| r.reasoning(c.encode_utf8(&mut [0; 4]))).await;
     }
+    r.set_reasoning(false);
     r.done();
 }

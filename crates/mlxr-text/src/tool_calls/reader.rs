@@ -33,6 +33,7 @@ struct Tape {
     events: Vec<OutputEvent>,
     n_calls: usize,
     is_open: bool,
+    is_reasoning: bool,
     names: HashSet<String>,
     ids: Ids,
 }
@@ -100,6 +101,16 @@ impl Reader {
 
     pub(crate) fn take_events(&self) -> Vec<OutputEvent> {
         std::mem::take(&mut self.tape().events)
+    }
+
+    /// Whether what is being read is reasoning.
+    pub(crate) fn is_reasoning(&self) -> bool {
+        self.tape().is_reasoning
+    }
+
+    /// Reasoning begins or ends here.
+    pub(crate) fn set_reasoning(&self, is_reasoning: bool) {
+        self.tape().is_reasoning = is_reasoning;
     }
 
     /// The next character, once it is known; `None` at the end.

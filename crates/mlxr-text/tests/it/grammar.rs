@@ -208,6 +208,7 @@ fn the_grammar_waits_for_the_end_of_the_reasoning() {
     let open = thinking(true, None);
     assert!(accepts(&open, "it is {4}: </think>\n\n42"));
     assert!(!accepts(&open, "hm</think>\n\nforty"));
+    assert!(!accepts(&open, "it is {4}"), "the answer is still to come");
     let closed = thinking(false, None);
     assert!(accepts(&closed, "<think>hm</thin </think>42"));
     assert!(accepts(&closed, "42"));
@@ -224,8 +225,8 @@ fn a_spent_budget_forces_the_end_of_the_reasoning() {
         let mut out = Vec::new();
         while state.is_reasoning() {
             let id = match state.mask().unwrap() {
-                Some(mask) => mask.ids()[0],
-                None => x,
+                Some(mask) if !mask.allows(x) => mask.ids()[0],
+                _ => x,
             };
             out.push(id);
             state.commit(id).unwrap();
@@ -331,6 +332,34 @@ fn left_to_itself_a_model_may_talk_but_calls_must_be_right() {
     assert!(accepts(&json, "{\"answer\": 4}"));
     assert!(accepts(&json, "{\"name\": \"stop\", \"parameters\": {}}"));
     assert!(!accepts(&json, "{\"name\": \"Bob\"}"));
+}
+
+#[test]
+fn beside_tools_an_answer_may_have_a_form() {
+    let schema = json!({"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"], "additionalProperties": false});
+    let answer = Grammar::json_schema(&schema).unwrap();
+    for format in ToolFormat::ALL {
+        let constraint = of(Grammar::tool_calls_or(format, &tools(), false, &answer).unwrap());
+        let said = |text: &str| match format {
+            ToolFormat::Harmony => format!("<|channel|>final<|message|>{text}"),
+            _ => text.to_owned(),
+        };
+        assert!(accepts(&constraint, &said("{\"answer\": 4}")), "{format}");
+        assert!(!accepts(&constraint, &said("{\"answer\": \"4\"}")), "{format}");
+        assert!(!accepts(&constraint, &said("Four.")), "{format}");
+    }
+    let hermes = of(Grammar::tool_calls_or(ToolFormat::Hermes, &tools(), false, &answer).unwrap());
+    assert!(accepts(&hermes, "<tool_call>{\"name\": \"stop\", \"arguments\": {}}</tool_call>"));
+    let llama = of(Grammar::tool_calls_or(ToolFormat::Llama3Json, &tools(), false, &answer).unwrap());
+    assert!(accepts(&llama, "{\"name\": \"stop\", \"parameters\": {}}"));
+    assert!(!accepts(&llama, "{\"name\": \"stop\", \"answer\": 4}"));
+    let nested = json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/n"}}, "required": ["a"], "$defs": {"n": {"type": "null"}}});
+    let nested = Grammar::json_schema(&nested).unwrap();
+    let llama = of(Grammar::tool_calls_or(ToolFormat::Llama3Json, &tools(), false, &nested).unwrap());
+    assert!(accepts(&llama, "{\"a\": null}") && !accepts(&llama, "{\"a\": 1}"));
+    let pattern = Grammar::regex("[0-9]+").unwrap();
+    let e = Grammar::tool_calls_or(ToolFormat::Hermes, &tools(), true, &pattern).unwrap_err();
+    assert!(e.to_string().contains("only JSON"), "{e}");
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct MessagesRequest {
     pub mcp_servers: Option<Vec<Value>>,
     pub metadata: Option<Map<String, Value>>,
     pub output_config: Option<OutputConfig>,
+    /// What `output_config.format` was in the beta.
+    pub output_format: Option<OutputFormat>,
     pub service_tier: Option<String>,
     pub speed: Option<String>,
     pub stop_sequences: Option<Vec<String>>,

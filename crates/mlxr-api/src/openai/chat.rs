@@ -10,7 +10,9 @@ use utoipa::ToSchema;
 
 use super::sampling::SamplingExtensions;
 use super::text_list::TextList;
-use super::tools::{ResponseFormat, Tool, ToolCall, ToolChoice};
+use super::tools::{
+    FunctionCall, FunctionChoice, FunctionDefinition, ResponseFormat, Tool, ToolCall, ToolChoice,
+};
 use super::usage::{StreamOptions, Usage};
 use crate::body::{self, BodyError};
 use crate::schema::{self, schema_of};
@@ -23,8 +25,8 @@ pub struct ChatCompletionRequest {
     pub messages: Vec<ChatMessage>,
     pub audio: Option<Value>,
     pub frequency_penalty: Option<f32>,
-    pub function_call: Option<Value>,
-    pub functions: Option<Vec<Value>>,
+    pub function_call: Option<FunctionChoice>,
+    pub functions: Option<Vec<FunctionDefinition>>,
     pub logit_bias: Option<BTreeMap<String, f32>>,
     pub logprobs: Option<bool>,
     pub max_completion_tokens: Option<usize>,
@@ -81,6 +83,7 @@ pub struct ChatMessage {
     pub role: Role,
     pub content: Option<Content>,
     pub tool_calls: Option<Vec<ToolCall>>,
+    pub function_call: Option<FunctionCall>,
     /// The rest (`name`, `tool_call_id`, `reasoning_content`, ...): what a chat template makes of it.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -213,6 +216,9 @@ pub struct AnswerMessage {
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<ToolCall>>,
+    /// In answers to requests with `functions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
 }
 
 /// Log-probabilities of a choice's tokens.
@@ -279,6 +285,8 @@ pub struct Delta {
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<ToolCallDelta>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCallDelta>,
 }
 
 /// What a chunk adds to a tool call.

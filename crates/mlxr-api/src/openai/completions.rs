@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::sampling::SamplingExtensions;
 use super::text_list::TextList;
+use super::tools::ResponseFormat;
 use super::usage::{StreamOptions, Usage};
 use crate::body::{self, BodyError};
 use crate::schema::{self, schema_of};
@@ -28,6 +29,8 @@ pub struct CompletionRequest {
     pub max_tokens: Option<usize>,
     pub n: Option<usize>,
     pub presence_penalty: Option<f32>,
+    /// Not OpenAI's here.
+    pub response_format: Option<ResponseFormat>,
     pub seed: Option<i64>,
     pub stop: Option<TextList>,
     pub stream: Option<bool>,

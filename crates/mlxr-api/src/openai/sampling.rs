@@ -41,8 +41,35 @@ pub struct SamplingExtensions {
     pub priority: Option<i32>,
     /// Variables for the chat template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Tokens of reasoning at most.
+    #[serde(alias = "reasoning_budget", alias = "thinking_token_budget")]
+    pub thinking_budget: Option<usize>,
+    /// Whether an answer that repeats itself is ended.
+    pub loop_guard: Option<bool>,
+    // The form of the answer, as vLLM spells it,
+    pub guided_json: Option<Value>,
+    pub guided_regex: Option<String>,
+    pub guided_choice: Option<Vec<String>>,
+    pub guided_grammar: Option<String>,
+    pub structured_outputs: Option<StructuredOutputs>,
+    // and llama.cpp.
+    pub json_schema: Option<Value>,
+    pub grammar: Option<String>,
     /// Refuse what cannot be honoured instead of reporting it.
     pub strict: Option<bool>,
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// `structured_outputs`: one of them.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, ToSchema)]
+#[schema(as = openai::StructuredOutputs)]
+pub struct StructuredOutputs {
+    pub json: Option<Value>,
+    pub json_object: Option<bool>,
+    pub regex: Option<String>,
+    pub choice: Option<Vec<String>>,
+    pub grammar: Option<String>,
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
 }

@@ -90,7 +90,46 @@ pub struct FunctionCall {
 pub enum ResponseFormat {
     Text,
     JsonObject,
-    JsonSchema { json_schema: JsonSchemaFormat },
+    JsonSchema {
+        json_schema: JsonSchemaFormat,
+    },
+    /// Not OpenAI's: a text that matches as a whole.
+    Regex {
+        #[serde(alias = "value")]
+        pattern: String,
+    },
+    /// Not OpenAI's: a text of a grammar in GBNF or Lark.
+    Grammar {
+        grammar: String,
+        syntax: Option<GrammarSyntax>,
+    },
+}
+
+/// How a grammar is written; GBNF unless said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(as = openai::GrammarSyntax)]
+#[serde(rename_all = "lowercase")]
+pub enum GrammarSyntax {
+    #[default]
+    Gbnf,
+    Lark,
+}
+
+/// `function_call` of a request in the manner before tools.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(as = openai::FunctionChoice)]
+#[serde(untagged, expecting = "expected \"none\", \"auto\" or an object that names a function")]
+pub enum FunctionChoice {
+    Mode(FunctionMode),
+    Named(FunctionName),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(as = openai::FunctionMode)]
+#[serde(rename_all = "lowercase")]
+pub enum FunctionMode {
+    None,
+    Auto,
 }
 
 /// The schema an answer must follow.

@@ -11,6 +11,9 @@ pub struct Usage {
     pub completion_tokens: usize,
     pub total_tokens: usize,
     pub prompt_tokens_details: PromptTokensDetails,
+    /// Only where the model reasons.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
 /// Of the prompt's tokens.
@@ -21,14 +24,17 @@ pub struct PromptTokensDetails {
     pub cached_tokens: usize,
 }
 
+/// Of the answer's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::CompletionTokensDetails)]
+pub struct CompletionTokensDetails {
+    pub reasoning_tokens: usize,
+}
+
 impl Usage {
     pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Usage {
-        Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokensDetails::default(),
-        }
+        let total_tokens = prompt_tokens + completion_tokens;
+        Usage { prompt_tokens, completion_tokens, total_tokens, ..Usage::default() }
     }
 
     pub fn with_cached(self, cached_tokens: usize) -> Usage {

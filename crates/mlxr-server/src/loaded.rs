@@ -1,13 +1,14 @@
 //! One model in memory: its engine's thread, tokenizer, template and defaults.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use mlxr_checkpoint::{Checkpoint, CheckpointError};
 use mlxr_engine::{Engine, EngineError, EngineHandle, EngineOptions};
 use mlxr_models::{Model, ModelError, ModelOptions};
 use mlxr_tensor::Backend;
+use mlxr_text::grammar::{GrammarError, GrammarFactory};
 use mlxr_text::{ChatTemplate, TextError, Tokenizer};
 use serde_json::{Map, Value};
 
@@ -70,9 +71,20 @@ pub struct LoadedModel {
     /// `generation_config.json`.
     pub generation: Map<String, Value>,
     pub plan: MemoryPlan,
+    grammars: OnceLock<Result<GrammarFactory, GrammarError>>,
 }
 
 impl LoadedModel {
+    /// What compiles grammars for this vocabulary. The first call builds it, which takes a second for a large one;
+    /// blocks.
+    ///
+    /// # Errors
+    /// No grammar can work with this vocabulary.
+    pub fn grammars(&self) -> Result<&GrammarFactory, GrammarError> {
+        let built = self.grammars.get_or_init(|| GrammarFactory::for_tokenizer(&self.tokenizer));
+        built.as_ref().map_err(Clone::clone)
+    }
+
     /// Loads the weights as planned and starts the engine. Takes seconds; blocks.
     ///
     /// # Errors
@@ -100,6 +112,7 @@ impl LoadedModel {
             template,
             generation: ckpt.generation.clone(),
             plan,
+            grammars: OnceLock::new(),
         })
     }
 }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use axum::routing::post;
 use mlxr_api::anthropic::messages::{MessagesRequest, TokenCount};
 
-use super::{read_body, translate};
+use super::{cost, read_body, translate};
 use crate::ServeError;
 use crate::app::App;
 use crate::dialect::Dialect;
@@ -39,7 +39,7 @@ async fn answer_messages(app: &App, request: Request) -> Result<Response, ServeE
     let body = read_body(request, &app.limits).await?;
     let wire = MessagesRequest::parse(&body)?;
     let lease = app.models.acquire(&wire.model).await?;
-    let (strict, n_bytes) = (app.limits.strict, body.len());
+    let (strict, n_bytes) = (app.limits.strict, cost(body.len(), read::is_structured(&wire)));
     let (lease, task) =
         translate(n_bytes, move || read::read(&wire, &lease, strict).map(|task| (lease, task))).await?;
     let read::Task { request, answer, notices, is_stream } = task;
@@ -59,6 +59,6 @@ async fn answer_count(app: &App, request: Request) -> Result<Response, ServeErro
     let wire = MessagesRequest::parse(&body)?;
     let lease = app.models.acquire(&wire.model).await?;
     let (strict, n_bytes) = (app.limits.strict, body.len());
-    let (prompt, notices) = translate(n_bytes, move || read::prompt(&wire, &lease, strict)).await?;
-    Ok(json_response(&TokenCount { input_tokens: prompt.tokens.len() }, &notices))
+    let asked = translate(n_bytes, move || read::ask(&wire, &lease, strict)).await?;
+    Ok(json_response(&TokenCount { input_tokens: asked.prompt.tokens.len() }, &asked.notices))
 }

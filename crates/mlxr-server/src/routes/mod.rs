@@ -72,6 +72,11 @@ fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
 /// other connections must not wait for that.
 const MAX_INLINE_BYTES: usize = 64 << 10;
 
+/// What a body of `n_bytes` costs to translate: nobody knows beforehand how long a grammar takes to compile.
+const fn cost(n_bytes: usize, is_structured: bool) -> usize {
+    if is_structured { usize::MAX } else { n_bytes }
+}
+
 /// Runs `work`, whose cost grows with a body of `n_bytes`.
 async fn translate<T: Send + 'static>(
     n_bytes: usize,

@@ -12,7 +12,7 @@ use mlxr_api::ollama::generate::GenerateRequest;
 use mlxr_api::ollama::keep_alive::KeepAlive as WireKeepAlive;
 use mlxr_api::ollama::models::{ModelList, RunningModels, ShowRequest, Version};
 
-use super::{blocking, read_body, translate};
+use super::{blocking, cost, read_body, translate};
 use crate::ServeError;
 use crate::app::App;
 use crate::dialect::Dialect;
@@ -55,7 +55,7 @@ async fn answer_generate(app: &App, request: Request) -> Result<Response, ServeE
         return load_or_unload(app, &wire.model, wire.keep_alive, &endpoint).await;
     }
     let (lease, clock) = acquire(app, &wire.model, wire.keep_alive, arrived).await?;
-    let (strict, n_bytes) = (app.limits.strict, body.len());
+    let (strict, n_bytes) = (app.limits.strict, cost(body.len(), generate::is_structured(&wire)));
     let (lease, task) =
         translate(n_bytes, move || generate::read(&wire, &lease, strict, clock).map(|task| (lease, task)))
             .await?;
@@ -74,7 +74,7 @@ async fn answer_chat(app: &App, request: Request) -> Result<Response, ServeError
         return load_or_unload(app, &wire.model, wire.keep_alive, &Endpoint::Chat).await;
     }
     let (lease, clock) = acquire(app, &wire.model, wire.keep_alive, arrived).await?;
-    let (strict, n_bytes) = (app.limits.strict, body.len());
+    let (strict, n_bytes) = (app.limits.strict, cost(body.len(), chat::is_structured(&wire)));
     let (lease, task) =
         translate(n_bytes, move || chat::read(&wire, &lease, strict, clock).map(|task| (lease, task)))
             .await?;

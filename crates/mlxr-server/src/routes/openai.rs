@@ -10,7 +10,7 @@ use mlxr_api::openai::chat::ChatCompletionRequest;
 use mlxr_api::openai::completions::CompletionRequest;
 use mlxr_api::openai::models::{Model, ModelList};
 
-use super::{read_body, translate};
+use super::{cost, read_body, translate};
 use crate::ServeError;
 use crate::app::App;
 use crate::dialect::Dialect;
@@ -34,7 +34,7 @@ async fn answer_chat(app: &App, request: Request) -> Result<Response, ServeError
     let body = read_body(request, &app.limits).await?;
     let request = ChatCompletionRequest::parse(&body)?;
     let lease = app.models.acquire(&request.model).await?;
-    let (strict, n_bytes) = (app.limits.strict, body.len());
+    let (strict, n_bytes) = (app.limits.strict, cost(body.len(), chat::is_structured(&request)));
     let (lease, task) =
         translate(n_bytes, move || chat::read(&request, &lease, strict).map(|task| (lease, task))).await?;
     let chat::Task { request, answer, notices, is_stream } = task;
@@ -53,7 +53,7 @@ async fn answer_completion(app: &App, request: Request) -> Result<Response, Serv
     let body = read_body(request, &app.limits).await?;
     let request = CompletionRequest::parse(&body)?;
     let lease = app.models.acquire(&request.model).await?;
-    let (strict, n_bytes) = (app.limits.strict, body.len());
+    let (strict, n_bytes) = (app.limits.strict, cost(body.len(), completions::is_structured(&request)));
     let (lease, task) =
         translate(n_bytes, move || completions::read(&request, &lease, strict).map(|task| (lease, task)))
             .await?;

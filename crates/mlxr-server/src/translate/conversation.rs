@@ -2,25 +2,27 @@
 
 use mlxr_text::reasoning::ReasoningTags;
 use mlxr_text::tool_calls::{OutputOptions, ToolFormat, ToolSpec};
-use mlxr_text::{ChatInput, ChatTemplate, EncodeOptions, Tokenizer};
+use mlxr_text::{ChatInput, ChatTemplate, EncodeOptions};
 use serde_json::{Map, Value, json};
 
+use super::tool_block::{self, Place};
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 
 /// What goes into the template.
 #[derive(Clone, Debug, Default)]
 pub struct Conversation {
-    /// In OpenAI's shape. An assistant's message at the end is one to go on from.
+    /// In OpenAI's shape.
     pub messages: Vec<Value>,
+    /// Whether an assistant's message at the end is one to go on from.
+    pub goes_on: bool,
     /// In OpenAI's shape.
     pub tools: Vec<Value>,
     /// The template's variables.
     pub variables: Map<String, Value>,
 }
 
-/// What a model's template was written for, as far as its answers can be read: a tag that is a control token is not
-/// part of an answer's text, so nobody would find it there.
+/// What a model's template was written for.
 #[derive(Clone, Debug, Default)]
 pub struct Abilities {
     pub tools: Option<ToolFormat>,
@@ -28,14 +30,9 @@ pub struct Abilities {
 }
 
 impl Abilities {
-    pub fn of(template: &ChatTemplate, tokenizer: &Tokenizer) -> Abilities {
+    pub fn of(template: &ChatTemplate) -> Abilities {
         let source = template.source();
-        let is_text = |text: &str| !tokenizer.id_of(text).is_some_and(|id| tokenizer.is_special(id));
-        let tools = ToolFormat::detect(source)
-            .filter(|format| format.control_texts().iter().all(|text| is_text(text)));
-        let thinking =
-            ReasoningTags::detect(source).filter(|tags| is_text(&tags.open) && is_text(&tags.close));
-        Abilities { tools, thinking }
+        Abilities { tools: ToolFormat::detect(source), thinking: ReasoningTags::detect(source) }
     }
 }
 
@@ -43,13 +40,45 @@ impl Abilities {
 #[derive(Clone, Debug)]
 pub struct ChatPrompt {
     pub tokens: Vec<u32>,
+    /// How the answer is to be read.
     pub output: OutputOptions,
+}
+
+/// Whether and how long the model is asked to think first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Thinking {
+    pub is_wanted: Option<bool>,
+    pub effort: Option<String>,
+    /// Tokens at most.
+    pub budget: Option<usize>,
+}
+
+/// What becomes of that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The model marks its reasoning.
+    pub thinks: bool,
+    /// An effort makes a difference.
+    pub effort: bool,
+    /// Tokens of reasoning after which its end is to be forced.
+    pub budget: Option<usize>,
+}
+
+/// Tokens of reasoning an effort stands for, with templates that know no efforts. `None` is no bound.
+fn effort_budget(effort: &str) -> Option<usize> {
+    match effort {
+        "none" => Some(0),
+        "minimal" => Some(256),
+        "low" => Some(1024),
+        "medium" => Some(8192),
+        _ => None,
+    }
 }
 
 impl Conversation {
     /// Sets a variable, if the template uses it.
     pub fn set_variable(&mut self, template: &ChatTemplate, name: &str, value: Value) -> bool {
-        let is_used = template.source().contains(name);
+        let is_used = template.uses(name);
         if is_used {
             self.variables.insert(name.to_owned(), value);
         }
@@ -57,10 +86,22 @@ impl Conversation {
     }
 
     /// Asks the model to think first, or not to, under the names templates know. Returns whether the template listens.
-    pub fn set_thinking(&mut self, template: &ChatTemplate, is_wanted: bool) -> bool {
+    fn set_thinking(&mut self, template: &ChatTemplate, is_wanted: bool) -> bool {
         let enable = self.set_variable(template, "enable_thinking", json!(is_wanted));
-        // `enable_thinking` contains the shorter name.
         enable || self.set_variable(template, "thinking", json!(is_wanted))
+    }
+
+    /// Tells the template how to think, and where it does not listen how long the model may.
+    pub fn think(&mut self, template: &ChatTemplate, thinking: &Thinking) -> Heard {
+        let thinks = Abilities::of(template).thinking.is_some();
+        let is_heard = thinking.is_wanted.is_some_and(|is_wanted| self.set_thinking(template, is_wanted));
+        let effort = thinking.effort.as_deref();
+        let is_effort_heard =
+            effort.is_some_and(|effort| self.set_variable(template, "reasoning_effort", json!(effort)));
+        let by_effort = effort.filter(|_| !is_effort_heard).and_then(effort_budget);
+        let forbidden = (thinking.is_wanted == Some(false) && !is_heard).then_some(0);
+        let budget = thinking.budget.or(forbidden).or(by_effort).filter(|_| thinks);
+        Heard { thinks, effort: is_effort_heard || thinks, budget }
     }
 
     /// Renders and cuts into tokens. Without `reads_thinking` tags of reasoning are text like any other.
@@ -68,15 +109,15 @@ impl Conversation {
     /// # Errors
     /// What the template refuses.
     pub fn prompt(&self, model: &LoadedModel, reads_thinking: bool) -> Result<ChatPrompt, ServeError> {
-        let abilities = Abilities::of(&model.template, &model.tokenizer);
-        let text = self.render(&model.template)?;
+        let abilities = Abilities::of(&model.template);
+        let text = self.text(&model.template, &abilities)?;
         // Templates write the beginning-of-sequence token themselves, and the markers around messages.
         let options = EncodeOptions { add_special: false, parse_special: true };
         let tokens = model.tokenizer.encode(&text, options)?;
         let has_tools = !self.tools.is_empty();
         let thinking = abilities.thinking.filter(|_| reads_thinking);
         let output = OutputOptions {
-            format: abilities.tools.filter(|_| has_tools),
+            format: has_tools.then(|| abilities.tools.unwrap_or(tool_block::FORMAT)),
             tools: self.tools.iter().filter_map(ToolSpec::from_openai).collect(),
             reasoning: thinking.and_then(|tags| tags.after_prompt(&text)),
             id_seed: crate::ids::seed(),
@@ -84,8 +125,21 @@ impl Conversation {
         Ok(ChatPrompt { tokens, output })
     }
 
+    /// The prompt, with tools spelt out where the template knows none.
+    fn text(&self, template: &ChatTemplate, abilities: &Abilities) -> Result<String, ServeError> {
+        if abilities.tools.is_some() || !tool_block::is_needed(&self.messages, &self.tools) {
+            return self.render(template);
+        }
+        let spelt_out = |place| Conversation {
+            messages: tool_block::spell_out(&self.messages, &self.tools, place),
+            tools: Vec::new(),
+            ..self.clone()
+        };
+        spelt_out(Place::System).render(template).or_else(|_| spelt_out(Place::User).render(template))
+    }
+
     fn render(&self, template: &ChatTemplate) -> Result<String, ServeError> {
-        let begun = self.messages.last().and_then(begun_answer);
+        let begun = self.messages.last().filter(|_| self.goes_on).and_then(begun_answer);
         let input = ChatInput {
             messages: &self.messages,
             tools: (!self.tools.is_empty()).then_some(&self.tools),
@@ -126,7 +180,7 @@ mod tests {
 
     fn render(messages: Value) -> String {
         let messages = messages.as_array().unwrap().clone();
-        Conversation { messages, ..Conversation::default() }.render(&template()).unwrap()
+        Conversation { messages, goes_on: true, ..Conversation::default() }.render(&template()).unwrap()
     }
 
     #[test]
@@ -147,5 +201,41 @@ mod tests {
         assert_eq!(conversation.variables.keys().collect::<Vec<_>>(), ["enable_thinking"]);
         let plain = ChatTemplate::new("{{ messages }}", TemplateTokens::default()).unwrap();
         assert!(!conversation.set_thinking(&plain, true));
+    }
+
+    #[test]
+    fn an_effort_is_the_template_s_or_else_a_budget() {
+        let think = |source: &str, thinking: &Thinking| {
+            let template = ChatTemplate::new(source, TemplateTokens::default()).unwrap();
+            Conversation::default().think(&template, thinking)
+        };
+        let effort = |effort: &str| Thinking { effort: Some(effort.to_owned()), ..Thinking::default() };
+        let tags = "<think> {{ messages }} </think>";
+        let heard = think(tags, &effort("low"));
+        assert_eq!(heard, Heard { thinks: true, effort: true, budget: Some(1024) });
+        assert_eq!(think(tags, &effort("high")).budget, None);
+        let levels = format!("{tags} {{{{ reasoning_effort }}}}");
+        assert_eq!(think(&levels, &effort("low")).budget, None);
+        assert_eq!(think("{{ messages }}", &effort("low")), Heard::default());
+        let off = Thinking { is_wanted: Some(false), ..Thinking::default() };
+        assert_eq!(think(tags, &off).budget, Some(0), "nobody else stops it");
+        let switch = format!("{tags} {{{{ enable_thinking }}}}");
+        assert_eq!(think(&switch, &off).budget, None);
+        let bounded = Thinking { budget: Some(7), ..effort("low") };
+        assert_eq!(think(&levels, &bounded).budget, Some(7));
+    }
+
+    #[test]
+    fn a_template_without_a_system_s_message_has_the_tools_from_the_user() {
+        let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}\
+            <{{ m.role }}>{{ m.content }}{% endfor %}";
+        let template = ChatTemplate::new(source, TemplateTokens::default()).unwrap();
+        let conversation = Conversation {
+            messages: vec![json!({"role": "user", "content": "Hi"})],
+            tools: vec![json!({"type": "function", "function": {"name": "f"}})],
+            ..Conversation::default()
+        };
+        let text = conversation.text(&template, &Abilities::of(&template)).unwrap();
+        assert!(text.starts_with("<user># Tools") && text.ends_with("\n\nHi"), "{text}");
     }
 }

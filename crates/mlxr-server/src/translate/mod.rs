@@ -8,3 +8,5 @@ pub mod ollama;
 pub mod openai;
 mod parts;
 mod sampling;
+mod structure;
+mod tool_block;

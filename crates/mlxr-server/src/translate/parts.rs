@@ -10,28 +10,81 @@ pub enum Part {
     Call(ParsedCall),
 }
 
+/// Reads an answer as it comes: the one way from text to what dialects send, streamed or whole.
+#[derive(Debug)]
+pub struct Pieces {
+    parser: Option<OutputParser>,
+    n_reasoning: usize,
+    has_calls: bool,
+}
+
+impl Pieces {
+    pub fn new(options: OutputOptions) -> Pieces {
+        Pieces { parser: Some(OutputParser::new(options)), n_reasoning: 0, has_calls: false }
+    }
+
+    /// The text that came with one more token.
+    pub fn push(&mut self, text: &str) -> Vec<OutputEvent> {
+        let Some(parser) = &mut self.parser else { return Vec::new() };
+        let was_reasoning = parser.is_reasoning();
+        let events = parser.push(text);
+        self.n_reasoning += usize::from(was_reasoning || parser.is_reasoning());
+        self.note(events)
+    }
+
+    /// The end of the answer, with the text that was held back until now.
+    pub fn finish(&mut self, text: &str) -> Vec<OutputEvent> {
+        let Some(mut parser) = self.parser.take() else { return Vec::new() };
+        let mut events = parser.push(text);
+        events.extend(parser.finish());
+        self.note(events)
+    }
+
+    fn note(&mut self, events: Vec<OutputEvent>) -> Vec<OutputEvent> {
+        let is_call =
+            |event: &OutputEvent| matches!(event, OutputEvent::ToolCallEnd { is_complete: true, .. });
+        self.has_calls |= events.iter().any(is_call);
+        events
+    }
+
+    /// Tokens of reasoning so far.
+    pub fn n_reasoning(&self) -> usize {
+        self.n_reasoning
+    }
+
+    /// Whether a call is complete.
+    pub fn has_calls(&self) -> bool {
+        self.has_calls
+    }
+}
+
 /// Cuts an answer into pieces. A call comes out when it is complete, for one that breaks off is no call.
 #[derive(Debug)]
 pub struct Parts {
-    parser: Option<OutputParser>,
+    pieces: Pieces,
     call: ParsedCall,
 }
 
 impl Parts {
     pub fn new(options: OutputOptions) -> Parts {
-        Parts { parser: Some(OutputParser::new(options)), call: ParsedCall::default() }
+        Parts { pieces: Pieces::new(options), call: ParsedCall::default() }
     }
 
-    /// More text of the answer.
+    /// The text that came with one more token.
     pub fn push(&mut self, text: &str) -> Vec<Part> {
-        let events = self.parser.as_mut().map(|parser| parser.push(text)).unwrap_or_default();
+        let events = self.pieces.push(text);
         self.read(events)
     }
 
-    /// What was held back at the end of the answer.
-    pub fn finish(&mut self) -> Vec<Part> {
-        let events = self.parser.take().map(OutputParser::finish).unwrap_or_default();
+    /// The end of the answer, with the text that was held back until now.
+    pub fn finish(&mut self, text: &str) -> Vec<Part> {
+        let events = self.pieces.finish(text);
         self.read(events)
+    }
+
+    /// Whether there was a call.
+    pub fn has_calls(&self) -> bool {
+        self.pieces.has_calls()
     }
 
     fn read(&mut self, events: Vec<OutputEvent>) -> Vec<Part> {
@@ -81,7 +134,7 @@ mod tests {
         for piece in text.as_bytes().chunks(n_bytes) {
             found.extend(parts.push(std::str::from_utf8(piece).unwrap()));
         }
-        found.extend(parts.finish());
+        found.extend(parts.finish(""));
         let (mut said, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
         for part in found {
             match part {
@@ -102,6 +155,16 @@ mod tests {
             assert_eq!(calls.len(), 1);
             assert!(calls[0].starts_with("f{") && calls[0].contains("\"x\""), "{calls:?}");
         }
+    }
+
+    #[test]
+    fn tokens_of_reasoning_are_counted() {
+        let mut pieces = Pieces::new(options());
+        for token in ["<th", "ink>", "h", "m", "</think", ">", "Yes"] {
+            pieces.push(token);
+        }
+        // From the one that completes the opening tag to the one that completes the closing tag.
+        assert_eq!(pieces.n_reasoning(), 5);
     }
 
     #[test]

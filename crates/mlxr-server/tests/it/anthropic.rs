@@ -158,11 +158,16 @@ async fn errors_have_anthropic_s_shape() {
     invalid(json!({"messages": []}), "at least one message").await;
     invalid(json!({"temperature": -1}), "temperature is -1").await;
     invalid(json!({"stop_sequences": [""]}), "empty string").await;
-    invalid(json!({"tool_choice": {"type": "any"}}), "tool_choice must be auto or none").await;
-    let schema = json!({"format": {"type": "json_schema", "schema": {}}});
-    invalid(json!({"output_config": schema}), "does not constrain").await;
+    invalid(json!({"tool_choice": {"type": "any"}}), "there are no tools").await;
+    let format = json!({"type": "json_schema", "schema": {"not": {}}});
+    invalid(json!({"output_config": {"format": format}}), "keyword \"not\" at #/not").await;
+    invalid(json!({"output_format": format}), "output_format.schema: unsupported").await;
+    let tools = json!([{"name": "f", "input_schema": {"not": {}}, "strict": true}]);
+    invalid(json!({"tools": tools}), "tools[0].input_schema: unsupported").await;
     let tools = json!([{"name": "f", "input_schema": {"type": "object"}}]);
-    invalid(json!({"model": TINY, "tools": tools}), "not trained to call tools").await;
+    let named = json!({"type": "tool", "name": "g"});
+    invalid(json!({"tools": tools, "tool_choice": named}), "\"g\" is not among").await;
+    invalid(json!({"tools": [{"type": "bash_20250124", "name": "bash"}]}), "no tool \"bash_20250124\"").await;
     let image =
         json!([{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}]);
     let seen = json!([{"role": "user", "content": image}]);

@@ -54,10 +54,33 @@ async fn a_request_that_cannot_be_served_says_which_field_and_why() {
     bad_chat(json!({"top_logprobs": 2}), "top_logprobs", "needs logprobs").await;
     bad_chat(json!({"logprobs": true, "top_logprobs": 101}), "logprobs", "at most 100").await;
     bad_chat(json!({"stream_options": {"include_usage": true}}), "stream_options", "needs stream").await;
-    bad_chat(json!({"response_format": {"type": "json_object"}}), "response_format", "constrain").await;
     let tool = json!({"type": "function", "function": {"name": "f"}});
-    bad_chat(json!({"tools": [tool]}), "tools", "cannot be called").await;
-    bad_chat(json!({"functions": [{"name": "f"}]}), "functions", "cannot be called").await;
+    bad_chat(json!({"tool_choice": "required"}), "tool_choice", "there are no tools").await;
+    let named = json!({"type": "function", "function": {"name": "g"}});
+    bad_chat(json!({"tools": [tool], "tool_choice": named}), "tool_choice", "\"g\" is not among").await;
+    bad_chat(json!({"tools": [tool, tool]}), "tools[1].function.parameters", "two tools \"f\"").await;
+    bad_chat(json!({"tools": [{"type": "custom", "function": {"name": "f"}}]}), "tools[0].type", "custom")
+        .await;
+    bad_chat(json!({"tools": [tool], "functions": [{"name": "f"}]}), "functions", "beside tools").await;
+    let unsupported = json!({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": true}}});
+    let strict =
+        json!({"type": "function", "function": {"name": "f", "strict": true, "parameters": unsupported}});
+    let place = "\"uniqueItems\" at #/properties/a/uniqueItems";
+    bad_chat(json!({"tools": [strict]}), "tools[0].function.parameters", place).await;
+    let format = |schema: &Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}});
+    let field = "response_format.json_schema.schema";
+    bad_chat(format(&unsupported), field, place).await;
+    bad_chat(format(&json!({"type": "wizard"})), field, "wizard").await;
+    bad_chat(format(&json!({"type": "integer", "minimum": 3, "maximum": 2})), field, "schema").await;
+    bad_chat(format(&Value::Null), field, "required").await;
+    bad_chat(
+        json!({"response_format": {"type": "regex", "pattern": "("}}),
+        "response_format.pattern",
+        "regex",
+    )
+    .await;
+    bad_chat(json!({"response_format": {"type": "yaml"}}), "response_format.type", "unknown variant").await;
+    bad_chat(json!({"reasoning_effort": "lots"}), "reasoning_effort", "none, minimal").await;
     bad_chat(json!({"modalities": ["audio"]}), "modalities", "text").await;
     let image = json!([{"type": "image_url", "image_url": {"url": "data:,"}}]);
     let field = "messages[0].content[0].type";
@@ -71,6 +94,7 @@ async fn a_request_that_cannot_be_served_says_which_field_and_why() {
     check(COMPLETIONS, complete(json!({"prompt": [[1], []]})), json!("prompt"), "empty").await;
     check(COMPLETIONS, complete(json!({"prompt": [288]})), json!("prompt"), "the vocabulary has 288").await;
     check(COMPLETIONS, complete(json!({"prompt": vec!["a"; 65]})), json!("prompt"), "at most 64").await;
+    check(COMPLETIONS, complete(json!({"grammar": "root ="})), json!("grammar"), "line 1").await;
     check(COMPLETIONS, complete(json!({"n": 3, "best_of": 2})), json!("best_of"), "1 <= n <= best_of").await;
     assert_idle(&app, TINY).await;
     ask_json(&app, CHAT, chat(json!({}))).await;

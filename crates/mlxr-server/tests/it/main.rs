@@ -18,3 +18,4 @@ mod native;
 mod ollama;
 mod openapi;
 mod sockets;
+mod structure;

@@ -273,17 +273,18 @@ async fn errors_are_a_text_under_the_right_status() {
     check(GENERATE, story(json!({"images": ["AAAA"]})), 400, "reads only text").await;
     check(GENERATE, story(json!({"raw": true, "system": "x"})), 400, "neither system nor context").await;
     check(GENERATE, story(json!({"suffix": "x"})), 400, "not trained to fill in").await;
-    check(GENERATE, story(json!({"format": "json"})), 400, "does not constrain").await;
+    let unsupported = json!({"type": "object", "not": {}});
+    check(GENERATE, story(json!({"format": unsupported})), 400, "keyword \"not\" at #/not").await;
     check(GENERATE, story(json!({"think": true})), 400, "\"house\" does not support thinking").await;
     check(GENERATE, story(json!({"context": [99_999_999]})), 400, "the vocabulary has").await;
     check(GENERATE, story(json!({"top_logprobs": 21})), 400, "from 0 to 20").await;
-    check(CHAT, chat(json!({"format": {"type": "object"}})), 400, "does not constrain").await;
+    check(CHAT, chat(json!({"format": {"type": "wizard"}})), 400, "wizard").await;
     check(CHAT, chat(json!({"messages": [{"role": "robot", "content": "x"}]})), 400, "messages[0].role")
         .await;
     let seen = json!([{"role": "user", "content": "x", "images": ["AAAA"]}]);
     check(CHAT, chat(json!({"messages": seen})), 400, "messages[0].images").await;
-    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
-    check(CHAT, chat(json!({"model": TINY, "tools": tools})), 400, "\"tiny\" does not support tools").await;
+    let tools = json!([{"type": "function", "function": {"description": "f"}}]);
+    check(CHAT, chat(json!({"tools": tools})), 400, "tools[0].function.name").await;
     let long = json!([{"role": "user", "content": "word ".repeat(600)}]);
     check(CHAT, chat(json!({"model": TINY, "messages": long})), 400, "maximum context length is 512").await;
     let missing = get(&app, "/api/nothing").await;

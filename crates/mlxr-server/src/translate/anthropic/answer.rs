@@ -24,7 +24,6 @@ pub struct Answer {
     max_tokens: usize,
     usage: Usage,
     stop: MessageDelta,
-    has_calls: bool,
     warnings: Vec<String>,
 }
 
@@ -37,7 +36,6 @@ impl Answer {
             max_tokens,
             usage: Usage { input_tokens: prompt.tokens.len(), ..Usage::default() },
             stop: MessageDelta::default(),
-            has_calls: false,
             warnings,
         }
     }
@@ -47,14 +45,12 @@ impl Answer {
     /// # Errors
     /// The answer did not end as clients expect.
     fn read(&mut self, event: Event) -> Result<Vec<Part>, ServeError> {
-        let parts = match event {
-            Event::Prompt { .. } => Vec::new(),
-            Event::Token { text, .. } => self.parts.push(&text),
+        match event {
+            Event::Prompt { .. } => Ok(Vec::new()),
+            Event::Token { text, .. } => Ok(self.parts.push(&text)),
             Event::ChoiceEnd { reason, text, .. } => {
-                let mut parts = self.parts.push(&text);
-                parts.extend(self.parts.finish());
                 check(&reason)?;
-                parts
+                Ok(self.parts.finish(&text))
             }
             Event::Finish { reason, usage, .. } => {
                 check(&reason)?;
@@ -63,11 +59,9 @@ impl Answer {
                 self.usage.cache_read_input_tokens = usage.n_cached;
                 self.usage.output_tokens = usage.n_completion;
                 self.stop = self.stop_of(&reason, usage.n_completion);
-                Vec::new()
+                Ok(Vec::new())
             }
-        };
-        self.has_calls |= parts.iter().any(|part| matches!(part, Part::Call(_)));
-        Ok(parts)
+        }
     }
 
     fn stop_of(&self, reason: &FinishReason, n_completion: usize) -> MessageDelta {
@@ -75,7 +69,8 @@ impl Answer {
             FinishReason::Stop(StopCause::Text(text)) => ("stop_sequence", Some(text.clone())),
             FinishReason::Length if n_completion < self.max_tokens => ("model_context_window_exceeded", None),
             FinishReason::Length => ("max_tokens", None),
-            _ if self.has_calls => ("tool_use", None),
+            FinishReason::Loop => ("loop", None),
+            _ if self.parts.has_calls() => ("tool_use", None),
             _ => ("end_turn", None),
         };
         MessageDelta { stop_reason: Some(reason.to_owned()), stop_sequence: sequence }

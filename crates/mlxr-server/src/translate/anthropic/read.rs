@@ -1,16 +1,21 @@
 //! Messages to an engine request.
 
 use mlxr_api::anthropic::content::{Block, Content, ToolResultBlock};
-use mlxr_api::anthropic::messages::{Message, MessagesRequest, Role, ThinkingMode, Tool, ToolChoice};
-use mlxr_engine::{Prompt, Request, SamplingParams};
+use mlxr_api::anthropic::messages::{
+    Message, MessagesRequest, OutputFormat, Role, ThinkingMode, Tool, ToolChoice as WireChoice,
+};
+use mlxr_engine::{Request, SamplingParams};
+use mlxr_text::grammar::ToolChoice;
+use mlxr_text::tool_calls::ToolSpec;
 use serde_json::{Map, Value, json};
 
 use super::answer::Answer;
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
-use crate::translate::conversation::{Abilities, ChatPrompt, Conversation};
+use crate::translate::conversation::{ChatPrompt, Conversation, Thinking};
 use crate::translate::sampling::{set, with_generation_config};
+use crate::translate::structure::{Form, Structure};
 
 /// What a request asks for.
 #[derive(Debug)]
@@ -29,7 +34,7 @@ pub fn read(wire: &MessagesRequest, model: &LoadedModel, strict: bool) -> Result
     let Some(max_tokens) = wire.max_tokens else {
         return Err(ServeError::invalid("max_tokens", "max_tokens: a number is required"));
     };
-    let (prompt, notices) = prompt(wire, model, strict)?;
+    let Asked { prompt, structure, notices } = ask(wire, model, strict)?;
     let mut params = with_generation_config(SamplingParams::neutral(), &model.generation);
     set(&mut params.temperature, wire.temperature);
     set(&mut params.top_k, wire.top_k.map(|k| usize::try_from(k).unwrap_or(0)));
@@ -41,26 +46,34 @@ pub fn read(wire: &MessagesRequest, model: &LoadedModel, strict: bool) -> Result
         sampling: params,
         max_tokens: Some(max_tokens),
         stop: wire.stop_sequences.clone().unwrap_or_default(),
-        ..Request::new(Prompt::Tokens(prompt.tokens))
+        ..structure.request(model, &prompt)?
     };
     Ok(Task { request, answer, notices, is_stream: wire.stream == Some(true) })
 }
 
-/// The conversation as the model reads it, and what of the request has no effect.
+/// The conversation as the model reads it, what its answer is held to, and what of the request has no effect.
+#[derive(Debug)]
+pub struct Asked {
+    pub prompt: ChatPrompt,
+    pub structure: Structure,
+    pub notices: Notices,
+}
+
+/// Whether reading the request takes longer than its size tells: a grammar is compiled.
+pub fn is_structured(wire: &MessagesRequest) -> bool {
+    wire.tools.is_some()
+        || wire.output_config.is_some()
+        || wire.output_format.is_some()
+        || wire.thinking.is_some()
+}
+
+/// Reads what is asked.
 ///
 /// # Errors
 /// [`ServeError`] names the field that cannot be honoured.
-pub fn prompt(
-    wire: &MessagesRequest,
-    model: &LoadedModel,
-    strict: bool,
-) -> Result<(ChatPrompt, Notices), ServeError> {
+pub fn ask(wire: &MessagesRequest, model: &LoadedModel, strict: bool) -> Result<Asked, ServeError> {
     if wire.messages.is_empty() {
         return Err(ServeError::invalid("messages", "messages: at least one message is required"));
-    }
-    if wire.output_config.as_ref().is_some_and(|config| config.format.is_some()) {
-        let reason = "output_config.format must be left out: this server does not constrain answers";
-        return Err(ServeError::invalid("output_config.format", reason));
     }
     let mut reader = Reader::default();
     if let Some(system) = &wire.system {
@@ -71,12 +84,31 @@ pub fn prompt(
         reader.message(i, message)?;
     }
     let Reader { messages, mut notices } = reader;
-    let mut conversation = Conversation { messages, ..Conversation::default() };
-    conversation.tools = tools(wire, model, &mut notices)?;
-    let reads_thinking = set_thinking(&mut conversation, wire, model, &mut notices);
+    let tools = tools(wire, &mut notices)?;
+    let (choice, parallel) = choice(wire)?;
+    let shown = if choice == ToolChoice::None { Vec::new() } else { tools };
+    let mut conversation = Conversation { messages, goes_on: true, tools: shown, ..Conversation::default() };
+    let reasoning_budget = set_thinking(&mut conversation, wire, model, &mut notices);
+    let structure = Structure { form: form(wire)?, choice, parallel, reasoning_budget };
     note(wire, &mut notices);
     notices.enforce(strict)?;
-    Ok((conversation.prompt(model, reads_thinking)?, notices))
+    Ok(Asked { prompt: conversation.prompt(model, true)?, structure, notices })
+}
+
+/// The form asked of the answer; the field's place has moved.
+fn form(wire: &MessagesRequest) -> Result<Option<Form>, ServeError> {
+    let config = wire.output_config.as_ref().and_then(|config| config.format.as_ref());
+    let (field, format) = match (config, &wire.output_format) {
+        (Some(_), Some(_)) => {
+            let reason = "output_format cannot be given beside output_config.format, which replaces it";
+            return Err(ServeError::invalid("output_format", reason));
+        }
+        (Some(format), None) => ("output_config.format.schema", format),
+        (None, Some(format)) => ("output_format.schema", format),
+        (None, None) => return Ok(None),
+    };
+    let OutputFormat::JsonSchema { schema } = format;
+    Form::json_schema(field, &Value::Object(schema.clone())).map(Some)
 }
 
 /// Messages for a template, as they are put together.
@@ -216,29 +248,39 @@ fn unreadable(path: &str, block: &Block, role: Role) -> ServeError {
     ServeError::invalid(field, reason)
 }
 
-/// The tools in the shape templates expect, for a model whose calls can be read.
-fn tools(
-    wire: &MessagesRequest,
-    model: &LoadedModel,
-    notices: &mut Notices,
-) -> Result<Vec<Value>, ServeError> {
-    let tools = wire.tools.as_deref().unwrap_or_default();
-    match &wire.tool_choice {
-        Some(ToolChoice::None {}) => return Ok(Vec::new()),
-        Some(ToolChoice::Any { .. } | ToolChoice::Tool { .. }) => {
-            let reason = "tool_choice must be auto or none: this server does not constrain answers";
-            return Err(ServeError::invalid("tool_choice", reason));
+/// Whether tools are to be called, and several at once.
+fn choice(wire: &MessagesRequest) -> Result<(ToolChoice, bool), ServeError> {
+    let has_tools = wire.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+    let (choice, is_alone) = match &wire.tool_choice {
+        None => (ToolChoice::Auto, None),
+        Some(WireChoice::None {}) => (ToolChoice::None, None),
+        Some(WireChoice::Auto { disable_parallel_tool_use }) => {
+            (ToolChoice::Auto, *disable_parallel_tool_use)
         }
-        Some(ToolChoice::Auto { disable_parallel_tool_use: Some(true) }) => {
-            notices.add("tool_choice.disable_parallel_tool_use", "the model calls what it wants to");
+        Some(WireChoice::Any { disable_parallel_tool_use }) => {
+            (ToolChoice::Required, *disable_parallel_tool_use)
         }
-        Some(ToolChoice::Auto { .. }) | None => {}
+        Some(WireChoice::Tool { name, disable_parallel_tool_use }) => {
+            (ToolChoice::Named(name.clone()), *disable_parallel_tool_use)
+        }
+    };
+    if !has_tools && matches!(choice, ToolChoice::Required | ToolChoice::Named(_)) {
+        return Err(ServeError::invalid(
+            "tool_choice",
+            "tool_choice: a call is asked for, but there are no tools",
+        ));
     }
-    if !tools.is_empty() && Abilities::of(&model.template, &model.tokenizer).tools.is_none() {
-        let reason = format!("tools: the model {:?} was not trained to call tools", model.name);
-        return Err(ServeError::invalid("tools", reason));
-    }
-    tools.iter().enumerate().map(|(i, tool)| template_tool(i, tool, notices)).collect()
+    Ok((choice, is_alone != Some(true)))
+}
+
+/// The tools in the shape templates expect.
+fn tools(wire: &MessagesRequest, notices: &mut Notices) -> Result<Vec<Value>, ServeError> {
+    let tools = wire.tools.as_deref().unwrap_or_default().iter().enumerate();
+    let tools: Vec<Value> =
+        tools.map(|(i, tool)| template_tool(i, tool, notices)).collect::<Result<_, _>>()?;
+    let specs: Vec<ToolSpec> = tools.iter().filter_map(ToolSpec::from_openai).collect();
+    Structure::check_tools(&specs, |i| format!("tools[{i}].input_schema"))?;
+    Ok(tools)
 }
 
 fn template_tool(i: usize, tool: &Tool, notices: &mut Notices) -> Result<Value, ServeError> {
@@ -253,9 +295,6 @@ fn template_tool(i: usize, tool: &Tool, notices: &mut Notices) -> Result<Value, 
         let field = format!("tools[{i}].input_schema");
         return Err(ServeError::invalid(&field, format!("{field}: a schema is required")));
     };
-    if tool.strict == Some(true) {
-        notices.add(format!("tools[{i}].strict"), "answers are not constrained");
-    }
     for name in tool.other.keys() {
         notices.add(format!("tools[{i}].{name}"), "it is not shown to the model");
     }
@@ -263,33 +302,34 @@ fn template_tool(i: usize, tool: &Tool, notices: &mut Notices) -> Result<Value, 
     if let Some(description) = &tool.description {
         function["description"] = json!(description);
     }
+    if let Some(strict) = tool.strict {
+        function["strict"] = json!(strict);
+    }
     Ok(json!({"type": "function", "function": function}))
 }
 
-/// Tells the template whether to think. Returns whether reasoning is to be told from the answer.
+/// Tells the template whether to think. Returns the budget to enforce.
 fn set_thinking(
     conversation: &mut Conversation,
     wire: &MessagesRequest,
     model: &LoadedModel,
     notices: &mut Notices,
-) -> bool {
-    if let Some(effort) = wire.output_config.as_ref().and_then(|config| config.effort.as_ref())
-        && !conversation.set_variable(&model.template, "reasoning_effort", json!(effort))
-    {
-        notices.add("output_config.effort", "the model's chat template does not use it");
+) -> Option<usize> {
+    let effort = wire.output_config.as_ref().and_then(|config| config.effort.clone());
+    let is_wanted = wire.thinking.as_ref().map(|thinking| thinking.r#type != ThinkingMode::Disabled);
+    let budget = wire.thinking.as_ref().and_then(|thinking| thinking.budget_tokens);
+    let asked = Thinking { is_wanted, effort, budget: budget.filter(|_| is_wanted == Some(true)) };
+    let heard = conversation.think(&model.template, &asked);
+    if asked.effort.is_some() && !heard.effort {
+        notices.add("output_config.effort", "the model does not think before it answers");
     }
-    let Some(thinking) = &wire.thinking else { return true };
-    let is_wanted = thinking.r#type != ThinkingMode::Disabled;
-    conversation.set_thinking(&model.template, is_wanted);
-    if is_wanted && Abilities::of(&model.template, &model.tokenizer).thinking.is_none() {
+    if is_wanted == Some(true) && !heard.thinks {
         notices.add("thinking", "the model does not think before it answers");
-    } else if thinking.budget_tokens.is_some() {
-        notices.add("thinking.budget_tokens", "only max_tokens ends thinking");
     }
-    if thinking.display.is_some() {
+    if wire.thinking.as_ref().is_some_and(|thinking| thinking.display.is_some()) {
         notices.add("thinking.display", "thinking is shown as it is");
     }
-    true
+    heard.budget
 }
 
 fn note(wire: &MessagesRequest, notices: &mut Notices) {

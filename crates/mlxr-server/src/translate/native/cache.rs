@@ -77,6 +77,7 @@ pub fn prompt(
                 messages: objects(messages),
                 tools: wire.tools.as_deref().map(objects).unwrap_or_default(),
                 variables: wire.chat_template_kwargs.clone().unwrap_or_default(),
+                ..Conversation::default()
             };
             Prompt::Tokens(conversation.prompt(model, false)?.tokens)
         }

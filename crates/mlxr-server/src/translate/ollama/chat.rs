@@ -1,21 +1,28 @@
 //! `/api/chat`: a conversation to an engine request.
 
 use mlxr_api::ollama::chat::{ChatRequest, Message};
-use mlxr_engine::{Prompt, Request};
+use mlxr_engine::Request;
+use mlxr_text::tool_calls::ToolSpec;
 use serde_json::{Map, Value, json};
 
-use super::generate::{Task, note_context_fields, refuse_format, set_thinking, top_logprobs};
+use super::generate::{Task, form, note_context_fields, set_thinking, top_logprobs};
 use super::line::{Answer, Clock, Endpoint, Outcome};
 use super::options;
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
-use crate::translate::conversation::{Abilities, Conversation};
+use crate::translate::conversation::Conversation;
 use crate::translate::parts::Parts;
+use crate::translate::structure::Structure;
 
 /// Whether there is nothing to answer: the request is about the model itself.
 pub fn has_no_messages(wire: &ChatRequest) -> bool {
     wire.messages.as_ref().is_none_or(Vec::is_empty)
+}
+
+/// Whether reading the request takes longer than its size tells: a grammar is compiled.
+pub fn is_structured(wire: &ChatRequest) -> bool {
+    wire.format.is_some() || wire.tools.is_some() || wire.think.is_some()
 }
 
 /// Reads a request for a model.
@@ -23,7 +30,6 @@ pub fn has_no_messages(wire: &ChatRequest) -> bool {
 /// # Errors
 /// [`ServeError`] names the field that cannot be honoured.
 pub fn read(wire: &ChatRequest, model: &LoadedModel, strict: bool, clock: Clock) -> Result<Task, ServeError> {
-    refuse_format(wire.format.as_ref())?;
     let mut notices = Notices::default();
     let wire_options = wire.options.clone().unwrap_or_default();
     options::note(&wire_options, model, &mut notices);
@@ -31,19 +37,20 @@ pub fn read(wire: &ChatRequest, model: &LoadedModel, strict: bool, clock: Clock)
     for name in wire.unknown.keys() {
         notices.add(name, "there is no such field");
     }
-    let mut conversation = Conversation::default();
+    let mut conversation = Conversation { goes_on: true, ..Conversation::default() };
     for (i, message) in wire.messages.iter().flatten().enumerate() {
         conversation.messages.push(template_message(i, message, &mut notices)?);
     }
-    conversation.tools = tools(wire, model)?;
-    let reads_thinking = set_thinking(&mut conversation, wire.think.as_ref(), model, &mut notices)?;
+    conversation.tools = tools(wire)?;
+    let reasoning_budget = set_thinking(&mut conversation, wire.think.as_ref(), model, &mut notices)?;
+    let structure = Structure { form: form(wire.format.as_ref())?, reasoning_budget, ..Structure::default() };
     notices.enforce(strict)?;
 
-    let prompt = conversation.prompt(model, reads_thinking)?;
+    let prompt = conversation.prompt(model, true)?;
     let n_prompt = prompt.tokens.len();
     let mut request = Request {
         logprobs: top_logprobs(wire.logprobs, wire.top_logprobs)?,
-        ..Request::new(Prompt::Tokens(prompt.tokens))
+        ..structure.request(model, &prompt)?
     };
     options::apply(&mut request, n_prompt, &wire_options, model)?;
     let answer = Answer {
@@ -60,21 +67,19 @@ pub fn read(wire: &ChatRequest, model: &LoadedModel, strict: bool, clock: Clock)
     Ok(Task { request, answer, notices, is_stream: wire.stream != Some(false) })
 }
 
-/// The tools, for a model whose calls can be read.
-fn tools(wire: &ChatRequest, model: &LoadedModel) -> Result<Vec<Value>, ServeError> {
+/// # Errors
+/// A tool that cannot be called as it is described.
+fn tools(wire: &ChatRequest) -> Result<Vec<Value>, ServeError> {
     let tools = wire.tools.clone().unwrap_or_default();
-    if tools.is_empty() {
-        return Ok(tools);
-    }
-    if Abilities::of(&model.template, &model.tokenizer).tools.is_none() {
-        return Err(ServeError::invalid("tools", format!("{:?} does not support tools", model.name)));
-    }
+    let mut specs = Vec::with_capacity(tools.len());
     for (i, tool) in tools.iter().enumerate() {
-        if tool["function"]["name"].as_str().is_none() {
+        let Some(spec) = tool.get("function").and_then(ToolSpec::from_openai) else {
             let field = format!("tools[{i}].function.name");
             return Err(ServeError::invalid(&field, format!("{field}: a tool needs a name")));
-        }
+        };
+        specs.push(spec);
     }
+    Structure::check_tools(&specs, |i| format!("tools[{i}].function.parameters"))?;
     Ok(tools)
 }
 

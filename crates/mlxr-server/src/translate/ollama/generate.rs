@@ -2,7 +2,7 @@
 
 use mlxr_api::ollama::generate::GenerateRequest;
 use mlxr_api::ollama::output::{Format, Think};
-use mlxr_engine::{Prompt, Request};
+use mlxr_engine::Request;
 use mlxr_text::EncodeOptions;
 use mlxr_text::tool_calls::OutputOptions;
 use serde_json::{Value, json};
@@ -12,9 +12,10 @@ use super::options;
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
-use crate::translate::conversation::{Abilities, ChatPrompt, Conversation};
+use crate::translate::conversation::{ChatPrompt, Conversation, Thinking};
 use crate::translate::openai::fill_in;
 use crate::translate::parts::Parts;
+use crate::translate::structure::{Form, Structure};
 
 /// The most alternatives per token that Ollama documents.
 const MAX_TOP_LOGPROBS: usize = 20;
@@ -34,6 +35,11 @@ pub fn has_no_prompt(wire: &GenerateRequest) -> bool {
     is_empty(&wire.prompt) && is_empty(&wire.suffix) && wire.images.as_ref().is_none_or(Vec::is_empty)
 }
 
+/// Whether reading the request takes longer than its size tells: a grammar is compiled.
+pub fn is_structured(wire: &GenerateRequest) -> bool {
+    wire.format.is_some() || wire.think.is_some()
+}
+
 /// Reads a request for a model.
 ///
 /// # Errors
@@ -49,20 +55,21 @@ pub fn read(
     let wire_options = wire.options.clone().unwrap_or_default();
     options::note(&wire_options, model, &mut notices);
     note(wire, &mut notices);
-    let ChatPrompt { tokens, output } = prompt(wire, model, &mut notices)?;
+    let mut structure = Structure { form: form(wire.format.as_ref())?, ..Structure::default() };
+    let prompt = prompt(wire, model, &mut structure, &mut notices)?;
     notices.enforce(strict)?;
 
-    let context = (wire.raw != Some(true)).then(|| tokens.clone());
-    let n_prompt = tokens.len();
+    let context = (wire.raw != Some(true)).then(|| prompt.tokens.clone());
+    let n_prompt = prompt.tokens.len();
     let mut request = Request {
         logprobs: top_logprobs(wire.logprobs, wire.top_logprobs)?,
-        ..Request::new(Prompt::Tokens(tokens))
+        ..structure.request(model, &prompt)?
     };
     options::apply(&mut request, n_prompt, &wire_options, model)?;
     let answer = Answer {
         model: wire.model.clone(),
         endpoint: Endpoint::Generate { context },
-        parts: Parts::new(output),
+        parts: Parts::new(prompt.output),
         tokenizer: model.tokenizer.clone(),
         has_logprobs: request.logprobs.is_some(),
         clock,
@@ -90,18 +97,18 @@ fn check(wire: &GenerateRequest) -> Result<(), ServeError> {
         let reason = "raw prompts take neither system nor context: write the whole prompt yourself";
         return Err(ServeError::invalid("raw", reason));
     }
-    refuse_format(wire.format.as_ref())
+    Ok(())
 }
 
+/// The form asked of the answer.
+///
 /// # Errors
-/// When the answer is to have a form.
-pub(super) fn refuse_format(format: Option<&Format>) -> Result<(), ServeError> {
+/// A schema that cannot be followed.
+pub(super) fn form(format: Option<&Format>) -> Result<Option<Form>, ServeError> {
     match format {
-        None | Some(Format::Text) => Ok(()),
-        Some(Format::Json | Format::Schema(_)) => Err(ServeError::invalid(
-            "format",
-            "format must be left out: this server does not constrain answers",
-        )),
+        None | Some(Format::Text) => Ok(None),
+        Some(Format::Json) => Ok(Some(Form::json_object("format"))),
+        Some(Format::Schema(schema)) => Form::json_schema("format", &Value::Object(schema.clone())).map(Some),
     }
 }
 
@@ -144,6 +151,7 @@ pub(super) fn top_logprobs(
 fn prompt(
     wire: &GenerateRequest,
     model: &LoadedModel,
+    structure: &mut Structure,
     notices: &mut Notices,
 ) -> Result<ChatPrompt, ServeError> {
     let text = wire.prompt.as_deref().unwrap_or_default();
@@ -155,13 +163,13 @@ fn prompt(
         let options = EncodeOptions { add_special: true, parse_special: true };
         return Ok(as_text(model.tokenizer.encode(text, options)?));
     }
-    let mut conversation = Conversation::default();
+    let mut conversation = Conversation { goes_on: true, ..Conversation::default() };
     if let Some(system) = wire.system.as_ref().filter(|system| !system.is_empty()) {
         conversation.messages.push(json!({"role": "system", "content": system}));
     }
     conversation.messages.push(json!({"role": "user", "content": text}));
-    let reads_thinking = set_thinking(&mut conversation, wire.think.as_ref(), model, notices)?;
-    let mut prompt = conversation.prompt(model, reads_thinking)?;
+    structure.reasoning_budget = set_thinking(&mut conversation, wire.think.as_ref(), model, notices)?;
+    let mut prompt = conversation.prompt(model, true)?;
     if let Some(context) = wire.context.as_ref().filter(|context| !context.is_empty()) {
         prompt.tokens = after_context(context, &prompt.tokens, model.tokenizer.bos());
     }
@@ -174,7 +182,7 @@ fn after_context(context: &[u32], turn: &[u32], bos: Option<u32>) -> Vec<u32> {
     [context, &turn[usize::from(begins_anew)..]].concat()
 }
 
-/// Tells the template whether to think. Returns whether reasoning is to be told from the answer.
+/// Tells the template whether and how much to think. Returns the budget to enforce where it does not listen.
 ///
 /// # Errors
 /// When a model that cannot think is asked to.
@@ -183,19 +191,22 @@ pub(super) fn set_thinking(
     think: Option<&Think>,
     model: &LoadedModel,
     notices: &mut Notices,
-) -> Result<bool, ServeError> {
-    let Some(think) = think else { return Ok(true) };
-    let is_wanted = *think != Think::Whether(false);
-    if is_wanted && Abilities::of(&model.template, &model.tokenizer).thinking.is_none() {
+) -> Result<Option<usize>, ServeError> {
+    let thinking = match think {
+        None => Thinking::default(),
+        Some(Think::Whether(is_wanted)) => Thinking { is_wanted: Some(*is_wanted), ..Thinking::default() },
+        Some(Think::Effort(effort)) => {
+            Thinking { is_wanted: Some(true), effort: Some(effort.clone()), budget: None }
+        }
+    };
+    let heard = conversation.think(&model.template, &thinking);
+    if thinking.is_wanted == Some(true) && !heard.thinks {
         return Err(ServeError::invalid("think", format!("{:?} does not support thinking", model.name)));
     }
-    conversation.set_thinking(&model.template, is_wanted);
-    if let Think::Effort(effort) = think
-        && !conversation.set_variable(&model.template, "reasoning_effort", Value::String(effort.clone()))
-    {
+    if thinking.effort.as_deref() == Some("high") && !model.template.uses("reasoning_effort") {
         notices.add("think", "the model thinks, but its template knows no levels");
     }
-    Ok(is_wanted)
+    Ok(heard.budget)
 }
 
 #[cfg(test)]

@@ -152,8 +152,7 @@ impl Answer {
                 Ok(piece)
             }
             Event::ChoiceEnd { reason, text, .. } => {
-                let mut parts = self.parts.push(&text);
-                parts.extend(self.parts.finish());
+                let parts = self.parts.finish(&text);
                 if let FinishReason::Stop(StopCause::EndOfGeneration(id)) = reason {
                     self.keep(id);
                 }

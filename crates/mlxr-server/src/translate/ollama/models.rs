@@ -202,7 +202,7 @@ fn parameters(generation: &Map<String, Value>) -> Vec<String> {
 }
 
 fn capabilities(template: &ChatTemplate, tokenizer: &Tokenizer) -> Vec<String> {
-    let abilities = Abilities::of(template, tokenizer);
+    let abilities = Abilities::of(template);
     let all = [
         (true, "completion"),
         (fill_in::tokens(tokenizer, "", "").is_ok(), "insert"),

@@ -1,26 +1,20 @@
-//! Chat completions: the request, and both shapes of the answer.
+//! Chat completions: the request.
 
-use mlxr_api::openai::chat::{
-    AnswerMessage, ChatChoice, ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, ChatLogprobs,
-    ChunkChoice, Delta,
-};
-use mlxr_api::openai::tools::{ResponseFormat, ToolChoice, ToolChoiceMode};
-use mlxr_api::openai::usage::Usage;
-use mlxr_engine::sampler::Logprobs;
-use mlxr_engine::{Event, FinishReason, Prompt, Request};
-use mlxr_text::Tokenizer;
-use serde_json::{Map, Value, json};
+use mlxr_api::openai::chat::ChatCompletionRequest;
+use mlxr_engine::Request;
 
+use super::chat_answer::Answer;
 use super::sampling::{Documented, apply};
-use super::{FINGERPRINT, error_body, finish_reason, logprobs, prompt};
+use super::{form, prompt, tools};
 use crate::ServeError;
-use crate::generation::{Generation, IndexedEvent};
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
-use crate::stream::Frames;
-use crate::translate::collect::{CollectedChoice, collect};
+use crate::translate::conversation::{Conversation, Thinking};
 use crate::translate::sampling::max_tokens;
-use crate::{ids, sse};
+use crate::translate::structure::Structure;
+
+/// Efforts a request may name; a template may know others.
+const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// What a request asks for.
 #[derive(Debug)]
@@ -31,17 +25,15 @@ pub struct Task {
     pub is_stream: bool,
 }
 
-/// How to answer.
-#[derive(Debug)]
-pub struct Answer {
-    id: String,
-    created: u64,
-    model: String,
-    tokenizer: Tokenizer,
-    n: usize,
-    has_logprobs: bool,
-    include_usage: bool,
-    warnings: Vec<String>,
+/// Whether reading the request takes longer than its size tells: a grammar is compiled.
+pub fn is_structured(wire: &ChatCompletionRequest) -> bool {
+    let extensions = &wire.extensions;
+    wire.tools.is_some()
+        || wire.functions.is_some()
+        || wire.response_format.is_some()
+        || wire.reasoning_effort.is_some()
+        || extensions.thinking_budget.is_some()
+        || form::is_asked_for(extensions)
 }
 
 /// Reads a request for a model.
@@ -51,19 +43,27 @@ pub struct Answer {
 pub fn read(wire: &ChatCompletionRequest, model: &LoadedModel, strict: bool) -> Result<Task, ServeError> {
     check(wire)?;
     let mut notices = Notices::default();
-    let variables = template_variables(wire, model, &mut notices);
+    let tools = tools::read(wire)?;
+    let mut conversation = Conversation {
+        messages: prompt::messages(&model.template, &wire.messages)?,
+        tools: tools.shown,
+        ..Conversation::default()
+    };
+    let reasoning_budget = set_thinking(&mut conversation, wire, model, &mut notices)?;
+    set_variables(&mut conversation, wire, model, &mut notices);
+    let form = form::read(wire.response_format.as_ref(), &wire.extensions, &mut notices)?;
     note_without_effect(wire, &mut notices);
     notices.enforce(strict || wire.extensions.strict == Some(true))?;
 
-    let tokens = prompt::chat_tokens(model, &wire.messages, variables)?;
+    let structure = Structure { form, choice: tools.choice, parallel: tools.parallel, reasoning_budget };
+    let prompt = conversation.prompt(model, true)?;
     let limit = wire.max_completion_tokens.or(wire.max_tokens);
-    let n = wire.n.unwrap_or(1);
     let mut request = Request {
         max_tokens: limit.or_else(|| max_tokens(&model.generation)),
         stop: wire.stop.clone().unwrap_or_default().0,
-        n,
+        n: wire.n.unwrap_or(1),
         logprobs: (wire.logprobs == Some(true)).then(|| wire.top_logprobs.unwrap_or(0)),
-        ..Request::new(Prompt::Tokens(tokens))
+        ..structure.request(model, &prompt)?
     };
     let documented = Documented {
         temperature: wire.temperature,
@@ -74,16 +74,10 @@ pub fn read(wire: &ChatCompletionRequest, model: &LoadedModel, strict: bool) -> 
         logit_bias: wire.logit_bias.as_ref(),
     };
     apply(&mut request, &documented, &wire.extensions, &model.generation)?;
-    let answer = Answer {
-        id: ids::unique("chatcmpl-"),
-        created: ids::unix_s(),
-        model: model.name.clone(),
-        tokenizer: model.tokenizer.clone(),
-        n,
-        has_logprobs: request.logprobs.is_some(),
-        include_usage: wire.stream_options.unwrap_or_default().include_usage == Some(true),
-        warnings: notices.warnings(),
-    };
+    let mut answer = Answer::new(model, &request, prompt.output);
+    answer.style = tools.style;
+    answer.include_usage = wire.stream_options.unwrap_or_default().include_usage == Some(true);
+    answer.warnings = notices.warnings();
     Ok(Task { request, answer, notices, is_stream: wire.stream == Some(true) })
 }
 
@@ -108,19 +102,6 @@ fn check(wire: &ChatCompletionRequest) -> Result<(), ServeError> {
     if wire.stream_options.is_some() && wire.stream != Some(true) {
         return refuse("stream_options", "needs stream to be true");
     }
-    if let Some(ResponseFormat::JsonObject | ResponseFormat::JsonSchema { .. }) = wire.response_format {
-        return refuse(
-            "response_format",
-            "must be {\"type\": \"text\"}: this server does not constrain answers",
-        );
-    }
-    let wants_no_call = wire.tool_choice == Some(ToolChoice::Mode(ToolChoiceMode::None));
-    if wire.tools.as_ref().is_some_and(|tools| !tools.is_empty()) && !wants_no_call {
-        return refuse("tools", "cannot be called: this server does not read calls out of answers");
-    }
-    if wire.functions.as_ref().is_some_and(|functions| !functions.is_empty()) {
-        return refuse("functions", "cannot be called: this server does not read calls out of answers");
-    }
     let modalities = wire.modalities.as_deref().unwrap_or_default();
     if !modalities.is_empty() && !modalities.iter().any(|modality| modality == "text") {
         return refuse("modalities", "must contain \"text\", which is all this model writes");
@@ -128,22 +109,49 @@ fn check(wire: &ChatCompletionRequest) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// What the template may ask for; what it does not ask for has no effect.
-fn template_variables(
+/// Tells the template how much to think. Returns the budget to enforce where it does not listen.
+fn set_thinking(
+    conversation: &mut Conversation,
     wire: &ChatCompletionRequest,
     model: &LoadedModel,
     notices: &mut Notices,
-) -> Map<String, Value> {
-    let source = model.template.source();
-    let mut variables = Map::new();
-    if let Some(effort) = &wire.reasoning_effort {
-        variables.insert("reasoning_effort".to_owned(), json!(effort));
+) -> Result<Option<usize>, ServeError> {
+    let effort = wire.reasoning_effort.as_deref();
+    let thinking = Thinking {
+        is_wanted: effort.map(|effort| effort != "none"),
+        effort: effort.map(str::to_owned),
+        budget: wire.extensions.thinking_budget,
+    };
+    let heard = conversation.think(&model.template, &thinking);
+    if let Some(effort) = effort {
+        let is_template_s = model.template.uses("reasoning_effort");
+        if !is_template_s && !EFFORTS.contains(&effort) {
+            let reason = format!("reasoning_effort is {effort:?}, but must be one of {}", EFFORTS.join(", "));
+            return Err(ServeError::invalid("reasoning_effort", reason));
+        }
+        // Not to reason is what such a model does anyway.
+        if !heard.effort && effort != "none" {
+            notices.add("reasoning_effort", "the model does not reason before it answers");
+        }
     }
-    variables.extend(wire.extensions.chat_template_kwargs.clone().unwrap_or_default());
-    for name in variables.keys().filter(|name| !source.contains(name.as_str())) {
-        notices.add(name, "the model's chat template does not use it");
+    if wire.extensions.thinking_budget.is_some() && !heard.thinks {
+        notices.add("thinking_budget", "the model does not reason before it answers");
     }
-    variables
+    Ok(heard.budget)
+}
+
+/// What the template may ask for; what it does not ask for has no effect.
+fn set_variables(
+    conversation: &mut Conversation,
+    wire: &ChatCompletionRequest,
+    model: &LoadedModel,
+    notices: &mut Notices,
+) {
+    for (name, value) in wire.extensions.chat_template_kwargs.iter().flatten() {
+        if !conversation.set_variable(&model.template, name, value.clone()) {
+            notices.add(name, "the model's chat template does not use it");
+        }
+    }
 }
 
 fn note_without_effect(wire: &ChatCompletionRequest, notices: &mut Notices) {
@@ -174,140 +182,5 @@ fn note_without_effect(wire: &ChatCompletionRequest, notices: &mut Notices) {
     note(wire.safety_identifier.is_some(), "safety_identifier", "users are not told apart");
     for field in wire.unknown.keys() {
         notices.add(field, "the field is unknown");
-    }
-}
-
-impl Answer {
-    /// The answer in one piece.
-    ///
-    /// # Errors
-    /// The model failed, or the server is shutting down.
-    pub async fn whole(self, mut generation: Generation) -> Result<ChatCompletion, ServeError> {
-        let mut collected = collect(&mut generation, 1, self.n).await?;
-        let collected = collected.pop().unwrap_or_default();
-        let choices = (0..).zip(collected.choices).map(|(index, choice)| self.choice(index, choice));
-        Ok(ChatCompletion {
-            choices: choices.collect::<Result<_, _>>()?,
-            id: self.id,
-            object: "chat.completion",
-            created: self.created,
-            model: self.model,
-            usage: super::usage(&collected.usage),
-            system_fingerprint: FINGERPRINT.to_owned(),
-            warnings: self.warnings,
-        })
-    }
-
-    fn choice(&self, index: u32, choice: CollectedChoice) -> Result<ChatChoice, ServeError> {
-        let reason = choice.reason.unwrap_or(FinishReason::Cancelled);
-        let logprobs = self.has_logprobs.then(|| {
-            let found = choice.tokens.iter().filter_map(|(_, logprobs)| logprobs.as_ref());
-            self.logprobs(found)
-        });
-        let content = Some(choice.text);
-        let message = AnswerMessage { role: "assistant", content, ..AnswerMessage::default() };
-        Ok(ChatChoice { index, message, logprobs, finish_reason: finish_reason(&reason)? })
-    }
-
-    fn logprobs<'a>(&self, found: impl IntoIterator<Item = &'a Logprobs>) -> ChatLogprobs {
-        // The token that ends the answer is none of its content.
-        let content = found.into_iter().filter(|found| !self.tokenizer.eog_ids().contains(&found.token.id));
-        let content = content.map(|found| logprobs::chat_token(&self.tokenizer, found)).collect();
-        ChatLogprobs { content, refusal: None }
-    }
-
-    /// The answer as it comes.
-    pub fn stream(self) -> ChatFrames {
-        ChatFrames { has_begun: vec![false; self.n], usage: Usage::default(), failed: false, answer: self }
-    }
-}
-
-/// A streamed answer.
-#[derive(Debug)]
-pub struct ChatFrames {
-    answer: Answer,
-    /// Whether the chunk with the role is out, by choice.
-    has_begun: Vec<bool>,
-    usage: Usage,
-    failed: bool,
-}
-
-impl ChatFrames {
-    fn chunk(&mut self, choices: Vec<ChunkChoice>, usage: Option<Usage>, out: &mut Vec<u8>) {
-        let chunk = ChatCompletionChunk {
-            id: self.answer.id.clone(),
-            object: "chat.completion.chunk",
-            created: self.answer.created,
-            model: self.answer.model.clone(),
-            system_fingerprint: FINGERPRINT.to_owned(),
-            choices,
-            usage: self.answer.include_usage.then_some(usage),
-            warnings: std::mem::take(&mut self.answer.warnings),
-        };
-        sse::data(out, &chunk);
-    }
-
-    fn delta(&mut self, index: u32, delta: Delta, logprobs: Option<ChatLogprobs>, out: &mut Vec<u8>) {
-        if !std::mem::replace(&mut self.has_begun[index as usize], true) {
-            let role = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
-            let choice = ChunkChoice { index, delta: role, logprobs: None, finish_reason: None };
-            self.chunk(vec![choice], None, out);
-        }
-        if delta != Delta::default() || logprobs.is_some() {
-            self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason: None }], None, out);
-        }
-    }
-
-    fn fail(&mut self, error: &ServeError, out: &mut Vec<u8>) {
-        error.log();
-        sse::data(out, &error_body(error));
-        self.failed = true;
-    }
-}
-
-/// A piece of content, if there is any.
-fn content(text: String) -> Delta {
-    Delta { content: (!text.is_empty()).then_some(text), ..Delta::default() }
-}
-
-impl Frames for ChatFrames {
-    fn event(&mut self, (_, event): IndexedEvent, out: &mut Vec<u8>) {
-        if self.failed {
-            return;
-        }
-        match event {
-            Event::Prompt { .. } => {}
-            Event::Token { choice, text, logprobs, .. } => {
-                let logprobs = logprobs.filter(|_| self.answer.has_logprobs);
-                let logprobs = logprobs.map(|found| self.answer.logprobs([&found]));
-                let logprobs = logprobs.filter(|found| !found.content.is_empty());
-                self.delta(choice, content(text), logprobs, out);
-            }
-            Event::ChoiceEnd { choice, reason, text, .. } => match finish_reason(&reason) {
-                Ok(reason) => {
-                    self.delta(choice, content(text), None, out);
-                    let delta = Delta::default();
-                    let finish_reason = Some(reason);
-                    let end = ChunkChoice { index: choice, delta, logprobs: None, finish_reason };
-                    self.chunk(vec![end], None, out);
-                }
-                Err(error) => self.fail(&error, out),
-            },
-            Event::Finish { usage: found, .. } => self.usage = super::usage(&found),
-        }
-    }
-
-    fn end(&mut self, out: &mut Vec<u8>) {
-        if self.failed {
-            return;
-        }
-        if self.answer.include_usage {
-            self.chunk(Vec::new(), Some(self.usage), out);
-        }
-        sse::done(out);
-    }
-
-    fn keep_alive(&self) -> &'static [u8] {
-        sse::KEEP_ALIVE
     }
 }

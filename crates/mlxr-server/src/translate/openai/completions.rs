@@ -5,11 +5,12 @@ use mlxr_api::openai::completions::{
 };
 use mlxr_api::openai::usage::Usage;
 use mlxr_engine::{Event, FinishReason, Prompt, PromptToken, Request};
+use mlxr_text::tool_calls::OutputOptions;
 use mlxr_text::{Detokenizer, EncodeOptions, Tokenizer};
 
 use super::logprobs::push_completion_token;
 use super::sampling::{Documented, apply};
-use super::{FINGERPRINT, error_body, fill_in, finish_reason};
+use super::{FINGERPRINT, error_body, fill_in, finish_reason, form};
 use crate::ServeError;
 use crate::generation::{Generation, IndexedEvent};
 use crate::loaded::LoadedModel;
@@ -17,6 +18,7 @@ use crate::notices::Notices;
 use crate::stream::Frames;
 use crate::translate::collect::{Collected, collect};
 use crate::translate::sampling::max_tokens;
+use crate::translate::structure::Structure;
 use crate::{ids, sse};
 
 /// OpenAI's documented length of an answer when nobody says.
@@ -53,6 +55,11 @@ pub struct Answer {
     warnings: Vec<String>,
 }
 
+/// Whether reading the request takes longer than its size tells: a grammar is compiled.
+pub fn is_structured(wire: &CompletionRequest) -> bool {
+    wire.response_format.is_some() || form::is_asked_for(&wire.extensions)
+}
+
 /// Reads a request for a model.
 ///
 /// # Errors
@@ -61,6 +68,7 @@ pub fn read(wire: &CompletionRequest, model: &LoadedModel, strict: bool) -> Resu
     check(wire)?;
     let mut notices = Notices::default();
     note_without_effect(wire, &mut notices);
+    let form = form::read(wire.response_format.as_ref(), &wire.extensions, &mut notices)?;
     notices.enforce(strict || wire.extensions.strict == Some(true))?;
 
     let is_echo = wire.echo == Some(true);
@@ -72,6 +80,8 @@ pub fn read(wire: &CompletionRequest, model: &LoadedModel, strict: bool) -> Resu
         best_of: wire.best_of,
         logprobs: wire.logprobs,
         prompt_logprobs: wire.logprobs.filter(|_| is_echo),
+        constraint: Structure { form, ..Structure::default() }
+            .constraint(model, &OutputOptions::default())?,
         ..Request::new(Prompt::Tokens(Vec::new()))
     };
     let documented = Documented {
@@ -137,6 +147,9 @@ fn note_without_effect(wire: &CompletionRequest, notices: &mut Notices) {
     }
     if wire.stream_options.unwrap_or_default().include_obfuscation == Some(true) {
         notices.add("stream_options.include_obfuscation", "chunks are not padded");
+    }
+    if wire.extensions.thinking_budget.is_some() {
+        notices.add("thinking_budget", "reasoning is not told from the rest of a completion");
     }
     if wire.extensions.chat_template_kwargs.is_some() {
         notices.add("chat_template_kwargs", "completions have no chat template");

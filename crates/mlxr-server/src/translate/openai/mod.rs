@@ -1,11 +1,14 @@
 //! OpenAI's dialect.
 
 pub mod chat;
+mod chat_answer;
 pub mod completions;
 pub mod fill_in;
+mod form;
 pub mod logprobs;
 mod prompt;
 mod sampling;
+mod tools;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};

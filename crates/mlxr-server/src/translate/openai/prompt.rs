@@ -1,37 +1,27 @@
-//! Messages to the tokens of a prompt.
+//! Messages as templates expect them.
 
 use mlxr_api::openai::chat::{ChatMessage, Content, ContentPart, Role};
-use mlxr_text::{ChatInput, EncodeOptions};
+use mlxr_api::openai::tools::FunctionCall;
+use mlxr_text::ChatTemplate;
 use serde_json::{Map, Value, json};
 
 use crate::ServeError;
-use crate::loaded::LoadedModel;
 
-/// Renders the conversation through the model's template and cuts it into tokens. `variables` are the template's.
+/// The messages of a conversation for a template.
 ///
 /// # Errors
-/// A message the model cannot read, or that its template refuses.
-pub fn chat_tokens(
-    model: &LoadedModel,
-    messages: &[ChatMessage],
-    variables: Map<String, Value>,
-) -> Result<Vec<u32>, ServeError> {
-    let knows_developer = model.template.source().contains("developer");
-    let messages: Vec<Value> = messages
-        .iter()
-        .enumerate()
-        .map(|(i, message)| template_message(i, message, knows_developer))
-        .collect::<Result<_, _>>()?;
-    let input = ChatInput { messages: &messages, tools: None, add_generation_prompt: true, extra: variables };
-    let text = model.template.render(&input)?;
-    // Templates write the beginning-of-sequence token themselves, and the markers around messages.
-    Ok(model.tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true })?)
+/// A message the model cannot read.
+pub fn messages(template: &ChatTemplate, messages: &[ChatMessage]) -> Result<Vec<Value>, ServeError> {
+    let knows_developer = template.source().contains("developer");
+    messages.iter().enumerate().map(|(i, message)| template_message(i, message, knows_developer)).collect()
 }
 
 /// A message as templates expect it: text in one piece, arguments of calls as objects.
 fn template_message(i: usize, message: &ChatMessage, knows_developer: bool) -> Result<Value, ServeError> {
     let role = match message.role {
         Role::Developer if !knows_developer => Role::System,
+        // What tools were called before.
+        Role::Function => Role::Tool,
         role => role,
     };
     let mut fields = Map::new();
@@ -42,23 +32,26 @@ fn template_message(i: usize, message: &ChatMessage, knows_developer: bool) -> R
         return Err(ServeError::invalid(format!("messages[{i}].content"), "a message needs content"));
     }
     fields.insert("content".to_owned(), json!(text));
-    if let Some(calls) = &message.tool_calls {
-        let calls: Vec<Value> = calls
-            .iter()
-            .map(|call| {
-                let text = &call.function.arguments;
-                let arguments: Option<Map<String, Value>> = serde_json::from_str(text).ok();
-                let arguments = arguments.map_or_else(|| json!(text), Value::Object);
-                let function = json!({ "name": call.function.name, "arguments": arguments });
-                json!({ "id": call.id, "type": call.r#type, "function": function })
-            })
-            .collect();
+    let calls = message.tool_calls.iter().flatten();
+    let calls =
+        calls.map(|call| json!({"id": call.id, "type": call.r#type, "function": called(&call.function)}));
+    let mut calls: Vec<Value> = calls.collect();
+    if let Some(call) = &message.function_call {
+        calls.push(json!({"id": "", "type": "function", "function": called(call)}));
+    }
+    if !calls.is_empty() {
         fields.insert("tool_calls".to_owned(), Value::Array(calls));
     }
     for (name, value) in &message.other {
         fields.insert(name.clone(), value.clone());
     }
     Ok(Value::Object(fields))
+}
+
+fn called(call: &FunctionCall) -> Value {
+    let arguments: Option<Map<String, Value>> = serde_json::from_str(&call.arguments).ok();
+    let arguments = arguments.map_or_else(|| json!(call.arguments), Value::Object);
+    json!({"name": call.name, "arguments": arguments})
 }
 
 /// The text of a message; its parts stand on lines of their own.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mlxr_api::openai::sampling::SamplingExtensions;
 use mlxr_engine::sampler::{Mirostat, Penalties, Stage};
-use mlxr_engine::{Request, SamplingParams};
+use mlxr_engine::{LoopLimits, Request, SamplingParams};
 use serde_json::{Map, Value};
 
 use crate::ServeError;
@@ -47,6 +47,11 @@ pub fn apply(
     }
     extend(&mut params, extensions)?;
     params.validate().map_err(|error| ServeError::invalid(error.field, error.to_string()))?;
+    if params.ignore_eos || extensions.loop_guard == Some(false) {
+        request.loop_limits = None;
+    } else if extensions.loop_guard == Some(true) {
+        request.loop_limits = Some(LoopLimits::default());
+    }
     request.sampling = params;
     request.stop_ids = extensions.stop_token_ids.clone().unwrap_or_default();
     request.priority = extensions.priority.unwrap_or(0);

@@ -121,7 +121,7 @@ impl File<'_> {
         }
         let prefix = bos.filter(|_| self.flag("add_bos_token", add[0])).into_iter().collect();
         let suffix = eos.filter(|_| self.flag("add_eos_token", add[1])).into_iter().collect();
-        Ok(Specials { bos, eos, eog, prefix, suffix })
+        Ok(Specials { bos, eos, eog, prefix, suffix, pair_joint: None })
     }
 
     fn spm(self, algorithm: Algorithm) -> Result<Tokenizer, TextError> {
@@ -151,7 +151,9 @@ impl File<'_> {
         let unknown = unknown.filter(|&id| (id as usize) < self.tokens.len());
         let engine = SpmEngine::new(&self.tokens, algorithm, normalizer, unknown, true)?;
         let defaults = if unigram { [None, Some(1)] } else { [Some(1), Some(2)] };
-        let specials = self.specials(defaults, [!unigram, unigram])?;
+        let mut specials = self.specials(defaults, [!unigram, unigram])?;
+        // XLM-RoBERTa's pairs have a separator as well as an end.
+        specials.pair_joint = if unigram { self.id("seperator")? } else { None };
         let vocab = sentencepiece::vocab(&self.tokens, start, " \u{2047} ")?;
         let special = self.special_tokens()?;
         let engine = Engine::Spm { engine: Box::new(engine), special, space_after_special: true };

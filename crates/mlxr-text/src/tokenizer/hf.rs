@@ -64,6 +64,20 @@ impl HfEngine {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Two texts framed as the file says, and which of them each token belongs to.
+    pub(crate) fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, Vec<u32>), TextError> {
+        let failed = |reason: String| TextError::Encode { reason };
+        let encoding = guarded(|| self.literal.encode_fast((first, second), true))
+            .map_err(failed)?
+            .map_err(|e| failed(e.to_string()))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
+    }
+
+    /// Whether the file says how texts are framed.
+    pub(crate) fn has_frame(&self) -> bool {
+        self.literal.get_post_processor().is_some()
+    }
+
     /// An engine from the contents of a tokenizer.json.
     pub(crate) fn from_json(json: &Value) -> Result<HfEngine, TextError> {
         let parsing = parse(json)?;

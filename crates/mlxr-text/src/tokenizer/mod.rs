@@ -78,6 +78,8 @@ pub(crate) struct Specials {
     /// Added around a text on request, by the formats that leave it to us.
     pub(crate) prefix: Vec<u32>,
     pub(crate) suffix: Vec<u32>,
+    /// Comes before the second text of a pair, where the first one's end is not enough.
+    pub(crate) pair_joint: Option<u32>,
 }
 
 /// The algorithm behind a vocabulary.
@@ -199,6 +201,32 @@ impl Tokenizer {
             ids.extend_from_slice(&specials.suffix);
         }
         Ok(ids)
+    }
+
+    /// Token ids of two texts framed for a model that compares them, and for each whether it belongs to the first (0)
+    /// or the second (1). Nothing in the texts is read as a control token.
+    pub fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, Vec<u32>), TextError> {
+        if MAX_TEXT_BYTES - first.len().min(MAX_TEXT_BYTES) < second.len() {
+            return Err(TextError::Encode {
+                reason: format!("two texts of more than {MAX_TEXT_BYTES} bytes together"),
+            });
+        }
+        let Inner { engine, specials, .. } = &*self.inner;
+        if let Engine::Hf(hf) = engine
+            && hf.has_frame()
+        {
+            return hf.encode_pair(first, second);
+        }
+        let plain = EncodeOptions::default();
+        let mut ids = specials.prefix.clone();
+        ids.extend(self.encode(first, plain)?);
+        ids.extend_from_slice(&specials.suffix);
+        let n_first = ids.len();
+        ids.extend(specials.pair_joint);
+        ids.extend(self.encode(second, plain)?);
+        ids.extend_from_slice(&specials.suffix);
+        let types = (0..ids.len()).map(|i| u32::from(i >= n_first)).collect();
+        Ok((ids, types))
     }
 
     /// The text of a sequence of ids. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are empty.

@@ -210,7 +210,7 @@ pub(crate) fn load(files: &TiktokenFiles<'_>) -> Result<Tokenizer, TextError> {
         SpecialTokens::new(specials.iter().map(|(text, id)| (*id, text.as_str(), TokenKind::Control)))?;
     let engine = RankEngine::new(&patterns, ranks)?;
     let engine = Engine::Ranks { engine: Box::new(engine), special: specials_found };
-    Ok(Tokenizer::new(engine, vocab, Specials { bos, eos, eog, prefix, suffix: Vec::new() }))
+    Ok(Tokenizer::new(engine, vocab, Specials { bos, eos, eog, prefix, ..Specials::default() }))
 }
 
 fn parse(file: &[u8]) -> Result<HashMap<Box<[u8]>, u32>, TextError> {

@@ -208,5 +208,6 @@ fn specials(
         eog,
         prefix: bos.filter(|_| flag("add_bos_token", true)).into_iter().collect(),
         suffix: eos.filter(|_| flag("add_eos_token", false)).into_iter().collect(),
+        pair_joint: None,
     }
 }

@@ -8,6 +8,7 @@ mod grammar;
 mod hostile;
 mod house;
 mod malformed;
+mod pairs;
 mod random;
 mod seeds;
 mod templates;

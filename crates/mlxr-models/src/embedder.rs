@@ -122,6 +122,11 @@ impl Embedder {
         }
     }
 
+    /// Where the weights are.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
     /// Tokens of a text at most.
     pub fn n_ctx(&self) -> u32 {
         self.n_ctx

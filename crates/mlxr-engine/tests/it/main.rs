@@ -4,6 +4,7 @@
 
 mod behaviour;
 mod constraint;
+mod embedder;
 mod fake;
 mod invariance;
 mod prefix_cache;

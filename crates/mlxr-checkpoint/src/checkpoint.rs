@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::arch::{self, ArchSpec, Naming};
 use crate::assemble::{Assembled, assemble};
-use crate::embedding::EmbeddingFiles;
+use crate::embedding::{EmbeddingFiles, Pooling};
 use crate::gguf::{self, GgufFile, GgufMetadata};
 use crate::mapping::LoadOptions;
 use crate::tokenizer::{self, ChatTemplates, TokenizerSource};
@@ -212,6 +212,14 @@ impl Checkpoint {
             ignored: assembled.ignored,
             tensors: assembled.tensors,
         }
+    }
+
+    /// Whether the model reads texts and makes vectors or scores of them, and generates nothing.
+    pub fn is_embedder(&self) -> bool {
+        let both_ways = self.config.get("use_bidirectional_attention") == Some(&Value::Bool(true));
+        self.arch.encoder
+            || both_ways
+            || self.embedding.pooling.is_some_and(|pooling| pooling != Pooling::None)
     }
 
     /// The tensor with this canonical name.

@@ -1,12 +1,14 @@
-//! One model in memory: its engine's thread, tokenizer, template and defaults.
+//! One model in memory: its thread, tokenizer, template and defaults.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use mlxr_checkpoint::{Checkpoint, CheckpointError};
-use mlxr_engine::{Engine, EngineError, EngineHandle, EngineOptions};
-use mlxr_models::{Model, ModelError, ModelOptions};
+use mlxr_checkpoint::{Checkpoint, CheckpointError, EmbeddingFiles};
+use mlxr_engine::{
+    EmbedderHandle, EmbedderLimits, Engine, EngineError, EngineHandle, EngineOptions, Shutdown,
+};
+use mlxr_models::{Embedder, Model, ModelError, ModelOptions};
 use mlxr_tensor::Backend;
 use mlxr_text::grammar::{GrammarError, GrammarFactory};
 use mlxr_text::{ChatTemplate, TextError, Tokenizer};
@@ -61,7 +63,167 @@ pub enum LoadError {
     Thread(std::io::Error),
 }
 
-/// See the module.
+/// A model in memory, of either kind.
+#[derive(Clone, Debug)]
+pub enum Loaded {
+    Generator(Arc<LoadedModel>),
+    Embedder(Arc<LoadedEmbedder>),
+}
+
+impl Loaded {
+    pub fn name(&self) -> &str {
+        match self {
+            Loaded::Generator(model) => &model.name,
+            Loaded::Embedder(model) => &model.name,
+        }
+    }
+
+    pub fn plan(&self) -> &MemoryPlan {
+        match self {
+            Loaded::Generator(model) => &model.plan,
+            Loaded::Embedder(model) => &model.plan,
+        }
+    }
+
+    /// Bytes it takes now: a generating model takes more once it makes vectors too.
+    pub fn total_bytes(&self) -> u64 {
+        let more = match self {
+            Loaded::Generator(model) if model.embeddings.running().is_some() => {
+                model.embeddings_plan.total_bytes()
+            }
+            _ => 0,
+        };
+        self.plan().total_bytes() + more
+    }
+
+    /// Why the thread behind it broke down, if it did; a failed batch of vectors is that batch's alone.
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            Loaded::Generator(model) => model.engine.failure(),
+            Loaded::Embedder(_) => None,
+        }
+    }
+
+    /// Takes no more requests: `Drain` lets those there are finish, `Cancel` does not.
+    pub fn shut_down(&self, shutdown: Shutdown) {
+        if let Loaded::Generator(model) = self {
+            model.engine.shut_down(shutdown);
+        }
+        if let Some(embedder) = self.embeddings().running() {
+            embedder.shut_down(shutdown);
+        }
+    }
+
+    /// Waits until its threads have ended. Blocks.
+    pub fn join(&self) {
+        if let Loaded::Generator(model) = self {
+            model.engine.join();
+        }
+        if let Some(embedder) = self.embeddings().running() {
+            embedder.join();
+        }
+    }
+
+    /// What makes vectors.
+    pub fn embeddings(&self) -> &Embeddings {
+        match self {
+            Loaded::Generator(model) => &model.embeddings,
+            Loaded::Embedder(model) => &model.embeddings,
+        }
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        match self {
+            Loaded::Generator(model) => &model.tokenizer,
+            Loaded::Embedder(model) => &model.tokenizer,
+        }
+    }
+
+    pub(crate) fn is_same(&self, other: &Loaded) -> bool {
+        match (self, other) {
+            (Loaded::Generator(a), Loaded::Generator(b)) => Arc::ptr_eq(a, b),
+            (Loaded::Embedder(a), Loaded::Embedder(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// A model that makes vectors or scores and generates nothing.
+#[derive(Debug)]
+pub struct LoadedEmbedder {
+    pub name: String,
+    pub embeddings: Embeddings,
+    pub tokenizer: Tokenizer,
+    pub plan: MemoryPlan,
+}
+
+/// What makes vectors of a model's hidden states: its thread starts with the first request.
+#[derive(Debug)]
+pub struct Embeddings {
+    embedder: Arc<Embedder>,
+    /// Prompts and lengths, as the model's files say.
+    pub files: EmbeddingFiles,
+    handle: Mutex<Option<EmbedderHandle>>,
+}
+
+impl Embeddings {
+    fn new(embedder: Embedder, files: EmbeddingFiles) -> Embeddings {
+        Embeddings { embedder: Arc::new(embedder), files, handle: Mutex::default() }
+    }
+
+    /// The thread, if it runs.
+    pub fn running(&self) -> Option<EmbedderHandle> {
+        self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The thread, started if it does not run.
+    ///
+    /// # Errors
+    /// There is no thread or no memory for one.
+    pub fn start(&self, limits: EmbedderLimits) -> Result<EmbedderHandle, LoadError> {
+        let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = &*handle {
+            return Ok(handle.clone());
+        }
+        let started = EmbedderHandle::spawn(self.embedder.clone(), limits).map_err(LoadError::Thread)?;
+        Ok(handle.insert(started).clone())
+    }
+
+    /// Tokens of one text at most: those the model has positions for, or fewer where its files say so.
+    pub fn n_ctx(&self) -> usize {
+        let n_ctx = self.embedder.n_ctx() as usize;
+        self.files.max_tokens.map_or(n_ctx, |max_tokens| max_tokens.min(n_ctx))
+    }
+}
+
+impl LoadedEmbedder {
+    /// Loads the weights as planned and starts the thread. Takes seconds; blocks.
+    ///
+    /// # Errors
+    /// [`LoadError`] says what stood in the way.
+    pub fn load(
+        name: &str,
+        ckpt: &Checkpoint,
+        plan: MemoryPlan,
+        setup: &EngineSetup,
+    ) -> Result<LoadedEmbedder, LoadError> {
+        let tokenizer = Tokenizer::from_source(&ckpt.tokenizer)?;
+        let embedder =
+            Embedder::load(ckpt, setup.backend.clone(), &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
+        let embeddings = Embeddings::new(embedder, ckpt.embedding.clone());
+        embeddings.start(setup.embedder_limits())?;
+        Ok(LoadedEmbedder { name: name.to_owned(), embeddings, tokenizer, plan })
+    }
+}
+
+impl EngineSetup {
+    /// What the queue and the batches of an embedder may hold: the queue is as long as an engine's.
+    pub fn embedder_limits(&self) -> EmbedderLimits {
+        EmbedderLimits { max_waiting: self.options.max_waiting, ..EmbedderLimits::default() }
+    }
+}
+
+/// A model that generates.
 #[derive(Debug)]
 pub struct LoadedModel {
     pub name: String,
@@ -72,6 +234,9 @@ pub struct LoadedModel {
     pub generation: Map<String, Value>,
     pub plan: MemoryPlan,
     grammars: OnceLock<Result<GrammarFactory, GrammarError>>,
+    pub embeddings: Embeddings,
+    /// What it takes more once it makes vectors too.
+    pub embeddings_plan: MemoryPlan,
 }
 
 impl LoadedModel {
@@ -103,7 +268,9 @@ impl LoadedModel {
             kv_bytes: Some(usize::try_from(plan.kv_bytes).unwrap_or(usize::MAX)),
             ..setup.options
         };
-        let engine = Engine::new(Arc::new(model), tokenizer.clone(), &options)?;
+        let model = Arc::new(model);
+        let embedder = Embedder::of_decoder(model.clone(), ckpt)?;
+        let engine = Engine::new(model, tokenizer.clone(), &options)?;
         let engine = EngineHandle::spawn(engine).map_err(LoadError::Thread)?;
         Ok(LoadedModel {
             name: name.to_owned(),
@@ -113,6 +280,13 @@ impl LoadedModel {
             generation: ckpt.generation.clone(),
             plan,
             grammars: OnceLock::new(),
+            embeddings: Embeddings::new(embedder, ckpt.embedding.clone()),
+            embeddings_plan: MemoryPlan::for_embeddings_of(
+                ckpt,
+                plan.n_ctx,
+                &setup.options,
+                &setup.embedder_limits(),
+            )?,
         })
     }
 }

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use mlxr_checkpoint::Checkpoint;
-use mlxr_engine::EngineOptions;
-use mlxr_models::{DecoderConfig, MlpConfig, ModelError};
-use mlxr_tensor::KvSpec;
+use mlxr_engine::{EmbedderLimits, EngineOptions};
+use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
+use mlxr_tensor::{DType, KvLayerSpec, KvSpec};
 
 /// Sequences of full length the KV arena holds when nobody says; shorter ones share the room.
 const DEFAULT_FULL_SEQS: usize = 8;
@@ -24,6 +24,7 @@ pub struct MemoryPlan {
     pub step_bytes: u64,
     /// One KV block.
     pub block_bytes: u64,
+    pub kv_dtype: DType,
 }
 
 impl MemoryPlan {
@@ -61,7 +62,50 @@ impl MemoryPlan {
             },
             |bytes| bytes as u64,
         );
-        Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, block_bytes })
+        Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, block_bytes, kv_dtype: options.kv_dtype })
+    }
+
+    /// Plans for a model that makes vectors: weights as stored, scratch of one layer, the rows of the largest batch.
+    ///
+    /// # Errors
+    /// The checkpoint's config makes no sense.
+    pub fn for_embedder(
+        ckpt: &Checkpoint,
+        options: &EngineOptions,
+        limits: &EmbedderLimits,
+    ) -> Result<MemoryPlan, PlanError> {
+        let asked = options.n_ctx.map(|n_ctx| u32::try_from(n_ctx).unwrap_or(u32::MAX));
+        let (n_ctx_max, layer, floats_per_row) = if ckpt.arch.encoder {
+            let config = EncoderConfig::for_checkpoint(ckpt)?;
+            (config.n_ctx, config.kv_layer(), 6 * config.hidden + 3 * config.intermediate)
+        } else {
+            let config = DecoderConfig::for_checkpoint(ckpt)?;
+            (config.n_ctx_train.min(DEFAULT_CTX), config.kv_layer(), floats_per_row(&config))
+        };
+        // A context for all models is no reason to refuse one that has fewer positions.
+        let n_ctx = if ckpt.arch.encoder {
+            asked.map_or(n_ctx_max, |n| n.min(n_ctx_max))
+        } else {
+            asked.unwrap_or(n_ctx_max)
+        };
+        let weights_bytes = ckpt.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
+        let scratch = scratch_plan(n_ctx, &layer, floats_per_row, options.block_tokens, limits);
+        Ok(MemoryPlan { weights_bytes, ..scratch })
+    }
+
+    /// What a generating model with contexts of `n_ctx` takes more once it makes vectors too.
+    ///
+    /// # Errors
+    /// The checkpoint's config makes no sense.
+    pub fn for_embeddings_of(
+        ckpt: &Checkpoint,
+        n_ctx: u32,
+        options: &EngineOptions,
+        limits: &EmbedderLimits,
+    ) -> Result<MemoryPlan, PlanError> {
+        let config = DecoderConfig::for_checkpoint(ckpt)?;
+        let (layer, floats_per_row) = (config.kv_layer(), floats_per_row(&config));
+        Ok(scratch_plan(n_ctx, &layer, floats_per_row, options.block_tokens, limits))
     }
 
     pub const fn total_bytes(&self) -> u64 {
@@ -81,26 +125,52 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
+/// One layer's scratch and the rows of an embedder's largest batch.
+fn scratch_plan(
+    n_ctx: u32,
+    layer: &KvLayerSpec,
+    floats_per_row: usize,
+    block_tokens: usize,
+    limits: &EmbedderLimits,
+) -> MemoryPlan {
+    let n_rows = limits.max_batch_tokens.max(n_ctx as usize) as u64;
+    // Every text may leave a block almost empty.
+    let n_slots = n_rows + limits.max_batch_texts as u64 * 32;
+    let slot_bytes = (layer.n_kv_heads * (layer.k_dim + layer.v_dim)) as u64 * 4;
+    MemoryPlan {
+        n_ctx,
+        weights_bytes: 0,
+        kv_bytes: n_slots * slot_bytes,
+        step_bytes: n_rows * floats_per_row as u64 * 4,
+        block_bytes: block_tokens as u64 * slot_bytes,
+        kv_dtype: DType::F32,
+    }
+}
+
 /// Why a model cannot be planned.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error("{dtype} cannot store this model's keys and values: a head is no whole number of quant blocks")]
-    KvType { dtype: mlxr_tensor::DType },
+    KvType { dtype: DType },
 }
 
 /// Rows of the widest step: residual, normed input, attention and gate/up/product beside each other, in f32, and the
 /// logits that are read back.
 fn step_bytes(config: &DecoderConfig, options: &EngineOptions) -> u64 {
+    let floats =
+        options.max_batch_tokens * floats_per_row(config) + 2 * options.max_logit_rows * config.vocab;
+    floats as u64 * 4
+}
+
+fn floats_per_row(config: &DecoderConfig) -> usize {
     let width = |mlp: &MlpConfig| match *mlp {
         MlpConfig::Dense { intermediate } => intermediate,
         MlpConfig::Experts { intermediate, router, .. } => intermediate * router.top_k,
     };
     let widest = config.layers.iter().map(|layer| width(&layer.mlp)).max().unwrap_or(0);
-    let floats_per_row = 6 * config.hidden + 3 * widest;
-    let floats = options.max_batch_tokens * floats_per_row + 2 * options.max_logit_rows * config.vocab;
-    floats as u64 * 4
+    6 * config.hidden + 3 * widest
 }
 
 /// The memory this process may use.

@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mlxr_checkpoint::Checkpoint;
-use mlxr_engine::Shutdown;
+use mlxr_engine::{EmbedderHandle, Shutdown};
+use mlxr_text::Tokenizer;
 use tokio::sync::Notify;
 
 use crate::ServeError;
 use crate::ids::unix_s;
-use crate::loaded::{EngineSetup, LoadError, LoadedModel, ModelSource};
-use crate::memory::{Memory, MemoryPlan};
+use crate::loaded::{Embeddings, EngineSetup, LoadError, Loaded, LoadedEmbedder, LoadedModel, ModelSource};
+use crate::memory::{Memory, MemoryPlan, PlanError};
 
 pub use residence::{MemoryUse, Residence};
 
@@ -63,7 +64,7 @@ pub struct Models {
 /// A model in memory.
 #[derive(Debug)]
 struct Resident {
-    model: Arc<LoadedModel>,
+    model: Loaded,
     n_leases: usize,
     last_used: Instant,
     keep_alive: KeepAlive,
@@ -133,13 +134,22 @@ impl Models {
         })
     }
 
-    /// The models in memory.
+    /// The generating models in memory.
     pub fn resident(&self) -> Vec<Arc<LoadedModel>> {
+        let generators = self.loaded().into_iter().filter_map(|model| match model {
+            Loaded::Generator(model) => Some(model),
+            Loaded::Embedder(_) => None,
+        });
+        generators.collect()
+    }
+
+    /// The models in memory, of either kind.
+    pub fn loaded(&self) -> Vec<Loaded> {
         self.lock().values().map(|resident| resident.model.clone()).collect()
     }
 
     /// The models in memory, and when each goes if nothing happens before; `None` is never.
-    pub fn resident_until(&self) -> Vec<(Arc<LoadedModel>, Option<Instant>)> {
+    pub fn resident_until(&self) -> Vec<(Loaded, Option<Instant>)> {
         let now = Instant::now();
         let until = |resident: &Resident| match resident.keep_alive {
             // One in use stays at least as long as one that has just been used.
@@ -157,32 +167,87 @@ impl Models {
         Ok(&self.specs[self.resolve(name)?])
     }
 
-    /// A model to work with, loaded if it was not. The load goes on when the caller gives up.
+    /// A model to generate with, loaded if it was not. The load goes on when the caller gives up.
+    ///
+    /// # Errors
+    /// There is no such model, it generates nothing, there is no memory for it, or its files are broken.
+    pub async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease, ServeError> {
+        let hold = self.hold(name, Purpose::Generate).await?;
+        match hold.model.clone() {
+            Loaded::Generator(model) => Ok(Lease { model, hold }),
+            Loaded::Embedder(model) => Err(generates_nothing(&model.name)),
+        }
+    }
+
+    /// A model for whatever all of them can do, loaded if it was not.
     ///
     /// # Errors
     /// There is no such model, no memory for it, or its files are broken.
-    pub async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease, ServeError> {
+    pub async fn acquire_any(self: &Arc<Self>, name: &str) -> Result<Hold, ServeError> {
+        self.hold(name, Purpose::Any).await
+    }
+
+    /// A model to make vectors or scores with, loaded if it was not. One that generates does it from its last hidden
+    /// states, in a thread of its own that starts with the first such request.
+    ///
+    /// # Errors
+    /// There is no such model, no memory for it, or its files are broken.
+    pub async fn acquire_embedder(self: &Arc<Self>, name: &str) -> Result<EmbedderLease, ServeError> {
+        let hold = self.hold(name, Purpose::Any).await?;
+        let handle = match hold.model.embeddings().running() {
+            Some(handle) => handle,
+            None => self.start_embeddings(&hold).await?,
+        };
+        Ok(EmbedderLease { handle, hold })
+    }
+
+    /// Starts the thread that makes vectors of a generating model, once there is room for it.
+    async fn start_embeddings(&self, hold: &Hold) -> Result<EmbedderHandle, ServeError> {
+        let _loading = self.loading.lock().await;
+        if let Loaded::Generator(model) = &hold.model
+            && model.embeddings.running().is_none()
+        {
+            let plan = model.embeddings_plan;
+            let limit_bytes = self.memory.limit_bytes;
+            while self.used_bytes() + plan.total_bytes() > limit_bytes {
+                let Some(victim) = self.longest_idle() else {
+                    let (model, used_bytes) = (model.name.clone(), self.used_bytes());
+                    return Err(ServeError::OutOfMemory {
+                        model,
+                        plan: Box::new(plan),
+                        used_bytes,
+                        limit_bytes,
+                    });
+                };
+                self.unload_now(&victim).await;
+            }
+        }
+        let (model, limits) = (hold.model.clone(), self.setup.embedder_limits());
+        blocking(move || model.embeddings().start(limits)).await?.map_err(ServeError::internal)
+    }
+
+    async fn hold(self: &Arc<Self>, name: &str, purpose: Purpose) -> Result<Hold, ServeError> {
         let name = self.resolve(name)?.to_owned();
-        if let Some(lease) = self.lease(&name) {
-            return Ok(lease);
+        if let Some(hold) = self.hold_loaded(&name) {
+            return Ok(hold);
         }
         let models = self.clone();
-        let load = tokio::spawn(async move { models.load(name).await });
+        let load = tokio::spawn(async move { models.load(name, purpose).await });
         load.await.map_err(ServeError::internal)?
     }
 
-    /// A lease on a model that is in memory and in order.
-    fn lease(self: &Arc<Self>, name: &str) -> Option<Lease> {
+    /// A hold on a model that is in memory and in order.
+    fn hold_loaded(self: &Arc<Self>, name: &str) -> Option<Hold> {
         let mut table = self.lock();
-        let resident = table.get_mut(name).filter(|resident| resident.model.engine.failure().is_none())?;
+        let resident = table.get_mut(name).filter(|resident| resident.model.failure().is_none())?;
         resident.n_leases += 1;
-        Some(Lease { model: resident.model.clone(), models: self.clone() })
+        Some(Hold { model: resident.model.clone(), models: self.clone() })
     }
 
-    async fn load(self: Arc<Self>, name: String) -> Result<Lease, ServeError> {
+    async fn load(self: Arc<Self>, name: String, purpose: Purpose) -> Result<Hold, ServeError> {
         let _loading = self.loading.lock().await;
-        if let Some(lease) = self.lease(&name) {
-            return Ok(lease);
+        if let Some(hold) = self.hold_loaded(&name) {
+            return Ok(hold);
         }
         // What is left under the name is a model whose engine broke down.
         self.unload_now(&name).await;
@@ -190,16 +255,24 @@ impl Models {
         let failed = |error: LoadError| ServeError::internal(format!("cannot load {name:?}: {error}"));
         let (setup, limit_bytes) = (self.setup.clone(), self.memory.limit_bytes);
         let (ckpt, plan) = blocking(move || plan(&source, &setup, limit_bytes)).await?.map_err(failed)?;
+        if purpose == Purpose::Generate && ckpt.is_embedder() {
+            return Err(generates_nothing(&name));
+        }
         let plan = self.make_room(&name, &ckpt, plan).await?;
         let (setup, model_name) = (self.setup.clone(), name.clone());
-        let model =
-            blocking(move || LoadedModel::load(&model_name, &ckpt, plan, &setup)).await?.map_err(failed)?;
+        let load = move || -> Result<Loaded, LoadError> {
+            Ok(if ckpt.is_embedder() {
+                Loaded::Embedder(Arc::new(LoadedEmbedder::load(&model_name, &ckpt, plan, &setup)?))
+            } else {
+                Loaded::Generator(Arc::new(LoadedModel::load(&model_name, &ckpt, plan, &setup)?))
+            })
+        };
+        let model = blocking(load).await?.map_err(failed)?;
         tracing::info!(model = name, %plan, "model loaded");
-        let model = Arc::new(model);
         let (last_used, keep_alive) = (Instant::now(), self.keep_alive);
         let resident = Resident { model: model.clone(), n_leases: 1, last_used, keep_alive };
         self.lock().insert(name, resident);
-        Ok(Lease { model, models: self.clone() })
+        Ok(Hold { model, models: self.clone() })
     }
 
     /// Unloads idle models until `plan` fits. An arena nobody sized is planned anew to what busy models leave.
@@ -216,8 +289,7 @@ impl Models {
                 return Ok(plan);
             }
             let Some(victim) = self.longest_idle() else {
-                let smaller =
-                    MemoryPlan::new(ckpt, &self.setup.options, room).map_err(ServeError::internal)?;
+                let smaller = plan_in(ckpt, &self.setup, room).map_err(ServeError::internal)?;
                 if smaller.total_bytes() <= room {
                     return Ok(smaller);
                 }
@@ -231,7 +303,7 @@ impl Models {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.lock().values().map(|resident| resident.model.plan.total_bytes()).sum()
+        self.lock().values().map(|resident| resident.model.total_bytes()).sum()
     }
 
     fn longest_idle(&self) -> Option<String> {
@@ -243,11 +315,10 @@ impl Models {
     /// Takes a model out and waits for its memory. Requests that still hold leases keep what they have.
     async fn unload_now(&self, name: &str) {
         let Some(resident) = self.lock().remove(name) else { return };
-        resident.model.engine.shut_down(Shutdown::Drain);
-        let engine = resident.model.engine.clone();
-        drop(resident);
+        let model = resident.model;
+        model.shut_down(Shutdown::Drain);
         // Only a cancelled runtime fails here, and then the process ends anyway.
-        let _ = blocking(move || engine.join()).await;
+        let _ = blocking(move || model.join()).await;
         tracing::info!(model = name, "model unloaded");
     }
 
@@ -301,8 +372,8 @@ impl Models {
 
     /// Ends every engine: `Drain` lets requests finish, `Cancel` does not.
     pub fn shut_down(&self, shutdown: Shutdown) {
-        for model in self.resident() {
-            model.engine.shut_down(shutdown);
+        for model in self.loaded() {
+            model.shut_down(shutdown);
         }
     }
 
@@ -335,11 +406,52 @@ pub enum ModelsError {
     Twice { name: String },
 }
 
-/// The right to use a model: as long as it is held, the model stays.
+/// What a model is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Generate,
+    Any,
+}
+
+fn generates_nothing(model: &str) -> ServeError {
+    let reason =
+        format!("{model:?} is an embedding model: it makes vectors or scores of texts and generates none");
+    ServeError::invalid("model", reason)
+}
+
+/// Keeps a model in memory as long as it is held.
+#[derive(Debug)]
+pub struct Hold {
+    pub model: Loaded,
+    models: Arc<Models>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut table = self.models.lock();
+        // A model that broke down may have been replaced under the same name.
+        let resident = table.get_mut(self.model.name()).filter(|r| r.model.is_same(&self.model));
+        if let Some(resident) = resident {
+            resident.n_leases -= 1;
+            resident.last_used = Instant::now();
+        }
+        drop(table);
+        self.models.idle.notify_one();
+    }
+}
+
+impl Hold {
+    /// Sets how long the model stays after its last request.
+    pub fn set_keep_alive(&self, keep_alive: KeepAlive) {
+        self.models.set_keep_alive(self.model.name(), keep_alive);
+    }
+}
+
+/// The right to generate with a model: as long as it is held, the model stays.
 #[derive(Debug)]
 pub struct Lease {
     model: Arc<LoadedModel>,
-    models: Arc<Models>,
+    hold: Hold,
 }
 
 impl std::ops::Deref for Lease {
@@ -353,21 +465,34 @@ impl std::ops::Deref for Lease {
 impl Lease {
     /// Sets how long the model stays after its last request.
     pub fn set_keep_alive(&self, keep_alive: KeepAlive) {
-        self.models.set_keep_alive(&self.model.name, keep_alive);
+        self.hold.set_keep_alive(keep_alive);
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let mut table = self.models.lock();
-        // A model that broke down may have been replaced under the same name.
-        let resident = table.get_mut(&self.model.name).filter(|r| Arc::ptr_eq(&r.model, &self.model));
-        if let Some(resident) = resident {
-            resident.n_leases -= 1;
-            resident.last_used = Instant::now();
-        }
-        drop(table);
-        self.models.idle.notify_one();
+/// The right to make vectors or scores with a model: as long as it is held, the model stays.
+#[derive(Debug)]
+pub struct EmbedderLease {
+    pub handle: EmbedderHandle,
+    hold: Hold,
+}
+
+impl EmbedderLease {
+    pub fn name(&self) -> &str {
+        self.hold.model.name()
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        self.hold.model.tokenizer()
+    }
+
+    /// Prompts and lengths.
+    pub fn embeddings(&self) -> &Embeddings {
+        self.hold.model.embeddings()
+    }
+
+    /// Sets how long the model stays after its last request.
+    pub fn set_keep_alive(&self, keep_alive: KeepAlive) {
+        self.hold.set_keep_alive(keep_alive);
     }
 }
 
@@ -377,8 +502,15 @@ fn plan(
     room_bytes: u64,
 ) -> Result<(Checkpoint, MemoryPlan), LoadError> {
     let ckpt = source.open()?;
-    let plan = MemoryPlan::new(&ckpt, &setup.options, room_bytes)?;
+    let plan = plan_in(&ckpt, setup, room_bytes)?;
     Ok((ckpt, plan))
+}
+
+fn plan_in(ckpt: &Checkpoint, setup: &EngineSetup, room_bytes: u64) -> Result<MemoryPlan, PlanError> {
+    if ckpt.is_embedder() {
+        return MemoryPlan::for_embedder(ckpt, &setup.options, &setup.embedder_limits());
+    }
+    MemoryPlan::new(ckpt, &setup.options, room_bytes)
 }
 
 /// Runs what takes long away from the threads that serve connections.

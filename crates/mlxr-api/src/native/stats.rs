@@ -33,6 +33,23 @@ pub struct EngineStats {
     pub n_leases: usize,
 }
 
+/// What an embedder has done and holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::EmbedderStats)]
+pub struct EmbedderStats {
+    pub model: String,
+    /// Requests that have not got all their results.
+    pub n_waiting: usize,
+    pub n_batches: u64,
+    pub n_texts: u64,
+    pub n_tokens: u64,
+    /// Tokens of one text at most.
+    pub n_ctx: usize,
+    /// Bytes the model was planned to take.
+    pub memory_bytes: u64,
+    pub n_leases: usize,
+}
+
 /// The whole server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[schema(as = native::Stats)]
@@ -43,6 +60,8 @@ pub struct Stats {
     /// Bytes of the process in memory, mapped files that are cached included; null where the system does not say.
     pub process_bytes: Option<u64>,
     pub models: Vec<EngineStats>,
+    /// The models in memory that have made vectors or scores, those that also generate included.
+    pub embedders: Vec<EmbedderStats>,
 }
 
 /// Who answers.

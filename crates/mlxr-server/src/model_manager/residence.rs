@@ -1,20 +1,19 @@
 //! What the native routes see of the resident models, and how they let one go.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mlxr_engine::{EngineOptions, Shutdown};
 use mlxr_models::ModelError;
 
-use super::{KeepAlive, Models, blocking};
+use super::{KeepAlive, Models, Resident, blocking, plan_in};
 use crate::ServeError;
-use crate::loaded::LoadedModel;
+use crate::loaded::{EngineSetup, Loaded};
 use crate::memory::{MemoryPlan, PlanError};
 
 /// A model in memory, at one moment.
 #[derive(Clone, Debug)]
 pub struct Residence {
-    pub model: Arc<LoadedModel>,
+    pub model: Loaded,
     pub n_leases: usize,
     pub keep_alive: KeepAlive,
     /// Until it goes if nobody asks for it; `None` while it is used and when it stays for ever.
@@ -50,7 +49,7 @@ impl Models {
 
     pub fn memory_use(&self) -> MemoryUse {
         let table = self.lock();
-        let of = |resident: &super::Resident| resident.model.plan.total_bytes();
+        let of = |resident: &Resident| resident.model.total_bytes();
         MemoryUse {
             limit_bytes: self.memory.limit_bytes,
             used_bytes: table.values().map(of).sum(),
@@ -84,10 +83,9 @@ impl Models {
             }
             (table.remove(&name), n_leases)
         };
-        let engine = resident.map(|resident| resident.model.engine.clone());
-        if let Some(engine) = engine {
-            engine.shut_down(if force { Shutdown::Cancel } else { Shutdown::Drain });
-            blocking(move || engine.join()).await?;
+        if let Some(Resident { model, .. }) = resident {
+            model.shut_down(if force { Shutdown::Cancel } else { Shutdown::Drain });
+            blocking(move || model.join()).await?;
         }
         tracing::info!(model = name, n_leases, "model unloaded on request");
         Ok(Some(n_leases))
@@ -99,12 +97,13 @@ impl Models {
     /// There is no such model, its files are broken, or the options make no sense for it.
     pub async fn plan(&self, name: &str, options: EngineOptions) -> Result<MemoryPlan, ServeError> {
         let source = self.source(name)?.clone();
+        let setup = EngineSetup { options, ..self.setup.clone() };
         let use_now = self.memory_use();
         let room_bytes =
             use_now.limit_bytes - (use_now.used_bytes - use_now.idle_bytes).min(use_now.limit_bytes);
         let plan = blocking(move || {
             let ckpt = source.open().map_err(ServeError::internal)?;
-            MemoryPlan::new(&ckpt, &options, room_bytes).map_err(plan_error)
+            plan_in(&ckpt, &setup, room_bytes).map_err(plan_error)
         });
         plan.await?
     }

@@ -74,13 +74,13 @@ async fn answer_load(app: &App, request: Request) -> Answer {
     let wire = LoadRequest::parse(&read_body(request, &app.limits).await?)?;
     let notices = unknown_fields(&wire.unknown, app.limits.strict || wire.strict == Some(true))?;
     let name = app.models.resolve(&wire.model)?.to_owned();
-    let was_loaded = app.models.residences().iter().any(|residence| residence.model.name == name);
-    let lease = app.models.acquire(&name).await?;
+    let was_loaded = app.models.residences().iter().any(|residence| residence.model.name() == name);
+    let hold = app.models.acquire_any(&name).await?;
     if let Some(stay) = wire.keep_alive {
-        lease.set_keep_alive(keep_alive(stay));
+        hold.set_keep_alive(keep_alive(stay));
     }
     // Who asks now is not one of those who use it.
-    drop(lease);
+    drop(hold);
     let model = models::model(&app.models, &name, &app.models.residences());
     let (load_s, warnings) = (asked.elapsed().as_secs_f64(), notices.warnings());
     Ok(json_response(&LoadAnswer { model, was_loaded, load_s, warnings }, &notices))
@@ -226,9 +226,9 @@ async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Response {
 async fn answer_tokenize(app: &App, request: Request) -> Answer {
     let body = read_body(request, &app.limits).await?;
     let wire = TokenizeRequest::parse(&body)?;
-    let lease = app.models.acquire(&wire.model).await?;
+    let hold = app.models.acquire_any(&wire.model).await?;
     let strict = app.limits.strict;
-    let (answer, notices) = translate(body.len(), move || text::tokenize(&wire, &lease, strict)).await?;
+    let (answer, notices) = translate(body.len(), move || text::tokenize(&wire, &hold.model, strict)).await?;
     Ok(json_response(&answer, &notices))
 }
 
@@ -239,9 +239,10 @@ async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Response {
 async fn answer_detokenize(app: &App, request: Request) -> Answer {
     let body = read_body(request, &app.limits).await?;
     let wire = DetokenizeRequest::parse(&body)?;
-    let lease = app.models.acquire(&wire.model).await?;
+    let hold = app.models.acquire_any(&wire.model).await?;
     let strict = app.limits.strict;
-    let (answer, notices) = translate(body.len(), move || text::detokenize(&wire, &lease, strict)).await?;
+    let (answer, notices) =
+        translate(body.len(), move || text::detokenize(&wire, &hold.model, strict)).await?;
     Ok(json_response(&answer, &notices))
 }
 

@@ -175,7 +175,7 @@ async fn ps(State(app): State<Arc<App>>) -> Response {
 async fn list_running(app: Arc<App>) -> Result<Response, ServeError> {
     let list = blocking(move || {
         let resident = app.models.resident_until().into_iter().map(|(model, until)| {
-            let facts = Facts::gather(app.models.source(&model.name)?, app.models.created_s)?;
+            let facts = Facts::gather(app.models.source(model.name())?, app.models.created_s)?;
             Ok(facts.running(&model, until))
         });
         resident.collect::<Result<Vec<_>, ServeError>>()

@@ -18,6 +18,9 @@ use tower::ServiceExt;
 pub const HOUSE: &str = "house";
 /// Two layers and 512 tokens of context.
 pub const TINY: &str = "tiny";
+/// Encoders that make vectors or scores; two layers and 100 tokens of context.
+pub const BERT: &str = "bert";
+pub const RANKER: &str = "ranker";
 
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
@@ -38,6 +41,28 @@ pub fn setup(options: EngineOptions) -> EngineSetup {
 
 pub fn models(options: EngineOptions, memory: Memory, keep_alive: KeepAlive) -> Arc<Models> {
     Models::new(specs(), setup(options), memory, keep_alive).unwrap()
+}
+
+/// A service that also has models which make vectors and scores, by their folders in `golden/embeddings`.
+pub fn app_with_embedders(options: EngineOptions, limits: Limits) -> Arc<App> {
+    let embedder = |(name, folder): (&str, &str)| ModelSpec {
+        name: name.to_owned(),
+        source: ModelSource::Path(repository("golden/embeddings").join(folder)),
+    };
+    let embedders = [
+        (BERT, "bert"),
+        (RANKER, "bert_rank"),
+        ("nomic", "nomic_bert"),
+        ("modernbert", "modernbert"),
+        ("modern-ranker", "modernbert_rank"),
+        ("xlm", "xlm_roberta"),
+        ("xlm-ranker", "xlm_roberta_rank"),
+        ("qwen3", "qwen3"),
+        ("gemma3", "gemma3"),
+    ];
+    let specs = specs().into_iter().chain(embedders.map(embedder)).collect();
+    let models = Models::new(specs, setup(options), ROOMY, KeepAlive::Forever).unwrap();
+    App::new(models, limits).unwrap()
 }
 
 pub const ROOMY: Memory = Memory { limit_bytes: 4 << 30 };

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use mlxr_engine::EngineOptions;
+use mlxr_engine::{EmbedError, EngineOptions};
 use mlxr_server::{App, KeepAlive, Limits, Memory, ModelSource, ModelSpec, Models};
 use serde_json::json;
 
-use crate::harness::{HOUSE, ROOMY, TINY, app, ask, ask_json, get, models, post, setup};
+use crate::harness::{
+    BERT, HOUSE, ROOMY, TINY, app, app_with_embedders, ask, ask_json, get, models, post, setup,
+};
 
 fn names(models: &Models) -> Vec<String> {
     models.resident().iter().map(|model| model.name.clone()).collect()
@@ -81,6 +83,49 @@ async fn a_model_goes_when_its_keep_alive_has_passed() {
     drop(models.acquire(TINY).await.unwrap());
     assert!(models.unload_expired().await.is_some(), "the next one stays an hour");
     assert!(!models.set_keep_alive(HOUSE, KeepAlive::Forever), "it is not in memory");
+}
+
+#[tokio::test]
+async fn a_model_that_makes_vectors_is_held_like_any_other() {
+    let app = app_with_embedders(EngineOptions::default(), Limits::default());
+    let lease = app.models.acquire_embedder(BERT).await.unwrap();
+    assert_eq!((lease.name(), lease.embeddings().n_ctx()), (BERT, 100), "as sentence_bert_config.json says");
+    let refused = app.models.acquire(BERT).await.unwrap_err();
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+    assert!(refused.to_string().contains("embedding model"), "{refused}");
+    lease.set_keep_alive(KeepAlive::For(Duration::ZERO));
+    app.models.unload_expired().await;
+    assert_eq!(app.models.loaded().len(), 1, "it is in use");
+    let handle = lease.handle.clone();
+    drop(lease);
+    app.models.unload_expired().await;
+    assert!(app.models.loaded().is_empty());
+    assert_eq!(handle.run(Vec::new()).await, Err(EmbedError::Stopping));
+    // One asked to generate is not even loaded.
+    assert_eq!(app.models.acquire(BERT).await.unwrap_err().status(), StatusCode::BAD_REQUEST);
+    assert!(app.models.loaded().is_empty());
+}
+
+#[tokio::test]
+async fn a_generating_model_that_makes_vectors_too_is_planned_for() {
+    let big = models(EngineOptions::default(), ROOMY, KeepAlive::Forever);
+    let plan = big.acquire(TINY).await.unwrap().plan;
+    let (without, with) = {
+        let without = big.loaded()[0].total_bytes();
+        let _lease = big.acquire_embedder(TINY).await.unwrap();
+        (without, big.loaded()[0].total_bytes())
+    };
+    assert_eq!(without, plan.total_bytes());
+    assert!(with > without);
+    let options = EngineOptions { kv_bytes: Some(plan.kv_bytes as usize), ..EngineOptions::default() };
+    let tight = models(options, Memory { limit_bytes: with - 1 }, KeepAlive::Forever);
+    let lease = tight.acquire(TINY).await.unwrap();
+    let refused = tight.acquire_embedder(TINY).await.unwrap_err();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    drop(lease);
+    let exact = models(options, Memory { limit_bytes: with }, KeepAlive::Forever);
+    drop(exact.acquire(TINY).await.unwrap());
+    exact.acquire_embedder(TINY).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! Models in memory and the memory they take.
 
 use mlxr_api::native::models as wire;
-use mlxr_api::native::stats::{EngineStats, Stats};
+use mlxr_api::native::stats::{EmbedderStats, EngineStats, Stats};
 use mlxr_engine::EngineOptions;
 use mlxr_tensor::DType;
 
+use crate::loaded::Loaded;
 use crate::memory::{MemoryPlan, process_bytes};
 use crate::model_manager::{KeepAlive, MemoryUse, Models, Residence};
 use crate::{App, ServeError};
@@ -21,7 +22,7 @@ pub const fn memory(memory: MemoryUse) -> wire::MemoryUse {
 
 fn residence(residence: &Residence) -> wire::Residence {
     wire::Residence {
-        plan: plan(&residence.model.plan),
+        plan: plan(residence.model.plan()),
         n_leases: residence.n_leases,
         keep_alive_s: match residence.keep_alive {
             KeepAlive::For(time) => Some(time.as_secs_f64()),
@@ -29,7 +30,7 @@ fn residence(residence: &Residence) -> wire::Residence {
         },
         expires_in_s: residence.expires_in.map(|time| time.as_secs_f64()),
         idle_s: residence.idle.as_secs_f64(),
-        failure: residence.model.engine.failure().map(str::to_owned),
+        failure: residence.model.failure().map(str::to_owned),
     }
 }
 
@@ -42,7 +43,7 @@ pub fn list(models: &Models) -> wire::ModelList {
 
 /// One model.
 pub fn model(models: &Models, name: &str, residences: &[Residence]) -> wire::Model {
-    let loaded = residences.iter().find(|residence| residence.model.name == name);
+    let loaded = residences.iter().find(|residence| residence.model.name() == name);
     wire::Model {
         name: name.to_owned(),
         is_default: name == models.default_name(),
@@ -58,13 +59,16 @@ pub fn stats(app: &App) -> Stats {
         uptime_s: app.started.elapsed().as_secs_f64(),
         memory: memory(app.models.memory_use()),
         process_bytes: process_bytes(),
-        models: models.iter().map(engine_stats).collect(),
+        models: models.iter().filter_map(engine_stats).collect(),
+        embedders: models.iter().filter_map(embedder_stats).collect(),
     }
 }
 
-fn engine_stats(residence: &Residence) -> EngineStats {
-    let (model, stats) = (&residence.model, residence.model.engine.stats());
-    EngineStats {
+/// What has done or does the work of generating.
+fn engine_stats(residence: &Residence) -> Option<EngineStats> {
+    let Loaded::Generator(model) = &residence.model else { return None };
+    let stats = model.engine.stats();
+    Some(EngineStats {
         model: model.name.clone(),
         n_waiting: stats.n_waiting,
         n_running: stats.n_running,
@@ -78,9 +82,25 @@ fn engine_stats(residence: &Residence) -> EngineStats {
         n_blocks_shared: stats.blocks.n_shared,
         n_blocks_used_peak: stats.blocks.peak_used,
         n_ctx: model.engine.n_ctx(),
-        memory_bytes: model.plan.total_bytes(),
+        memory_bytes: residence.model.total_bytes(),
         n_leases: residence.n_leases,
-    }
+    })
+}
+
+/// What has made vectors or scores.
+fn embedder_stats(residence: &Residence) -> Option<EmbedderStats> {
+    let (model, handle) = (&residence.model, residence.model.embeddings().running()?);
+    let mlxr_engine::EmbedderStats { n_waiting, n_batches, n_texts, n_tokens } = handle.stats();
+    Some(EmbedderStats {
+        model: model.name().to_owned(),
+        n_waiting,
+        n_batches,
+        n_texts,
+        n_tokens,
+        n_ctx: model.embeddings().n_ctx(),
+        memory_bytes: model.total_bytes(),
+        n_leases: residence.n_leases,
+    })
 }
 
 /// The options a plan is asked for.
@@ -146,7 +166,7 @@ pub fn plan_answer(
     Ok(wire::PlanAnswer {
         model: name.to_owned(),
         plan: plan(planned),
-        kv_type: options.kv_dtype.name().to_ascii_lowercase(),
+        kv_type: planned.kv_dtype.name().to_ascii_lowercase(),
         block_tokens: options.block_tokens,
         n_blocks,
         n_full_seqs: n_blocks / n_seq_blocks,

@@ -49,7 +49,7 @@ pub fn read(wire: &ScoreRequest, model: &LoadedModel, strict: bool) -> Result<Ta
     let mut notices = unknown_fields(&wire.unknown, strict || wire.strict == Some(true))?;
     let prompts = match (&wire.text, &wire.tokens, &wire.choices) {
         (Some(text), None, None) => {
-            let tokens = encode(model, "text", text, wire.add_special, None)?;
+            let tokens = encode(&model.tokenizer, "text", text, wire.add_special, None)?;
             vec![whole("text", text.clone(), tokens, model)?]
         }
         (None, Some(tokens), None) => {
@@ -126,10 +126,10 @@ fn continuations(
         return Err(ServeError::invalid("choices", reason));
     }
     let context = wire.context.as_deref().unwrap_or_default();
-    let before = encode(model, "context", context, wire.add_special, None)?;
+    let before = encode(&model.tokenizer, "context", context, wire.add_special, None)?;
     let read = |(i, choice): (usize, &String)| {
         let field = format!("choices[{i}]");
-        let tokens = encode(model, &field, &format!("{context}{choice}"), wire.add_special, None)?;
+        let tokens = encode(&model.tokenizer, &field, &format!("{context}{choice}"), wire.add_special, None)?;
         let start = before.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
         if choice.is_empty() || start == tokens.len() {
             return Err(ServeError::invalid(&field, format!("{field} adds nothing to the context")));

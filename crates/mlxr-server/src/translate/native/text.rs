@@ -5,21 +5,21 @@ use mlxr_text::{EncodeOptions, Tokenizer};
 
 use super::unknown_fields;
 use crate::ServeError;
-use crate::loaded::LoadedModel;
+use crate::loaded::Loaded;
 use crate::notices::Notices;
 
 /// # Errors
 /// The text cannot be encoded.
 pub fn tokenize(
     wire: &TokenizeRequest,
-    model: &LoadedModel,
+    model: &Loaded,
     strict: bool,
 ) -> Result<(TokenizeAnswer, Notices), ServeError> {
     let notices = unknown_fields(&wire.unknown, strict || wire.strict == Some(true))?;
-    let tokens = encode(model, "text", &wire.text, wire.add_special, wire.parse_special)?;
-    let pieces = || tokens.iter().map(|&id| piece(&model.tokenizer, id)).collect();
+    let tokens = encode(model.tokenizer(), "text", &wire.text, wire.add_special, wire.parse_special)?;
+    let pieces = || tokens.iter().map(|&id| piece(model.tokenizer(), id)).collect();
     let answer = TokenizeAnswer {
-        model: model.name.clone(),
+        model: model.name().to_owned(),
         n_tokens: tokens.len(),
         pieces: (wire.with_pieces == Some(true)).then(pieces),
         tokens,
@@ -33,7 +33,7 @@ pub fn tokenize(
 /// # Errors
 /// The text cannot be encoded.
 pub fn encode(
-    model: &LoadedModel,
+    tokenizer: &Tokenizer,
     field: &str,
     text: &str,
     add_special: Option<bool>,
@@ -43,7 +43,7 @@ pub fn encode(
         add_special: add_special.unwrap_or(true),
         parse_special: parse_special.unwrap_or(true),
     };
-    let encoded = model.tokenizer.encode(text, options);
+    let encoded = tokenizer.encode(text, options);
     encoded.map_err(|error| ServeError::invalid(field, error.to_string()))
 }
 
@@ -57,19 +57,19 @@ fn piece(tokenizer: &Tokenizer, id: u32) -> Piece {
 /// There is no such token.
 pub fn detokenize(
     wire: &DetokenizeRequest,
-    model: &LoadedModel,
+    model: &Loaded,
     strict: bool,
 ) -> Result<(DetokenizeAnswer, Notices), ServeError> {
     let notices = unknown_fields(&wire.unknown, strict || wire.strict == Some(true))?;
-    let n_vocab = model.tokenizer.n_vocab();
+    let n_vocab = model.tokenizer().n_vocab();
     if let Some(i) = wire.tokens.iter().position(|&id| id as usize >= n_vocab) {
         let field = format!("tokens[{i}]");
         let reason = format!("{field} is {}, but the vocabulary has {n_vocab}", wire.tokens[i]);
         return Err(ServeError::invalid(field, reason));
     }
     let answer = DetokenizeAnswer {
-        model: model.name.clone(),
-        text: model.tokenizer.decode(&wire.tokens, wire.skip_special == Some(true)),
+        model: model.name().to_owned(),
+        text: model.tokenizer().decode(&wire.tokens, wire.skip_special == Some(true)),
         warnings: notices.warnings(),
     };
     Ok((answer, notices))

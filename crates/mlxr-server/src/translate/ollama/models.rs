@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::time;
 use crate::ServeError;
-use crate::loaded::{LoadedModel, ModelSource};
+use crate::loaded::{Loaded, ModelSource};
 use crate::translate::conversation::Abilities;
 use crate::translate::openai::fill_in;
 
@@ -62,19 +62,19 @@ impl Facts {
     }
 
     /// As `/api/ps` lists it; it goes at `until`, if ever.
-    pub fn running(&self, model: &LoadedModel, until: Option<Instant>) -> RunningModel {
+    pub fn running(&self, model: &Loaded, until: Option<Instant>) -> RunningModel {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let expires = left.and_then(|left| SystemTime::now().checked_add(left));
         RunningModel {
-            name: model.name.clone(),
-            model: model.name.clone(),
-            size: model.plan.total_bytes(),
+            name: model.name().to_owned(),
+            model: model.name().to_owned(),
+            size: model.total_bytes(),
             digest: self.digest.clone(),
             details: self.details(),
             expires_at: expires.map_or_else(|| time::NEVER.to_owned(), time::rfc3339),
             // The engine's arithmetic is the processor's.
             size_vram: 0,
-            context_length: u64::from(model.plan.n_ctx),
+            context_length: u64::from(model.plan().n_ctx),
         }
     }
 
@@ -103,6 +103,9 @@ impl Facts {
     pub fn show(&self, name: &str, is_verbose: bool) -> Result<ShowResponse, ServeError> {
         let ckpt = &self.ckpt;
         let tokenizer = Tokenizer::from_source(&ckpt.tokenizer).map_err(ServeError::internal)?;
+        if ckpt.is_embedder() {
+            return Ok(self.show_embedder(name, is_verbose));
+        }
         let template = ChatTemplate::for_checkpoint(ckpt, &tokenizer, None).map_err(ServeError::internal)?;
         let parameters = parameters(&ckpt.generation);
         let modelfile: String = parameters.iter().map(|line| format!("PARAMETER {line}\n")).collect();
@@ -118,6 +121,22 @@ impl Facts {
             capabilities: capabilities(&template, &tokenizer),
             modified_at: time::rfc3339(self.modified),
         })
+    }
+
+    /// A model that makes vectors or scores has no template and samples nothing.
+    fn show_embedder(&self, name: &str, is_verbose: bool) -> ShowResponse {
+        let license = self.ckpt.metadata.as_ref().and_then(|metadata| metadata.str("general.license"));
+        ShowResponse {
+            license: license.map(str::to_owned),
+            modelfile: format!("FROM {name}\n"),
+            parameters: String::new(),
+            template: String::new(),
+            details: self.details(),
+            model_info: self.model_info(is_verbose),
+            tensors: is_verbose.then(|| self.tensors()),
+            capabilities: vec!["embedding".to_owned()],
+            modified_at: time::rfc3339(self.modified),
+        }
     }
 
     /// The metadata of a GGUF file, or the same facts under the same names.

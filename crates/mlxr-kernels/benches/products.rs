@@ -1,6 +1,6 @@
-//! Matrix products of a TinyLlama-like MLP weight: GB/s of weights for one row, GFLOP/s for many.
+//! Matrix products of a TinyLlama-like MLP weight: GB/s of weights for one row, GFLOP/s for more.
 //!
-//! `cargo bench -p mlxr-kernels [-- FORMAT...]`
+//! `cargo bench -p mlxr-kernels --bench products [-- FORMAT... INSTRUCTION_SET...]`
 
 use std::time::Instant;
 
@@ -12,7 +12,10 @@ const ROWS: usize = 5632;
 const COLS: usize = 2048;
 /// Enough matrices that one pass does not fit a cache.
 const N_WEIGHTS: usize = 24;
-const PREFILL_ROWS: usize = 128;
+/// Activation rows beside one.
+const ROW_COUNTS: [usize; 7] = [2, 4, 8, 16, 32, 128, 512];
+/// Time of one measurement.
+const SECONDS: f64 = 0.15;
 
 fn noise(n: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -25,19 +28,22 @@ fn noise(n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Seconds of the fastest of a few runs.
-fn best_of(n: usize, mut run: impl FnMut()) -> f64 {
-    let times = (0..n).map(|_| {
+/// Seconds of the fastest of the runs that fit `SECONDS`.
+fn best(mut run: impl FnMut()) -> f64 {
+    let begin = Instant::now();
+    let mut best = f64::INFINITY;
+    while begin.elapsed().as_secs_f64() < SECONDS {
         let start = Instant::now();
         run();
-        start.elapsed().as_secs_f64()
-    });
-    times.fold(f64::INFINITY, f64::min)
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
 fn main() {
-    let wanted: Vec<DType> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let wanted: Vec<DType> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
     let formats = [
         DType::F32,
         DType::F16,
@@ -49,34 +55,42 @@ fn main() {
         DType::Q6_K,
     ];
     let formats = if wanted.is_empty() { formats.to_vec() } else { wanted };
+    let named = |k: &Kernels| arguments.iter().any(|a| a.eq_ignore_ascii_case(k.isa().name()));
+    let mut tables = Kernels::available();
+    if tables.iter().any(named) {
+        tables.retain(named);
+    }
     let n_threads = mlxr_kernels::ThreadPool::default_threads();
     if let Some(gbps) = bandwidth::measure_read_gbps(n_threads, 1.0) {
         println!("memory read bandwidth: {gbps:.1} GB/s with {n_threads} threads");
     }
+    println!("{:17} GB/s of 1 row, then GFLOP/s of {ROW_COUNTS:?} rows", "");
     for dtype in formats {
         let data = Bytes::from(codec::quantise(dtype, &noise(ROWS * COLS), COLS, None).expect("a codec"));
-        for kernels in Kernels::available().into_iter().skip(1) {
-            let options = CpuOptions { n_threads: None, isa: Some(kernels.isa()) };
-            let backend = CpuBackend::new(options).expect("this CPU has it");
-            let weights: Vec<Weight> = (0..N_WEIGHTS)
-                .map(|_| {
-                    let copy = Bytes::from(data.to_vec());
-                    let tensor = HostTensor::new("w", &[ROWS, COLS], dtype, copy).expect("sizes fit");
-                    backend.upload(&tensor).expect("a known format")
-                })
-                .collect();
-            let one = backend.act(1, COLS, &noise(COLS));
-            let decode = best_of(5, || weights.iter().for_each(|w| drop(backend.linear(&one, w, None))));
-            let many = backend.act(PREFILL_ROWS, COLS, &noise(PREFILL_ROWS * COLS));
-            let prefill = best_of(3, || drop(backend.linear(&many, &weights[0], None)));
-            let gbps = (data.len() * N_WEIGHTS) as f64 / decode / 1e9;
-            let gweights = (ROWS * COLS * N_WEIGHTS) as f64 / decode / 1e9;
-            let gflops = 2.0 * (ROWS * COLS * PREFILL_ROWS) as f64 / prefill / 1e9;
-            let name = dtype.name();
-            let isa = kernels.isa().name();
-            println!(
-                "{name:8} {isa:8} 1 row {gbps:6.1} GB/s {gweights:6.1} Gweight/s, {PREFILL_ROWS} rows {gflops:7.1} GFLOP/s"
-            );
+        for kernels in &tables {
+            measure(dtype, &data, kernels);
         }
     }
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
+fn measure(dtype: DType, data: &Bytes, kernels: &Kernels) {
+    let options = CpuOptions { n_threads: None, isa: Some(kernels.isa()) };
+    let backend = CpuBackend::new(options).expect("this CPU has it");
+    let weights: Vec<Weight> = (0..N_WEIGHTS)
+        .map(|_| {
+            let copy = Bytes::from(data.to_vec());
+            let tensor = HostTensor::new("w", &[ROWS, COLS], dtype, copy).expect("sizes fit");
+            backend.upload(&tensor).expect("a known format")
+        })
+        .collect();
+    let seconds = |n: usize| {
+        let x = backend.act(n, COLS, &noise(n * COLS));
+        let n_weights = if n < 32 { N_WEIGHTS } else { 1 };
+        best(|| weights[..n_weights].iter().for_each(|w| drop(backend.linear(&x, w, None))))
+            / n_weights as f64
+    };
+    let gbps = data.len() as f64 / seconds(1) / 1e9;
+    let gflops = ROW_COUNTS.map(|n| format!("{:6.0}", 2e-9 * (ROWS * COLS * n) as f64 / seconds(n)));
+    println!("{:8} {:8} {gbps:6.1}  {}", dtype.name(), kernels.isa().name(), gflops.join(" "));
 }

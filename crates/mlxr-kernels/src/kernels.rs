@@ -5,13 +5,13 @@ use std::fmt;
 use mlxr_tensor::{DType, Format};
 
 use crate::lanes::Lanes;
-use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
-use crate::linear::tile::{Tile, TileScratch};
+use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
+use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::scalar;
 #[cfg(target_arch = "x86_64")]
-use crate::{avx2, avx512};
+use crate::{amx, avx2, avx512};
 
 /// Weight rows, and activation rows, that one call of a dot kernel takes at most.
 pub(crate) const TILE: usize = 4;
@@ -29,11 +29,11 @@ pub(crate) const TILE_ROWS: usize = 32;
 
 /// Dot products of up to [`TILE_ROWS`] weight rows of one stored format with all activation rows:
 /// `out[x * TILE_ROWS + w]`. Each product is computed the same way whatever the numbers of rows are.
-pub(crate) type DotTile = unsafe fn(&Tile<'_>, &[QuantRow<'_>], &mut TileScratch, &mut [f32]);
+pub(crate) type DotTile = unsafe fn(&Tile<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
 
-/// As [`DotTile`], for so many unpacked rows.
+/// As [`DotTile`], for unpacked rows.
 pub(crate) type DotUnpacked =
-    unsafe fn(CodeKind, &Panel, usize, &[QuantRow<'_>], &mut TileScratch, &mut [f32]);
+    unsafe fn(CodeKind, &UnpackedTile<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
 
 /// How quantised weights meet activations.
 #[derive(Clone, Copy)]
@@ -42,7 +42,22 @@ pub(crate) enum CodeKernels {
     Rows(DotCodes),
     /// Many rows at a time: read as stored where the first function knows the format, after unpacking elsewhere.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has tile kernels"))]
-    Tiles(fn(Format) -> Option<DotTile>, DotUnpacked),
+    Tiles {
+        stored: fn(Format) -> Option<DotTile>,
+        unpacked: DotUnpacked,
+        /// Activation rows from which on the kernels want them packed as well.
+        packs_from: usize,
+    },
+}
+
+impl CodeKernels {
+    /// Whether the kernels want `n_rows` activation rows packed.
+    pub(crate) fn packs(&self, n_rows: usize) -> bool {
+        match self {
+            CodeKernels::Rows(_) => false,
+            CodeKernels::Tiles { packs_from, .. } => *packs_from <= n_rows,
+        }
+    }
 }
 
 /// Turns a stored row into codes, scales and offsets.
@@ -57,6 +72,8 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// As [`Isa::Avx512`], with AMX's 8-bit tiles.
+    Amx,
     /// AArch64 with NEON and the dot product extension.
     Neon,
 }
@@ -67,6 +84,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "AVX2",
             Isa::Avx512 => "AVX-512",
+            Isa::Amx => "AMX",
             Isa::Neon => "NEON",
         }
     }
@@ -100,6 +118,9 @@ impl Kernels {
             tables.push(avx2::TABLE);
             if avx512::is_available() {
                 tables.push(avx512::TABLE);
+                if amx::is_available() {
+                    tables.push(amx::TABLE);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]

@@ -5,7 +5,7 @@ use core::arch::x86_64::*;
 use super::rows::{Rows, bits, bits_of, low_half};
 
 /// Takes the groups of a tile, one after the other.
-pub(super) trait Visitor {
+pub(crate) trait Visitor {
     /// `codes[j]` are those of columns `col + 4j..col + 4j + 4`, as unsigned bytes; an element of row `i` is
     /// `scale[i] * (code - zero) + offset[i]`.
     ///
@@ -22,7 +22,7 @@ pub(super) trait Visitor {
 
 /// The code that stands for zero.
 #[derive(Clone, Copy)]
-pub(super) enum Zero {
+pub(crate) enum Zero {
     Is0,
     Is8,
     Is32,
@@ -32,7 +32,7 @@ pub(super) enum Zero {
 impl Zero {
     /// What a number is shifted left by to multiply it with the code. A shift by 32 leaves nothing.
     #[inline(always)]
-    pub(super) fn log2(self) -> i32 {
+    pub(crate) fn log2(self) -> i32 {
         match self {
             Zero::Is0 => 32,
             Zero::Is8 => 3,
@@ -40,10 +40,22 @@ impl Zero {
             Zero::Is128 => 7,
         }
     }
+
+    /// Codes less it, as signed bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn taken_off(self, codes: __m512i) -> __m512i {
+        match self {
+            Zero::Is0 => codes,
+            Zero::Is8 => _mm512_sub_epi8(codes, _mm512_set1_epi8(8)),
+            Zero::Is32 => _mm512_sub_epi8(codes, _mm512_set1_epi8(32)),
+            Zero::Is128 => _mm512_xor_si512(codes, _mm512_set1_epi8(-128)),
+        }
+    }
 }
 
 /// A format's blocks.
-pub(super) trait Layout {
+pub(crate) trait Layout {
     /// Sixteen rows of it.
     type Rows: Copy;
     /// Columns of a block.
@@ -73,7 +85,7 @@ pub(super) trait Layout {
 const LOW_NIBBLES: i32 = 0x0f0f_0f0f;
 const LOW_PAIRS: i32 = 0x0303_0303;
 
-pub(super) struct Q4_0;
+pub(crate) struct Q4_0;
 
 impl Layout for Q4_0 {
     type Rows = Rows;
@@ -97,7 +109,7 @@ impl Layout for Q4_0 {
     }
 }
 
-pub(super) struct Q8_0;
+pub(crate) struct Q8_0;
 
 impl Layout for Q8_0 {
     type Rows = Rows;
@@ -163,7 +175,7 @@ impl KScales {
     }
 }
 
-pub(super) struct Q4K;
+pub(crate) struct Q4K;
 
 impl Layout for Q4K {
     type Rows = Rows;
@@ -216,7 +228,7 @@ impl Q4K {
     }
 }
 
-pub(super) struct Q5K;
+pub(crate) struct Q5K;
 
 impl Layout for Q5K {
     type Rows = Rows;
@@ -281,7 +293,7 @@ fn with_bits<const N: usize>(mut nibbles: [__m512i; N], high: [__m512i; N]) -> [
     nibbles
 }
 
-pub(super) struct Q6K;
+pub(crate) struct Q6K;
 
 impl Layout for Q6K {
     type Rows = Rows;
@@ -365,14 +377,14 @@ fn signed_byte(lanes: __m512i, i: u32) -> __m512i {
 
 /// Rows in the common form, see `linear::codes`.
 #[derive(Clone, Copy)]
-pub(super) struct UnpackedRows {
-    pub(super) codes: Rows,
-    pub(super) scales: Rows,
-    pub(super) offsets: Rows,
+pub(crate) struct UnpackedRows {
+    pub(crate) codes: Rows,
+    pub(crate) scales: Rows,
+    pub(crate) offsets: Rows,
 }
 
 /// The common form, for formats without a layout of their own: four groups count as a block.
-pub(super) struct Unpacked<const SIGNED: bool, const GROUP: usize>;
+pub(crate) struct Unpacked<const SIGNED: bool, const GROUP: usize>;
 
 impl<const SIGNED: bool, const GROUP: usize> Layout for Unpacked<SIGNED, GROUP> {
     type Rows = UnpackedRows;

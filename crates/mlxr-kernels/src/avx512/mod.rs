@@ -1,9 +1,9 @@
 //! x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI; includes everything the AVX2 table needs.
 
 mod dot;
-mod layouts;
-mod rows;
-mod tile;
+pub(crate) mod layouts;
+pub(crate) mod rows;
+pub(crate) mod tile;
 
 use crate::avx2;
 use crate::kernels::{CodeKernels, Isa, Kernels};
@@ -27,7 +27,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
-    codes: CodeKernels::Tiles(tile::stored, tile::dot_unpacked),
+    codes: CodeKernels::Tiles { stored: tile::stored, unpacked: tile::dot_unpacked, packs_from: usize::MAX },
     unpack,
     lanes: LANES,
 };

@@ -3,11 +3,11 @@
 use core::arch::x86_64::*;
 
 /// Rows of a tile: as many as a vector has 32-bit lanes.
-pub(super) const N_ROWS: usize = 16;
+pub(crate) const N_ROWS: usize = 16;
 
 /// Sixteen rows `stride` bytes apart.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// Rows 0, 4, 8 and 12.
     quarters: [*const u8; 4],
     stride: usize,
@@ -16,7 +16,7 @@ pub(super) struct Rows {
 impl Rows {
     /// # Safety
     /// Memory holds sixteen rows of `stride` bytes from `first`, for as long as the result is used.
-    pub(super) unsafe fn new(first: *const u8, stride: usize) -> Self {
+    pub(crate) unsafe fn new(first: *const u8, stride: usize) -> Self {
         // SAFETY: all four are starts of rows, by the caller's promise.
         Self { quarters: std::array::from_fn(|i| unsafe { first.add(4 * i * stride) }), stride }
     }
@@ -27,7 +27,7 @@ impl Rows {
     /// The bytes are inside the rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn sixteen_bytes(&self, at: usize) -> [__m512i; 4] {
+    pub(crate) unsafe fn sixteen_bytes(&self, at: usize) -> [__m512i; 4] {
         // Vector `i` holds rows i, i + 4, i + 8 and i + 12: what transposing four by four in each quarter puts in order.
         let mut loaded = [_mm512_setzero_si512(); 4];
         for (i, vector) in loaded.iter_mut().enumerate() {
@@ -59,7 +59,7 @@ impl Rows {
     /// The 32 bytes are inside the rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn thirty_two_bytes(&self, at: usize) -> [__m512i; 8] {
+    pub(crate) unsafe fn thirty_two_bytes(&self, at: usize) -> [__m512i; 8] {
         // SAFETY: in bounds by the caller's promise.
         let ([a, b, c, d], [e, f, g, h]) = unsafe { (self.sixteen_bytes(at), self.sixteen_bytes(at + 16)) };
         [a, b, c, d, e, f, g, h]
@@ -71,7 +71,7 @@ impl Rows {
     /// Its two bytes are inside the rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(super) unsafe fn half(&self, at: usize) -> __m512 {
+    pub(crate) unsafe fn half(&self, at: usize) -> __m512 {
         // SAFETY: in bounds by the caller's promise.
         let (low, high) = unsafe { (self.eight_words(0, at), self.eight_words(2, at)) };
         _mm512_cvtph_ps(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high))
@@ -105,14 +105,14 @@ impl Rows {
 /// The half-precision float in the low 16 bits of each lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn low_half(lanes: __m512i) -> __m512 {
+pub(crate) fn low_half(lanes: __m512i) -> __m512 {
     _mm512_cvtph_ps(_mm512_cvtepi32_epi16(lanes))
 }
 
 /// Each lane's bits shifted right by `n`, those that `mask` has.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn bits(lanes: __m512i, n: u32, mask: i32) -> __m512i {
+pub(crate) fn bits(lanes: __m512i, n: u32, mask: i32) -> __m512i {
     let shifted = if n == 0 { lanes } else { _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(n as i32)) };
     _mm512_and_si512(shifted, _mm512_set1_epi32(mask))
 }
@@ -120,7 +120,7 @@ pub(super) fn bits(lanes: __m512i, n: u32, mask: i32) -> __m512i {
 /// [`bits`] of each vector.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn bits_of<const N: usize>(mut vectors: [__m512i; N], n: u32, mask: i32) -> [__m512i; N] {
+pub(crate) fn bits_of<const N: usize>(mut vectors: [__m512i; N], n: u32, mask: i32) -> [__m512i; N] {
     for vector in &mut vectors {
         *vector = bits(*vector, n, mask);
     }

@@ -5,7 +5,9 @@
 //! the unpacking, in registers; many meet them in a panel that is unpacked once and stays in the first-level cache.
 //! Both do the same operations for a product, so a result does not depend on how many rows there are.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use mlxr_tensor::{DType, Format};
 
@@ -13,8 +15,8 @@ use super::layouts::{Layout, Q4_0, Q4K, Q5K, Q6K, Q8_0, Unpacked, UnpackedRows, 
 use super::rows::{N_ROWS, Rows};
 use crate::aligned::AlignedBytes;
 use crate::kernels::{DotTile, TILE_ROWS};
-use crate::linear::codes::{CodeKind, Panel, QuantRow};
-use crate::linear::tile::{Tile, TileScratch};
+use crate::linear::codes::{CodeKind, QuantRow};
+use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
 
 /// Activation rows that meet the codes in registers at most.
 const MAX_FUSED: usize = 4;
@@ -26,7 +28,7 @@ const MAX_BLOCK: usize = 6;
 const TILES: usize = TILE_ROWS / N_ROWS;
 
 /// Columns of a panel.
-const PANEL_COLS: usize = 512;
+pub(crate) const PANEL_COLS: usize = 512;
 
 /// Groups of a panel at most.
 const PANEL_GROUPS: usize = PANEL_COLS / 16;
@@ -53,8 +55,8 @@ macro_rules! stored_kernels {
     ($($name:ident: $layout:ty;)*) => {
         $(
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-            fn $name(tile: &Tile<'_>, xs: &[QuantRow<'_>], scratch: &mut TileScratch, out: &mut [f32]) {
-                dot_stored::<$layout>(tile, xs, scratch, out);
+            fn $name(tile: &Tile<'_>, xs: &ActRows<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
+                dot_stored::<$layout, Vnni>(tile, xs.rows, scratch, out);
             }
         )*
     };
@@ -68,11 +70,12 @@ stored_kernels! {
     dot_q6_k: Q6K;
 }
 
+/// Products of rows of a stored format, many activation rows by `M`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dot_stored<L: Layout<Rows = Rows>>(
+pub(crate) fn dot_stored<L: Layout<Rows = Rows>, M: Multiply>(
     tile: &Tile<'_>,
-    xs: &[QuantRow<'_>],
+    xs: M::Xs<'_>,
     scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
@@ -96,40 +99,52 @@ fn dot_stored<L: Layout<Rows = Rows>>(
         *rows = Some(unsafe { Rows::new(data.as_ptr(), tile.row_bytes) });
     }
     let job = Job { rows, n_blocks, stored: tile.data.as_ptr() };
-    job.run::<L>(xs, &mut scratch.panel, out);
+    job.run::<L, M>(xs, &mut scratch.panel, out);
 }
 
 /// As the kernels of [`stored`], for rows unpacked to the common form.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn dot_unpacked(
     kind: CodeKind,
-    weights: &Panel,
-    n_rows: usize,
-    xs: &[QuantRow<'_>],
+    weights: &UnpackedTile<'_>,
+    xs: &ActRows<'_>,
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
+    dot_unpacked_with::<Vnni>(kind, weights, xs.rows, scratch, out);
+}
+
+/// As [`dot_stored`], for rows unpacked to the common form.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(crate) fn dot_unpacked_with<M: Multiply>(
+    kind: CodeKind,
+    weights: &UnpackedTile<'_>,
+    xs: M::Xs<'_>,
     scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
     match (kind.signed, kind.group) {
-        (false, 32) => dot_kind::<Unpacked<false, 32>>(weights, n_rows, xs, scratch, out),
-        (false, _) => dot_kind::<Unpacked<false, 16>>(weights, n_rows, xs, scratch, out),
-        (true, 32) => dot_kind::<Unpacked<true, 32>>(weights, n_rows, xs, scratch, out),
-        (true, _) => dot_kind::<Unpacked<true, 16>>(weights, n_rows, xs, scratch, out),
+        (false, 32) => dot_kind::<Unpacked<false, 32>, M>(weights, xs, scratch, out),
+        (false, _) => dot_kind::<Unpacked<false, 16>, M>(weights, xs, scratch, out),
+        (true, 32) => dot_kind::<Unpacked<true, 32>, M>(weights, xs, scratch, out),
+        (true, _) => dot_kind::<Unpacked<true, 16>, M>(weights, xs, scratch, out),
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn dot_kind<L: Layout<Rows = UnpackedRows>>(
-    weights: &Panel,
-    n_rows: usize,
-    xs: &[QuantRow<'_>],
+fn dot_kind<L: Layout<Rows = UnpackedRows>, M: Multiply>(
+    weights: &UnpackedTile<'_>,
+    xs: M::Xs<'_>,
     scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
-    let n_blocks = xs[0].cols().div_ceil(L::BLOCK_COLS);
+    let (_, cols) = M::size(xs);
+    let n_blocks = cols.div_ceil(L::BLOCK_COLS);
     let mut rows = [None; TILES];
-    for (i, rows) in rows[..n_rows.div_ceil(N_ROWS)].iter_mut().enumerate() {
-        let (codes, scales, offsets) = weights.rows_from(i * N_ROWS, N_ROWS);
+    for (i, rows) in rows[..weights.n_rows.div_ceil(N_ROWS)].iter_mut().enumerate() {
+        let (codes, scales, offsets) = weights.panel.rows_from(i * N_ROWS, N_ROWS);
         assert!(n_blocks * L::BLOCK_COLS <= codes.len() / N_ROWS, "padded codes");
         assert!(n_blocks * 4 <= scales.len() / N_ROWS && scales.len() == offsets.len(), "padded scales");
         let stride = scales.len() / N_ROWS * 4;
@@ -143,7 +158,7 @@ fn dot_kind<L: Layout<Rows = UnpackedRows>>(
         });
     }
     let job = Job { rows, n_blocks, stored: std::ptr::null() };
-    job.run::<L>(xs, &mut scratch.panel, out);
+    job.run::<L, M>(xs, &mut scratch.panel, out);
 }
 
 /// Weight rows to multiply, all checked to have `n_blocks` blocks.
@@ -158,19 +173,23 @@ impl<R: Copy> Job<R> {
     /// Fills `out: [xs, TILE_ROWS]`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn run<L: Layout<Rows = R>>(&self, xs: &[QuantRow<'_>], panel: &mut AlignedBytes, out: &mut [f32]) {
-        let Some(first) = xs.first() else { return };
-        let layout = first.layout();
-        assert!(self.n_blocks * L::BLOCK_COLS <= first.cols(), "columns of weights and activations");
-        assert!(
-            xs.iter().all(|x| x.layout() == layout) && xs.len() * TILE_ROWS <= out.len(),
-            "rows of one shape"
-        );
-        match xs.len() {
-            1 => self.fused::<L, 1>(xs, out),
-            2 => self.fused::<L, 2>(xs, out),
-            3..=MAX_FUSED => self.fused::<L, MAX_FUSED>(xs, out),
-            _ => self.through_panel::<L>(xs, panel, out),
+    fn run<L: Layout<Rows = R>, M: Multiply>(
+        &self,
+        xs: M::Xs<'_>,
+        panel: &mut AlignedBytes,
+        out: &mut [f32],
+    ) {
+        let (n_rows, cols) = M::size(xs);
+        if n_rows == 0 {
+            return;
+        }
+        assert!(self.n_blocks * L::BLOCK_COLS <= cols, "columns of weights and activations");
+        assert!(n_rows * TILE_ROWS <= out.len(), "room for the products");
+        match M::few(xs) {
+            Some(xs @ [_]) => self.fused::<L, 1>(xs, out),
+            Some(xs @ [_, _]) => self.fused::<L, 2>(xs, out),
+            Some(xs) => self.fused::<L, MAX_FUSED>(xs, out),
+            None => self.through_panel::<L, M>(xs, &mut out[..n_rows * TILE_ROWS], panel),
         }
     }
 
@@ -193,26 +212,26 @@ impl<R: Copy> Job<R> {
         }
     }
 
-    /// All tiles' codes are unpacked for some columns, then meet the `xs` a few at a time.
+    /// All tiles' codes are unpacked for some columns, then meet the `xs`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn through_panel<L: Layout<Rows = R>>(
+    fn through_panel<L: Layout<Rows = R>, M: Multiply>(
         &self,
-        xs: &[QuantRow<'_>],
-        panel: &mut AlignedBytes,
+        xs: M::Xs<'_>,
         out: &mut [f32],
+        panel: &mut AlignedBytes,
     ) {
         if panel.bytes().len() < TILES * PANEL_BYTES {
             *panel = AlignedBytes::zeroed(TILES * PANEL_BYTES).expect("memory for a panel");
         }
         let blocks_per_panel = PANEL_COLS / L::BLOCK_COLS;
         let groups_per_block = L::BLOCK_COLS / L::GROUP;
-        out[..xs.len() * TILE_ROWS].fill(0.0);
+        out.fill(0.0);
         for start in (0..self.n_blocks).step_by(blocks_per_panel) {
             let end = (start + blocks_per_panel).min(self.n_blocks);
             for (rows, memory) in self.rows.iter().zip(panel.bytes_mut().chunks_exact_mut(PANEL_BYTES)) {
                 let Some(rows) = *rows else { continue };
-                let mut fill = Fill::new(memory);
+                let mut fill = Fill::<M>::new(memory);
                 for block in start..end {
                     // SAFETY: the rows have `n_blocks` blocks; a panel has room for `blocks_per_panel`.
                     unsafe { L::visit(rows, block, &mut fill) };
@@ -223,14 +242,16 @@ impl<R: Copy> Job<R> {
             for (i, column) in columns[..n_groups].iter_mut().enumerate() {
                 *column = L::column(start * groups_per_block + i);
             }
-            let meet = Meet { panel: panel.bytes(), columns: &columns[..n_groups], zero: L::ZERO };
-            for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
-                let out = &mut out[..xs.len() * TILE_ROWS];
+            let n_tiles = self.rows.iter().flatten().count();
+            let columns = &columns[..n_groups];
+            let meet = Meet { panel: panel.bytes(), columns, zero: L::ZERO, n_tiles };
+            // SAFETY: the panel was filled for `M` with these groups, and `run` checked the activations' columns.
+            unsafe {
                 match (L::GROUP, L::OFFSETS) {
-                    (32, false) => meet.some::<32, false>(xs, out),
-                    (32, true) => meet.some::<32, true>(xs, out),
-                    (_, false) => meet.some::<16, false>(xs, out),
-                    (_, true) => meet.some::<16, true>(xs, out),
+                    (32, false) => M::meet::<32, false>(&meet, xs, out),
+                    (32, true) => M::meet::<32, true>(&meet, xs, out),
+                    (_, false) => M::meet::<16, false>(&meet, xs, out),
+                    (_, true) => M::meet::<16, true>(&meet, xs, out),
                 }
             }
         }
@@ -352,21 +373,80 @@ impl<const X: usize> Visitor for Fused<X> {
     }
 }
 
-/// Writes groups into a panel, in the order they come.
-struct Fill {
-    codes: *mut u8,
-    scales: *mut u8,
+/// How a panel's codes meet activations.
+pub(crate) trait Multiply {
+    /// Whether codes are put in a panel less their zero, as signed bytes; as they come otherwise.
+    const SIGNED: bool;
+
+    /// The activation rows it takes.
+    type Xs<'a>: Copy;
+
+    /// How many rows there are, all of one shape, and their padded columns.
+    fn size(xs: Self::Xs<'_>) -> (usize, usize);
+
+    /// The rows, if they are so few that they meet the codes in registers: up to `MAX_FUSED`.
+    fn few<'a>(_: Self::Xs<'a>) -> Option<&'a [QuantRow<'a>]> {
+        None
+    }
+
+    /// Adds the products of a panel with all rows to `out: [xs, TILE_ROWS]`.
+    ///
+    /// # Safety
+    /// The CPU has what the implementation is compiled for. The panel was filled for it, and the rows have its columns.
+    unsafe fn meet<const GROUP: usize, const OFFSETS: bool>(
+        meet: &Meet<'_>,
+        xs: Self::Xs<'_>,
+        out: &mut [f32],
+    );
 }
 
-impl Fill {
-    fn new(panel: &mut [u8]) -> Self {
-        assert!(panel.len() == PANEL_BYTES, "a panel");
-        let (codes, scales) = panel.split_at_mut(PANEL_CODES);
-        Self { codes: codes.as_mut_ptr(), scales: scales.as_mut_ptr() }
+/// Multiplication by `vpdpbusd`, a few rows at a time.
+pub(crate) struct Vnni;
+
+impl Multiply for Vnni {
+    const SIGNED: bool = false;
+
+    type Xs<'a> = &'a [QuantRow<'a>];
+
+    fn size(xs: &[QuantRow<'_>]) -> (usize, usize) {
+        let Some(first) = xs.first() else { return (0, 0) };
+        assert!(xs.iter().all(|x| x.layout() == first.layout()), "rows of one shape");
+        (xs.len(), first.cols())
+    }
+
+    fn few<'a>(xs: Self::Xs<'a>) -> Option<&'a [QuantRow<'a>]> {
+        (xs.len() <= MAX_FUSED).then_some(xs)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn meet<const GROUP: usize, const OFFSETS: bool>(
+        meet: &Meet<'_>,
+        xs: &[QuantRow<'_>],
+        out: &mut [f32],
+    ) {
+        for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
+            meet.some::<GROUP, OFFSETS>(xs, &mut out[..xs.len() * TILE_ROWS]);
+        }
     }
 }
 
-impl Visitor for Fill {
+/// Writes groups into a panel for `M`, in the order they come.
+struct Fill<M> {
+    codes: *mut u8,
+    scales: *mut u8,
+    multiply: PhantomData<M>,
+}
+
+impl<M> Fill<M> {
+    fn new(panel: &mut [u8]) -> Self {
+        assert!(panel.len() == PANEL_BYTES, "a panel");
+        let (codes, scales) = panel.split_at_mut(PANEL_CODES);
+        Self { codes: codes.as_mut_ptr(), scales: scales.as_mut_ptr(), multiply: PhantomData }
+    }
+}
+
+impl<M: Multiply> Visitor for Fill<M> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn group<L: Layout, const N: usize>(
@@ -379,6 +459,7 @@ impl Visitor for Fill {
         // SAFETY: a panel has room for the groups of `PANEL_COLS` columns, and no more come.
         unsafe {
             for code in codes {
+                let code = if M::SIGNED { L::ZERO.taken_off(code) } else { code };
                 _mm512_storeu_si512(self.codes.cast(), code);
                 self.codes = self.codes.add(64);
             }
@@ -390,14 +471,75 @@ impl Visitor for Fill {
 }
 
 /// A filled panel.
-struct Meet<'a> {
+pub(crate) struct Meet<'a> {
     panel: &'a [u8],
     /// The first column of each group it holds.
-    columns: &'a [usize],
+    pub(crate) columns: &'a [usize],
     zero: Zero,
+    /// Tiles of sixteen weight rows it holds.
+    n_tiles: usize,
+}
+
+/// Where a panel keeps one tile: `GROUP / 4` lines of codes a group, and a line of scales and one of offsets.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelTile {
+    pub(crate) codes: *const u8,
+    pub(crate) scales: *const u8,
+}
+
+/// Adds to `sums: [rows][tiles]` the products of a group of `4 * lines` columns: two tiles' codes, a line of four columns
+/// at a time, with up to six rows. Assembly, since the compiler, free to order the loads, starts so many that the sums
+/// no longer fit the registers.
+macro_rules! add_products {
+    ($lines:expr, $n_rows:expr, $codes:expr, $rows:ident, $sums:ident) => {
+        add_products!(@lines $lines, $n_rows, $codes, $rows, $sums, 0 1 2 3 4 5 6 7)
+    };
+    (@lines $lines:expr, $n_rows:expr, $codes:expr, $rows:ident, $sums:ident, $($line:literal)*) => {
+        $(if $line < $lines {
+            const LINE: usize = $line;
+            let (first, second): (__m512i, __m512i);
+            asm!(
+                "vmovdqu64 {first:z}, zmmword ptr [{codes} + {at}]",
+                "vmovdqu64 {second:z}, zmmword ptr [{codes} + {tile} + {at}]",
+                first = out(zmm_reg) first,
+                second = out(zmm_reg) second,
+                codes = in(reg) $codes,
+                at = const LINE * 64,
+                tile = const PANEL_BYTES,
+                options(nostack, preserves_flags, readonly),
+            );
+            add_products!(@rows $n_rows, LINE, $rows, $sums, first, second, 0 1 2 3 4 5);
+        })*
+    };
+    (@rows $n_rows:expr, $line:ident, $rows:ident, $sums:ident, $first:ident, $second:ident, $($row:literal)*) => {
+        $(if $row < $n_rows {
+            // Named, since the compiler prints a register without a type wrongly.
+            let _codes: __m512i;
+            asm!(
+                "vpbroadcastd {codes:z}, dword ptr [{row} + {at}]",
+                "vpdpbusd {sum_1:z}, {first:z}, {codes:z}",
+                "vpdpbusd {sum_2:z}, {second:z}, {codes:z}",
+                codes = out(zmm_reg) _codes,
+                row = in(reg) $rows[$row % $n_rows],
+                at = const $line * 4,
+                first = in(zmm_reg) $first,
+                second = in(zmm_reg) $second,
+                sum_1 = inout(zmm_reg) $sums[$row % $n_rows][0],
+                sum_2 = inout(zmm_reg) $sums[$row % $n_rows][1],
+                options(nostack, preserves_flags, readonly),
+            );
+        })*
+    };
 }
 
 impl Meet<'_> {
+    pub(crate) fn tiles(&self) -> impl Iterator<Item = PanelTile> {
+        self.panel.chunks_exact(PANEL_BYTES).take(self.n_tiles).map(|tile| {
+            let (codes, scales) = tile.split_at(PANEL_CODES);
+            PanelTile { codes: codes.as_ptr(), scales: scales.as_ptr() }
+        })
+    }
+
     /// Adds the products with up to `MAX_BLOCK` rows to `out: [xs, TILE_ROWS]`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -435,18 +577,8 @@ impl Meet<'_> {
                 for (x, sums) in sums.iter_mut().enumerate() {
                     *sums = [acts.start(x, col / GROUP, self.zero); TILES];
                 }
-                for j in 0..GROUP / 4 {
-                    let mut w = [_mm512_setzero_si512(); TILES];
-                    for (t, w) in w.iter_mut().enumerate() {
-                        *w = _mm512_loadu_si512(codes.add(t * PANEL_BYTES + j * 64).cast());
-                    }
-                    for (x, sums) in sums.iter_mut().enumerate() {
-                        let x = acts.word(x, col + 4 * j);
-                        for (sum, w) in sums.iter_mut().zip(w) {
-                            *sum = _mm512_dpbusd_epi32(*sum, w, x);
-                        }
-                    }
-                }
+                let rows = acts.rows.map(|row| row.wrapping_add(col));
+                add_products!(GROUP / 4, X, codes, rows, sums);
                 for t in 0..TILES {
                     let scale = _mm512_loadu_ps(scales.add(t * PANEL_BYTES).cast());
                     let offset = _mm512_loadu_ps(scales.add(t * PANEL_BYTES + 64).cast());
@@ -470,7 +602,7 @@ impl Meet<'_> {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(values: &[f32]) -> __m512 {
+pub(crate) fn load(values: &[f32]) -> __m512 {
     let values = &values[..N_ROWS];
     // SAFETY: sixteen floats are in bounds; the load needs no alignment.
     unsafe { _mm512_loadu_ps(values.as_ptr()) }
@@ -478,7 +610,7 @@ fn load(values: &[f32]) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(out: &mut [f32], values: __m512) {
+pub(crate) fn store(out: &mut [f32], values: __m512) {
     let out = &mut out[..N_ROWS];
     // SAFETY: sixteen floats are in bounds; the store needs no alignment.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };

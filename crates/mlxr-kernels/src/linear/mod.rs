@@ -5,6 +5,7 @@
 //! activation rows with it. One (row, column) product never depends on the others.
 
 pub(crate) mod codes;
+pub(crate) mod packed;
 pub(crate) mod tile;
 
 use std::cell::RefCell;
@@ -20,13 +21,16 @@ use crate::kernels::{
 use crate::pool::ThreadPool;
 use crate::weight::dequantise_row;
 use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
-use tile::{Tile, TileScratch};
+use packed::{BLOCK_ROWS, PackedRows, pack_block};
+use tile::{ActRows, Tile, TileScratch, UnpackedTile};
 
 /// Activation rows `[rows, cols]`, with their quantised form once something asked for it.
 pub(crate) struct Inputs<'a> {
     values: &'a [f32],
     cols: usize,
     quantised: Option<QuantActs>,
+    /// All rows once more, if the kernels want so many packed.
+    packed: Option<PackedRows>,
 }
 
 /// Which rows of the inputs a matrix meets, and which rows of the result it writes.
@@ -77,7 +81,7 @@ impl RowMap<'_> {
 
 impl<'a> Inputs<'a> {
     pub(crate) fn new(values: &'a [f32], cols: usize) -> Self {
-        Self { values, cols, quantised: None }
+        Self { values, cols, quantised: None, packed: None }
     }
 
     fn n_rows(&self) -> usize {
@@ -107,8 +111,27 @@ impl<'a> Inputs<'a> {
         } else {
             pool.run(|part, n_parts| split(n_rows, part, n_parts, 1).for_each(&quantise_row));
         }
+        if kernels.codes.packs(n_rows) {
+            self.packed = Some(pack(&acts, n_rows, pool));
+        }
         self.quantised = Some(acts);
     }
+}
+
+/// The first `n_rows` of `acts`, packed.
+fn pack(acts: &QuantActs, n_rows: usize, pool: &ThreadPool) -> PackedRows {
+    let mut packed = PackedRows::zeroed(n_rows, acts.row(0).cols());
+    let n = packed.block_bytes();
+    let bytes = Disjoint::new(packed.bytes_mut());
+    pool.run(|part, n_parts| {
+        for block in split(n_rows.div_ceil(BLOCK_ROWS), part, n_parts, 1) {
+            let rows = block * BLOCK_ROWS..n_rows.min((block + 1) * BLOCK_ROWS);
+            let rows: Vec<QuantRow<'_>> = rows.map(|row| acts.row(row)).collect();
+            // SAFETY: `split` gives each block to one part only.
+            pack_block(&rows, unsafe { bytes.slice(block * n..(block + 1) * n) });
+        }
+    });
+    packed
 }
 
 thread_local! {
@@ -184,13 +207,30 @@ impl Pass<'_> {
                 tiles(TILE)
                     .for_each(|tile| self.code_tile(kind, (unpack, dot), &xs, tile, &mut scratch.panel));
             }
-            CodeKernels::Tiles(stored, unpacked) => match stored(format) {
-                Some(dot) => tiles(TILE_ROWS).for_each(|tile| self.stored_tile(dot, &xs, tile, scratch)),
-                None => {
-                    let kernels = (unpack, unpacked);
-                    tiles(TILE_ROWS).for_each(|tile| self.unpacked_tile(kind, kernels, &xs, tile, scratch));
+            CodeKernels::Tiles { stored, unpacked, .. } => {
+                let gathered = self.gathered(&xs);
+                let packed = match self.product.rows {
+                    RowMap::All(_) => self.inputs.packed.as_ref(),
+                    RowMap::Pairs(_) => gathered.as_ref(),
+                };
+                let xs = ActRows { rows: &xs, packed };
+                match stored(format) {
+                    Some(dot) => tiles(TILE_ROWS).for_each(|tile| self.stored_tile(dot, &xs, tile, scratch)),
+                    None => {
+                        let kernels = (unpack, unpacked);
+                        tiles(TILE_ROWS)
+                            .for_each(|tile| self.unpacked_tile(kind, kernels, &xs, tile, scratch));
+                    }
                 }
-            },
+            }
+        }
+    }
+
+    /// The rows `xs` packed, where they are not all rows of the inputs in order and the kernels want so many packed.
+    fn gathered(&self, xs: &[QuantRow<'_>]) -> Option<PackedRows> {
+        match self.product.rows {
+            RowMap::Pairs(_) if self.kernels.codes.packs(xs.len()) => Some(PackedRows::from_rows(xs)),
+            _ => None,
         }
     }
 
@@ -250,29 +290,30 @@ impl Pass<'_> {
         }
     }
 
-    fn stored_tile(&self, dot: DotTile, xs: &[QuantRow<'_>], tile: Range<usize>, scratch: &mut Scratch) {
+    fn stored_tile(&self, dot: DotTile, xs: &ActRows<'_>, tile: Range<usize>, scratch: &mut Scratch) {
         let data = self.product.weight.data();
         let row_bytes = data.len() / self.product.weight.rows();
         let rows = Tile { data: &data[tile.start * row_bytes..tile.end * row_bytes], row_bytes };
-        scratch.products.resize(xs.len() * TILE_ROWS, 0.0);
+        scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
         unsafe { dot(&rows, xs, &mut scratch.tile, &mut scratch.products) };
-        self.write(0, xs.len(), &tile, &scratch.products, TILE_ROWS);
+        self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
     }
 
     fn unpacked_tile(
         &self,
         kind: CodeKind,
         (unpack, dot): (Unpack, DotUnpacked),
-        xs: &[QuantRow<'_>],
+        xs: &ActRows<'_>,
         tile: Range<usize>,
         scratch: &mut Scratch,
     ) {
         self.unpack(kind, unpack, tile.clone(), TILE_ROWS, &mut scratch.panel);
-        scratch.products.resize(xs.len() * TILE_ROWS, 0.0);
+        scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
+        let weights = UnpackedTile { panel: &scratch.panel, n_rows: tile.len() };
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-        unsafe { dot(kind, &scratch.panel, tile.len(), xs, &mut scratch.tile, &mut scratch.products) };
-        self.write(0, xs.len(), &tile, &scratch.products, TILE_ROWS);
+        unsafe { dot(kind, &weights, xs, &mut scratch.tile, &mut scratch.products) };
+        self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
     }
 
     /// Unpacks the rows of a tile into the first rows of the panel, which has room for `n_rows`.

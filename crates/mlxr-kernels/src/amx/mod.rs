@@ -1,0 +1,28 @@
+//! x86-64 with AMX's 8-bit tiles beside everything the AVX-512 table needs.
+//!
+//! Few activation rows run through AVX-512's kernels and many through the tile unit. Both add the same exact integer
+//! sums of a group, scaled in the same order, so a row's result is the same bits either way, and equal to AVX-512's.
+
+mod panel;
+mod unit;
+
+use crate::avx512;
+use crate::kernels::{CodeKernels, Isa, Kernels};
+
+/// Whether this CPU, known to run the AVX-512 table, runs this one, and the system lets it.
+pub(crate) fn is_available() -> bool {
+    unit::is_available()
+}
+
+/// Activation rows from which on the tile unit is faster.
+const TILES_FROM: usize = 48;
+
+pub(crate) const TABLE: Kernels = Kernels {
+    isa: Isa::Amx,
+    codes: CodeKernels::Tiles {
+        stored: panel::stored,
+        unpacked: panel::dot_unpacked,
+        packs_from: TILES_FROM,
+    },
+    ..avx512::TABLE
+};

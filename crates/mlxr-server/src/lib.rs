@@ -47,3 +47,4 @@ pub use memory::{Memory, MemoryPlan};
 pub use model_manager::{EmbedderLease, KeepAlive, Lease, MemoryUse, ModelSpec, Models, Residence};
 pub use stopping::{Phase, Stopper};
 pub use tokens::{TokenFileError, Tokens};
+pub use translate::sampling::{max_tokens, with_generation_config};

@@ -3,6 +3,7 @@
 
 use clap::Args;
 use mlxr_engine::sampler::{Dry, Mirostat, Penalties, SamplingParams, Stage};
+use mlxr_server::with_generation_config;
 use serde_json::{Map, Value};
 
 /// Sampling flags; `None` leaves it to the model.
@@ -153,7 +154,7 @@ fn last_n(n: i64) -> Option<usize> {
 impl SamplingArgs {
     /// The parameters for a model with this generation config.
     pub fn resolve(&self, generation: &Map<String, Value>) -> anyhow::Result<SamplingParams> {
-        let mut params = from_generation_config(generation);
+        let mut params = with_generation_config(SamplingParams::default(), generation);
         self.apply_chain(&mut params);
         self.apply_penalties(&mut params);
         if self.greedy {
@@ -215,23 +216,6 @@ fn set<T>(field: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *field = value;
     }
-}
-
-/// What a generation config says, over the defaults. `do_sample: false` is greedy.
-fn from_generation_config(generation: &Map<String, Value>) -> SamplingParams {
-    let mut params = SamplingParams::default();
-    let number = |key: &str| generation.get(key).and_then(Value::as_f64).map(|v| v as f32);
-    set(&mut params.temperature, number("temperature"));
-    set(&mut params.top_p, number("top_p"));
-    set(&mut params.min_p, number("min_p"));
-    set(&mut params.typical_p, number("typical_p"));
-    set(&mut params.penalties.repeat, number("repetition_penalty"));
-    let top_k = generation.get("top_k").and_then(Value::as_u64);
-    set(&mut params.top_k, top_k.and_then(|k| usize::try_from(k).ok()));
-    if generation.get("do_sample").and_then(Value::as_bool) == Some(false) {
-        params.temperature = 0.0;
-    }
-    params
 }
 
 #[cfg(test)]

@@ -7,6 +7,6 @@ pub mod native;
 pub mod ollama;
 pub mod openai;
 mod parts;
-mod sampling;
+pub mod sampling;
 mod structure;
 mod tool_block;

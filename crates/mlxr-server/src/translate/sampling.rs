@@ -1,4 +1,5 @@
 //! Where sampling parameters come from: the request, else the model's generation config, else the dialect's defaults.
+//! The command line reads generation configs here too.
 
 use mlxr_engine::SamplingParams;
 use serde_json::{Map, Value};

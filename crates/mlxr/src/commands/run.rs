@@ -106,11 +106,10 @@ pub fn request(
     generation: &Map<String, Value>,
 ) -> anyhow::Result<Request> {
     let options = EncodeOptions { add_special: !is_chat, parse_special: true };
-    let limit = generation.get("max_new_tokens").and_then(Value::as_u64);
-    let max_tokens = sampling.max_tokens.map(u64::from).or(limit).and_then(|n| usize::try_from(n).ok());
+    let limit = sampling.max_tokens.map(|n| n as usize);
     Ok(Request {
         sampling: sampling.resolve(generation)?,
-        max_tokens,
+        max_tokens: limit.or_else(|| mlxr_server::max_tokens(generation)),
         stop: sampling.stop.clone(),
         stop_ids: sampling.stop_id.clone(),
         ..Request::new(Prompt::Text(prompt, options))

@@ -18,4 +18,6 @@ pub use chat_template::{ChatInput, ChatTemplate, TemplateTokens};
 pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use stop::{StopMatch, StopMatcher};
-pub use tokenizer::{EncodeOptions, HfFiles, SentencePieceFiles, TiktokenFiles, TokenKind, Tokenizer};
+pub use tokenizer::{
+    EncodeOptions, Framed, HfFiles, SentencePieceFiles, TiktokenFiles, TokenKind, Tokenizer,
+};

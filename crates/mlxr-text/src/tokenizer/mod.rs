@@ -82,6 +82,32 @@ pub(crate) struct Specials {
     pub(crate) pair_joint: Option<u32>,
 }
 
+/// A text, or a pair of them, as a model that reads whole texts takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Framed {
+    pub ids: Vec<u32>,
+    /// For each token 0 or 1: the first or the second text.
+    pub types: Vec<u32>,
+    /// Tokens before anything was cut.
+    pub n_whole: usize,
+}
+
+impl Framed {
+    /// Takes tokens away from the end of what stands inside `frame`, the ids around an empty text.
+    fn cut(mut self, frame: &[u32], max_tokens: usize) -> Framed {
+        let n_head = self.ids.iter().zip(frame).take_while(|(id, frame)| id == frame).count();
+        let tail = &frame[n_head..];
+        if !self.ids.ends_with(tail) || self.ids.len() < frame.len() {
+            return self;
+        }
+        let end = self.ids.len() - tail.len();
+        let start = (n_head + max_tokens.saturating_sub(frame.len())).min(end);
+        self.ids.drain(start..end);
+        self.types.drain(start..end);
+        self
+    }
+}
+
 /// The algorithm behind a vocabulary.
 #[derive(Debug)]
 pub(crate) enum Engine {
@@ -227,6 +253,36 @@ impl Tokenizer {
         ids.extend_from_slice(&specials.suffix);
         let types = (0..ids.len()).map(|i| u32::from(i >= n_first)).collect();
         Ok((ids, types))
+    }
+
+    /// [`Self::encode`] with what the tokenizer adds around a text, the text cut so that there are `max_tokens` at most.
+    pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<Framed, TextError> {
+        let options = EncodeOptions { add_special: true, parse_special: false };
+        let ids = self.encode(text, options)?;
+        let whole = Framed { n_whole: ids.len(), types: vec![0; ids.len()], ids };
+        if whole.n_whole <= max_tokens {
+            return Ok(whole);
+        }
+        Ok(whole.cut(&self.encode("", options)?, max_tokens))
+    }
+
+    /// [`Self::encode_pair`], the second text cut so that it has `max_second` tokens and there are `max_tokens`, at
+    /// most. The first one stays whole, so the result can be too long all the same.
+    pub fn encode_pair_within(
+        &self,
+        first: &str,
+        second: &str,
+        max_second: usize,
+        max_tokens: usize,
+    ) -> Result<Framed, TextError> {
+        let (ids, types) = self.encode_pair(first, second)?;
+        let whole = Framed { n_whole: ids.len(), ids, types };
+        if whole.n_whole <= max_tokens.min(max_second) {
+            return Ok(whole);
+        }
+        let (frame, _) = self.encode_pair(first, "")?;
+        let max_tokens = max_tokens.min(frame.len().saturating_add(max_second));
+        Ok(if whole.n_whole <= max_tokens { whole } else { whole.cut(&frame, max_tokens) })
     }
 
     /// The text of a sequence of ids. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are empty.

@@ -63,6 +63,40 @@ pub struct DenseModule {
     pub activation: String,
 }
 
+/// To which lengths a model's vectors may be cut, as its config.json says: `matryoshka_dimensions` lists them,
+/// `is_matryoshka` alone allows any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Matryoshka {
+    /// Nothing says that a part of a vector means anything.
+    #[default]
+    Unsaid,
+    Any,
+    Of(Vec<usize>),
+}
+
+impl Matryoshka {
+    fn from_config(config: &Map<String, Value>) -> Matryoshka {
+        let lengths = config.get("matryoshka_dimensions").and_then(Value::as_array);
+        let mut lengths: Vec<usize> =
+            lengths.into_iter().flatten().filter_map(|length| whole(Some(length))).collect();
+        lengths.sort_unstable();
+        match config.get("is_matryoshka") {
+            _ if !lengths.is_empty() => Matryoshka::Of(lengths),
+            Some(Value::Bool(true)) => Matryoshka::Any,
+            _ => Matryoshka::Unsaid,
+        }
+    }
+
+    /// Whether a vector's first `n_dims` elements are a vector too.
+    pub fn allows(&self, n_dims: usize) -> bool {
+        match self {
+            Matryoshka::Unsaid => false,
+            Matryoshka::Any => true,
+            Matryoshka::Of(lengths) => lengths.contains(&n_dims),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EmbeddingFiles {
@@ -76,6 +110,7 @@ pub struct EmbeddingFiles {
     pub default_prompt: Option<String>,
     /// The function on a pair's score, where the files name one.
     pub score_activation: Option<String>,
+    pub matryoshka: Matryoshka,
 }
 
 impl EmbeddingFiles {
@@ -85,7 +120,11 @@ impl EmbeddingFiles {
         config: &Map<String, Value>,
         options: LoadOptions,
     ) -> Result<(EmbeddingFiles, Vec<HostTensor>), CheckpointError> {
-        let mut files = EmbeddingFiles { score_activation: score_activation(config), ..Default::default() };
+        let mut files = EmbeddingFiles {
+            score_activation: score_activation(config),
+            matryoshka: Matryoshka::from_config(config),
+            ..Default::default()
+        };
         let mut tensors = Vec::new();
         files.read_prompts(dir)?;
         let sentence = json::read_object_if_present(&dir.join("sentence_bert_config.json"))?;
@@ -285,6 +324,17 @@ mod tests {
         let two = json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true});
         assert!(mode(two).unwrap_err().contains("2 pooling modes"));
         assert!(mode(json!({"pooling_mode": "mean", "include_prompt": false})).is_err());
+    }
+
+    #[test]
+    fn only_what_the_config_allows_may_be_cut() {
+        let read = |config: Value| Matryoshka::from_config(config.as_object().unwrap());
+        let listed = read(json!({"is_matryoshka": true, "matryoshka_dimensions": [256, 64]}));
+        assert_eq!(listed, Matryoshka::Of(vec![64, 256]));
+        assert!(listed.allows(64) && !listed.allows(65));
+        assert!(read(json!({"is_matryoshka": true})).allows(65));
+        assert_eq!(read(json!({"is_matryoshka": false})), Matryoshka::Unsaid);
+        assert!(!read(json!({"matryoshka_dimensions": []})).allows(64));
     }
 
     #[test]

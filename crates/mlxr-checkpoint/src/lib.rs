@@ -26,7 +26,7 @@ mod word_piece;
 
 pub use arch::ArchSpec;
 pub use checkpoint::{Checkpoint, CheckpointFormat};
-pub use embedding::{DenseModule, EmbeddingFiles, Pooling};
+pub use embedding::{DenseModule, EmbeddingFiles, Matryoshka, Pooling};
 pub use error::{CheckpointError, Fault};
 pub use file_type::{FileType, UnknownFileType};
 pub use gguf::{GgufMetadata, MetaArray, MetaType, MetaValue, StringArray};

@@ -30,7 +30,38 @@ pub enum EmbedderHead {
     /// A vector, or with [`Pooling::None`] one for each token.
     Vectors { pooling: Pooling, n_dims: usize },
     /// One score for each label.
-    Scores { n_labels: usize },
+    Scores { n_labels: usize, activation: ScoreActivation },
+}
+
+/// What makes a score of a label's logit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreActivation {
+    Identity,
+    Sigmoid,
+}
+
+impl ScoreActivation {
+    /// The class that the model's files name; without one, what sentence-transformers takes.
+    fn named(model: &str, class: Option<&str>, n_labels: usize) -> Result<ScoreActivation, ModelError> {
+        match class.map(|class| class.rsplit('.').next().unwrap_or_default()) {
+            None if n_labels == 1 => Ok(ScoreActivation::Sigmoid),
+            None | Some("Identity") => Ok(ScoreActivation::Identity),
+            Some("Sigmoid") => Ok(ScoreActivation::Sigmoid),
+            Some(other) => Err(ModelError::Config {
+                model: model.to_owned(),
+                field: "activation_fn of the scores".to_owned(),
+                value: other.to_owned(),
+                reason: "not one of Identity and Sigmoid".to_owned(),
+            }),
+        }
+    }
+
+    pub fn apply(self, logit: f32) -> f32 {
+        match self {
+            ScoreActivation::Identity => logit,
+            ScoreActivation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+        }
+    }
 }
 
 /// A model that reads whole texts, on a backend.
@@ -64,6 +95,7 @@ struct ScoreHead {
     dense: Option<Dense>,
     norm: Option<(LayerNorm, f32)>,
     out: Linear,
+    activation: ScoreActivation,
 }
 
 impl Embedder {
@@ -88,7 +120,7 @@ impl Embedder {
         }
         let (encoder, weights_bytes) = encoder::load(&name, &config, ckpt, &*backend)?;
         let mut upload = Upload::new(&name, ckpt, &*backend);
-        let head = match score_head(&config, &mut upload)? {
+        let head = match score_head(&name, &config, &mut upload)? {
             Some(score) => Head::Score(Box::new(score)),
             None => pool(&name, config.hidden, ckpt, &mut upload, Pooling::Mean)?,
         };
@@ -118,7 +150,9 @@ impl Embedder {
                 let n_dims = dense.last().map_or(self.hidden(), |layer| layer.linear.weight.shape()[0]);
                 EmbedderHead::Vectors { pooling: *pooling, n_dims }
             }
-            Head::Score(score) => EmbedderHead::Scores { n_labels: score.out.weight.shape()[0] },
+            Head::Score(score) => {
+                EmbedderHead::Scores { n_labels: score.out.weight.shape()[0], activation: score.activation }
+            }
         }
     }
 
@@ -342,7 +376,11 @@ fn dense_activation(model: &str, module: &DenseModule) -> Result<Option<Activati
     }
 }
 
-fn score_head(config: &EncoderConfig, upload: &mut Upload<'_>) -> Result<Option<ScoreHead>, ModelError> {
+fn score_head(
+    model: &str,
+    config: &EncoderConfig,
+    upload: &mut Upload<'_>,
+) -> Result<Option<ScoreHead>, ModelError> {
     let Some(score) = config.score else { return Ok(None) };
     let dense = match score.dense {
         Some(kind) => {
@@ -358,7 +396,9 @@ fn score_head(config: &EncoderConfig, upload: &mut Upload<'_>) -> Result<Option<
         None => None,
     };
     let out = upload.linear("cls.out", Bias::IfPresent)?;
-    Ok(Some(ScoreHead { pooling: score.pooling, dense, norm, out }))
+    let class = upload.ckpt.embedding.score_activation.as_deref();
+    let activation = ScoreActivation::named(model, class, out.weight.shape()[0])?;
+    Ok(Some(ScoreHead { pooling: score.pooling, dense, norm, out, activation }))
 }
 
 /// A vector's first `n_dims` elements, made as long as 1. A vector of zeros stays what it is.

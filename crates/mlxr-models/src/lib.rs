@@ -17,7 +17,7 @@ mod upload;
 mod weights;
 
 pub use config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
-pub use embedder::{Embedder, EmbedderHead, Text, shorten};
+pub use embedder::{Embedder, EmbedderHead, ScoreActivation, Text, shorten};
 pub use encoder::{EncoderConfig, EncoderMlp, ScoreConfig};
 pub use error::ModelError;
 pub use model::{Model, ModelOptions};

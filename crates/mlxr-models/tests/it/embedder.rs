@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mlxr_checkpoint::convert::{GgufOptions, hf_to_gguf};
 use mlxr_checkpoint::{Checkpoint, Pooling};
-use mlxr_models::{Embedder, EmbedderHead, ModelOptions, Text, shorten};
+use mlxr_models::{Embedder, EmbedderHead, ModelOptions, ScoreActivation, Text, shorten};
 use mlxr_tensor::DType;
 use serde_json::Value;
 
@@ -95,12 +95,15 @@ fn scores_of_pairs_are_those_of_sentence_transformers() {
     for name in ["bert_rank", "modernbert_rank", "xlm_roberta_rank"] {
         let golden = golden(name);
         let model = open(&folder(name));
-        assert_eq!(model.head(), EmbedderHead::Scores { n_labels: 1 });
+        let activation = ScoreActivation::Sigmoid;
+        assert_eq!(model.head(), EmbedderHead::Scores { n_labels: 1, activation });
         let got = run(&model, &texts(&golden["ids"], Some(&golden["types"])));
         let expected: Vec<f32> = numbers(&golden["logits"]);
-        for (got, expected) in got.iter().zip(&expected) {
+        let scores: Vec<f32> = numbers(&golden["scores"]);
+        for ((got, expected), score) in got.iter().zip(&expected).zip(&scores) {
             let distance = (got[0] - expected).abs();
             assert!(distance <= 1e-4, "{name}: {} in place of {expected}", got[0]);
+            assert!((activation.apply(got[0]) - score).abs() <= 1e-4, "{name}: {score}");
         }
     }
 }
@@ -162,6 +165,10 @@ fn a_model_s_limits_and_faults_are_named() {
     ckpt.config.insert("position_embedding_type".to_owned(), "relative_key".into());
     let error = Embedder::load(&ckpt, backend(), &ModelOptions::default()).unwrap_err().to_string();
     assert!(error.contains("position_embedding_type"), "{error}");
+    let mut ckpt = Checkpoint::open(&folder("bert_rank")).unwrap();
+    ckpt.embedding.score_activation = Some("torch.nn.modules.activation.Tanh".to_owned());
+    let error = Embedder::load(&ckpt, backend(), &ModelOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("Tanh"), "{error}");
     let mut ckpt = Checkpoint::open(&folder("gemma3")).unwrap();
     ckpt.embedding.dense[0].activation = "torch.nn.Softplus".to_owned();
     let error = Embedder::load(&ckpt, backend(), &ModelOptions::default()).unwrap_err().to_string();

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 
 use mlxr_models::{Embedder, EmbedderHead, Text};
 use mlxr_tensor::{KvCache, TensorError};
+use mlxr_text::{Framed, TextError, Tokenizer};
 use tokio::sync::oneshot;
 
 use crate::Shutdown;
@@ -29,11 +30,19 @@ pub struct EmbedderLimits {
     pub max_waiting: usize,
     /// Tokens of all texts that may wait.
     pub max_waiting_tokens: usize,
+    /// Texts of one request, whose results are held until all are there.
+    pub max_texts: usize,
 }
 
 impl Default for EmbedderLimits {
     fn default() -> Self {
-        Self { max_batch_tokens: 2048, max_batch_texts: 64, max_waiting: 256, max_waiting_tokens: 4 << 20 }
+        Self {
+            max_batch_tokens: 2048,
+            max_batch_texts: 64,
+            max_waiting: 256,
+            max_waiting_tokens: 4 << 20,
+            max_texts: 8192,
+        }
     }
 }
 
@@ -46,6 +55,10 @@ pub enum EmbedError {
     TooLong { index: usize, n_tokens: usize, n_ctx: usize },
     #[error("text {index} has the token {token}, but the vocabulary ends at {vocab}")]
     NoSuchToken { index: usize, token: u32, vocab: usize },
+    #[error("text {index}: {reason}")]
+    Encode { index: usize, reason: String },
+    #[error("{n_texts} texts in one request, at most {max_texts} may be")]
+    TooManyTexts { n_texts: usize, max_texts: usize },
     #[error("{n_waiting} requests wait already, at most {max_waiting} may")]
     QueueFull { n_waiting: usize, max_waiting: usize },
     #[error("{n_tokens} tokens in one request, at most {max_tokens} may wait")]
@@ -64,6 +77,68 @@ pub struct EmbedderStats {
     pub n_batches: u64,
     pub n_texts: u64,
     pub n_tokens: u64,
+}
+
+/// How texts become what a model reads.
+#[derive(Clone, Copy, Debug)]
+pub struct TextReader<'a> {
+    pub tokenizer: &'a Tokenizer,
+    /// Tokens of one text at most, those of its frame included.
+    pub n_ctx: usize,
+    /// Cut what is longer, at the end; otherwise it is refused.
+    pub is_cut: bool,
+}
+
+impl TextReader<'_> {
+    /// A text; `index` is its place among others, for errors.
+    ///
+    /// # Errors
+    /// It cannot be encoded, or is too long.
+    pub fn text(&self, index: usize, text: &str) -> Result<Text, EmbedError> {
+        let max_tokens = if self.is_cut { self.n_ctx } else { usize::MAX };
+        let text = self.framed(index, self.tokenizer.encode_within(text, max_tokens))?;
+        // All are of the first text.
+        Ok(Text { types: Vec::new(), ..text })
+    }
+
+    /// A pair to be compared, the second text cut to `max_second` tokens in any case. The first is never cut.
+    ///
+    /// # Errors
+    /// It cannot be encoded, or is too long.
+    pub fn pair(
+        &self,
+        index: usize,
+        first: &str,
+        second: &str,
+        max_second: usize,
+    ) -> Result<Text, EmbedError> {
+        let max_tokens = if self.is_cut { self.n_ctx } else { usize::MAX };
+        self.framed(index, self.tokenizer.encode_pair_within(first, second, max_second, max_tokens))
+    }
+
+    /// Tokens that somebody else has made.
+    ///
+    /// # Errors
+    /// They are too many.
+    pub fn tokens(&self, index: usize, mut tokens: Vec<u32>) -> Result<Text, EmbedError> {
+        if self.is_cut {
+            tokens.truncate(self.n_ctx);
+        }
+        self.checked(index, Text { tokens, types: Vec::new() })
+    }
+
+    fn framed(&self, index: usize, found: Result<Framed, TextError>) -> Result<Text, EmbedError> {
+        let framed = found.map_err(|error| EmbedError::Encode { index, reason: error.to_string() })?;
+        self.checked(index, Text { tokens: framed.ids, types: framed.types })
+    }
+
+    fn checked(&self, index: usize, text: Text) -> Result<Text, EmbedError> {
+        let (n_tokens, n_ctx) = (text.tokens.len(), self.n_ctx);
+        if n_tokens > n_ctx {
+            return Err(EmbedError::TooLong { index, n_tokens, n_ctx });
+        }
+        Ok(text)
+    }
 }
 
 /// One result per text, in order.
@@ -205,6 +280,10 @@ impl EmbedderHandle {
     /// The number of tokens of texts that can run.
     fn check(&self, texts: &[Text]) -> Result<usize, EmbedError> {
         let (n_ctx, vocab) = (self.n_ctx(), self.0.embedder.vocab());
+        let max_texts = self.0.shared.limits.max_texts;
+        if texts.len() > max_texts {
+            return Err(EmbedError::TooManyTexts { n_texts: texts.len(), max_texts });
+        }
         for (index, text) in texts.iter().enumerate() {
             let n_tokens = text.tokens.len();
             if n_tokens == 0 {

@@ -21,7 +21,7 @@ pub mod scheduler;
 mod step_loop;
 mod thread;
 
-pub use embedder::{EmbedError, EmbedderHandle, EmbedderLimits, EmbedderStats};
+pub use embedder::{EmbedError, EmbedderHandle, EmbedderLimits, EmbedderStats, TextReader};
 pub use engine::{Engine, EngineError, EngineOptions, EngineStats, ScoreError};
 pub use event::{Event, FinishReason, PromptToken, StopCause, Timings, Usage};
 pub use ids::{BlockId, RequestId, SeqId};

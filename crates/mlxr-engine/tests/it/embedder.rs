@@ -11,6 +11,8 @@ use mlxr_kernels::{CpuBackend, CpuOptions};
 use mlxr_models::{Embedder, ModelOptions, Text};
 
 const N_CTX: usize = 128;
+/// Takes long enough for whatever is to happen meanwhile.
+const N_TEXTS: usize = 20_000;
 
 fn embedder() -> Arc<Embedder> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/embeddings/bert");
@@ -60,6 +62,9 @@ fn texts_that_cannot_run_are_refused_by_name() {
     let unknown = Text { tokens: vec![5, u32::MAX], types: Vec::new() };
     assert!(matches!(refused(unknown), EmbedError::NoSuchToken { index: 1, token: u32::MAX, .. }));
     assert_eq!(handle.stats().n_batches, 0, "nothing of a refused request runs");
+    let few = spawn(EmbedderLimits { max_texts: 1, ..EmbedderLimits::default() });
+    let many = few.run_blocking(vec![text(0, 3), text(1, 3)]);
+    assert_eq!(many, Err(EmbedError::TooManyTexts { n_texts: 2, max_texts: 1 }));
 }
 
 #[test]
@@ -75,8 +80,8 @@ fn a_full_queue_refuses_at_once() {
 
 #[test]
 fn a_request_whose_client_has_gone_is_dropped() {
-    const N_TEXTS: usize = 20_000;
-    let handle = spawn(EmbedderLimits { max_batch_texts: 1, ..EmbedderLimits::default() });
+    let handle =
+        spawn(EmbedderLimits { max_batch_texts: 1, max_texts: N_TEXTS, ..EmbedderLimits::default() });
     let texts = (0..N_TEXTS as u32).map(|i| text(i, 9)).collect();
     let mut asked = Box::pin(handle.run(texts));
     assert!(matches!(asked.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending));
@@ -100,8 +105,9 @@ fn the_end_finishes_what_waits_or_drops_it() {
     assert_eq!(found, Poll::Ready(Ok(expected)));
     assert_eq!(handle.run_blocking(vec![text(0, 9)]), Err(EmbedError::Stopping));
 
-    let handle = spawn(EmbedderLimits { max_batch_texts: 1, ..EmbedderLimits::default() });
-    let mut waits = Box::pin(handle.run((0..20_000).map(|i| text(i, 9)).collect()));
+    let handle =
+        spawn(EmbedderLimits { max_batch_texts: 1, max_texts: N_TEXTS, ..EmbedderLimits::default() });
+    let mut waits = Box::pin(handle.run((0..N_TEXTS as u32).map(|i| text(i, 9)).collect()));
     assert!(waits.as_mut().poll(&mut cx).is_pending());
     handle.shut_down(Shutdown::Cancel);
     handle.join();

@@ -25,6 +25,8 @@ use crate::{ServeError, rate_headers, routes};
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub max_body_bytes: usize,
+    /// Of a file sent to the catalogue, which goes to the disk as it comes.
+    pub max_blob_bytes: u64,
     /// Silence inside a body after which the request is given up.
     pub body_timeout: Duration,
     /// Time for a whole body, however steadily it comes.
@@ -43,6 +45,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_body_bytes: 32 << 20,
+            max_blob_bytes: 256 << 30,
             body_timeout: Duration::from_secs(30),
             body_deadline: Duration::from_secs(300),
             header_timeout: Duration::from_secs(10),

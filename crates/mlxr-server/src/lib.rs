@@ -8,7 +8,9 @@
 
 mod access;
 mod app;
+pub mod catalogue;
 mod clients;
+pub mod config;
 mod dialect;
 mod error;
 mod generation;
@@ -20,6 +22,7 @@ mod listen;
 mod loaded;
 mod log_ring;
 mod memory;
+mod model_list;
 mod model_manager;
 mod ndjson;
 mod notices;
@@ -44,7 +47,8 @@ pub use listen::{ListenError, Listeners, serve};
 pub use loaded::{EngineSetup, Loaded, LoadedEmbedder, LoadedModel, ModelSource};
 pub use log_ring::LogRing;
 pub use memory::{Memory, MemoryPlan};
-pub use model_manager::{EmbedderLease, KeepAlive, Lease, MemoryUse, ModelSpec, Models, Residence};
+pub use model_list::{ModelList, ModelSpec, ModelsError};
+pub use model_manager::{EmbedderLease, KeepAlive, Lease, MemoryUse, Models, Residence};
 pub use stopping::{Phase, Stopper};
 pub use tokens::{TokenFileError, Tokens};
 pub use translate::sampling::{max_tokens, with_generation_config};

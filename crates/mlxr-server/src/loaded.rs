@@ -11,10 +11,13 @@ use mlxr_engine::{
 use mlxr_models::{Embedder, Model, ModelError, ModelOptions};
 use mlxr_tensor::Backend;
 use mlxr_text::grammar::{GrammarError, GrammarFactory};
-use mlxr_text::{ChatTemplate, TextError, Tokenizer};
+use mlxr_text::{ChatTemplate, TemplateTokens, TextError, Tokenizer};
 use serde_json::{Map, Value};
 
+use crate::catalogue::ModelSettings;
 use crate::memory::{MemoryPlan, PlanError};
+use crate::model_list::ModelSpec;
+use crate::translate::defaults;
 
 /// Where a model's files are.
 #[derive(Clone, Debug)]
@@ -44,6 +47,20 @@ pub struct EngineSetup {
     pub backend: Arc<dyn Backend>,
     /// `n_ctx` and `kv_bytes` left open are chosen per model.
     pub options: EngineOptions,
+}
+
+impl EngineSetup {
+    /// With what a model's own settings say.
+    pub fn for_model(&self, settings: &ModelSettings) -> EngineSetup {
+        let mut setup = self.clone();
+        if let Some(n_ctx) = settings.n_ctx() {
+            setup.options.n_ctx = Some(n_ctx as usize);
+        }
+        if let Some(kv_type) = settings.kv_type {
+            setup.options.kv_dtype = kv_type;
+        }
+        setup
+    }
 }
 
 /// Why a model could not be loaded.
@@ -230,8 +247,10 @@ pub struct LoadedModel {
     pub engine: EngineHandle,
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
-    /// `generation_config.json`.
+    /// `generation_config.json`, with the model's own parameters laid over it: see [`defaults`].
     pub generation: Map<String, Value>,
+    /// What the catalogue says of it.
+    pub settings: ModelSettings,
     pub plan: MemoryPlan,
     grammars: OnceLock<Result<GrammarFactory, GrammarError>>,
     pub embeddings: Embeddings,
@@ -255,13 +274,13 @@ impl LoadedModel {
     /// # Errors
     /// [`LoadError`] says what stood in the way.
     pub fn load(
-        name: &str,
+        spec: &ModelSpec,
         ckpt: &Checkpoint,
         plan: MemoryPlan,
         setup: &EngineSetup,
     ) -> Result<LoadedModel, LoadError> {
         let tokenizer = Tokenizer::from_source(&ckpt.tokenizer)?.with_generation_config(&ckpt.generation);
-        let template = ChatTemplate::for_checkpoint(ckpt, &tokenizer, None)?;
+        let template = template(ckpt, &tokenizer, &spec.settings)?;
         let model = Model::load(ckpt, setup.backend.clone(), &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
         let options = EngineOptions {
             n_ctx: Some(plan.n_ctx as usize),
@@ -273,11 +292,12 @@ impl LoadedModel {
         let engine = Engine::new(model, tokenizer.clone(), &options)?;
         let engine = EngineHandle::spawn(engine).map_err(LoadError::Thread)?;
         Ok(LoadedModel {
-            name: name.to_owned(),
+            name: spec.name.clone(),
             engine,
             tokenizer,
             template,
-            generation: ckpt.generation.clone(),
+            generation: defaults(&ckpt.generation, &spec.settings.parameters),
+            settings: spec.settings.clone(),
             plan,
             grammars: OnceLock::new(),
             embeddings: Embeddings::new(embedder, ckpt.embedding.clone()),
@@ -288,5 +308,20 @@ impl LoadedModel {
                 &setup.embedder_limits(),
             )?,
         })
+    }
+}
+
+/// A model's own template, or the checkpoint's.
+///
+/// # Errors
+/// It cannot be compiled.
+pub fn template(
+    ckpt: &Checkpoint,
+    tokenizer: &Tokenizer,
+    settings: &ModelSettings,
+) -> Result<ChatTemplate, TextError> {
+    match &settings.template {
+        Some(source) => ChatTemplate::new(source, TemplateTokens::of(tokenizer)),
+        None => ChatTemplate::for_checkpoint(ckpt, tokenizer, None),
     }
 }

@@ -1,14 +1,15 @@
-//! Which models there are and which of them are in memory.
+//! Which models are in memory.
 //!
-//! A model is loaded when the first request names it and stays for its keep-alive after the last one. When memory is
-//! short the model that has been idle longest goes first; one that serves requests never goes. Loads happen one at a
+//! A model is loaded when the first request names it and stays for its keep-alive after the last one, or for good when
+//! it is pinned. When memory is short the model that has been idle longest goes first; one that serves requests never
+//! goes. A model whose file is changed or removed finishes what it is doing and goes; who asks for the name from then
+//! on gets what the file says now. Loads happen one at a
 //! time, so that two of them never count on the same memory; requests for models that are there do not wait for them.
 //!
 //! Invariant: the plans of all resident models together are within the limit.
 
 mod residence;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,11 @@ use mlxr_text::Tokenizer;
 use tokio::sync::Notify;
 
 use crate::ServeError;
+use crate::catalogue::Catalogue;
 use crate::ids::unix_s;
 use crate::loaded::{Embeddings, EngineSetup, LoadError, Loaded, LoadedEmbedder, LoadedModel, ModelSource};
 use crate::memory::{Memory, MemoryPlan, PlanError};
+use crate::model_list::{ModelList, ModelSpec, ModelsError};
 
 pub use residence::{MemoryUse, Residence};
 
@@ -38,23 +41,17 @@ impl Default for KeepAlive {
     }
 }
 
-/// A model that can be loaded.
-#[derive(Clone, Debug)]
-pub struct ModelSpec {
-    pub name: String,
-    pub source: ModelSource,
-}
-
 /// All models of a server.
 pub struct Models {
-    specs: BTreeMap<String, ModelSource>,
-    default: String,
+    list: ModelList,
     setup: EngineSetup,
     memory: Memory,
     keep_alive: KeepAlive,
+    /// Names that stay in memory once they are there.
+    pins: Vec<String>,
     /// When the list was made, for clients that ask how old a model is.
     pub created_s: u64,
-    resident: Mutex<BTreeMap<String, Resident>>,
+    resident: Mutex<Vec<Resident>>,
     /// Held by whoever loads or unloads.
     loading: tokio::sync::Mutex<()>,
     /// Rung when a model falls idle or its keep-alive changes.
@@ -65,18 +62,30 @@ pub struct Models {
 #[derive(Debug)]
 struct Resident {
     model: Loaded,
+    /// What it was loaded from.
+    spec: Arc<ModelSpec>,
     n_leases: usize,
     last_used: Instant,
     keep_alive: KeepAlive,
+    is_pinned: bool,
+    /// Another model has its name now, or none: it goes as soon as it is idle.
+    is_retired: bool,
 }
 
 impl Resident {
     /// When it may go, if nothing happens before.
     fn expires_at(&self) -> Option<Instant> {
         match self.keep_alive {
-            KeepAlive::For(time) if self.n_leases == 0 => self.last_used.checked_add(time),
+            _ if self.n_leases > 0 => None,
+            _ if self.is_retired => Some(self.last_used),
+            KeepAlive::For(time) if !self.is_pinned => self.last_used.checked_add(time),
             _ => None,
         }
+    }
+
+    /// Whether requests for its name get it.
+    fn is_current(&self, name: &str) -> bool {
+        !self.is_retired && self.spec.name == name
     }
 }
 
@@ -91,47 +100,93 @@ impl Models {
         memory: Memory,
         keep_alive: KeepAlive,
     ) -> Result<Arc<Models>, ModelsError> {
-        let default = specs.first().ok_or(ModelsError::None)?.name.clone();
-        let mut by_name = BTreeMap::new();
-        for ModelSpec { name, source } in specs {
-            if by_name.insert(name.clone(), source).is_some() {
-                return Err(ModelsError::Twice { name });
-            }
-        }
-        Ok(Arc::new(Models {
-            specs: by_name,
-            default,
+        Ok(Arc::new(Models::with_list(ModelList::new(specs)?, setup, memory, keep_alive)))
+    }
+
+    pub fn with_list(list: ModelList, setup: EngineSetup, memory: Memory, keep_alive: KeepAlive) -> Models {
+        Models {
+            list,
             setup,
             memory,
             keep_alive,
+            pins: Vec::new(),
             created_s: unix_s(),
             resident: Mutex::default(),
             loading: tokio::sync::Mutex::default(),
             idle: Notify::new(),
-        }))
+        }
+    }
+
+    /// With models that stay in memory once they are there.
+    ///
+    /// # Errors
+    /// [`ServeError::ModelNotFound`].
+    pub fn with_pins(self, names: &[String]) -> Result<Models, ServeError> {
+        let pins = names.iter().map(|name| Ok(self.list.find(name)?.name.clone()));
+        let pins = pins.collect::<Result<_, ServeError>>()?;
+        Ok(Models { pins, ..self })
     }
 
     /// Every model's name, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.specs.keys().map(String::as_str)
+    pub fn names(&self) -> Vec<String> {
+        self.specs().iter().map(|spec| spec.name.clone()).collect()
+    }
+
+    /// Every model, sorted by name.
+    pub fn specs(&self) -> Vec<Arc<ModelSpec>> {
+        self.look();
+        self.list.specs()
     }
 
     /// The model meant when none is named.
     pub fn default_name(&self) -> &str {
-        &self.default
+        self.list.default_name()
     }
 
-    /// The name a model goes by here; Ollama's clients write `:latest` after names without a tag.
+    /// The models on disk that can be changed.
+    pub fn catalogue(&self) -> Option<&Arc<Catalogue>> {
+        self.list.catalogue()
+    }
+
+    /// The model in the binary.
+    pub fn bundled(&self) -> Option<&ModelSource> {
+        self.list.bundled()
+    }
+
+    /// A model by any name it goes by; Ollama's clients write `:latest` after names without a tag.
     ///
     /// # Errors
-    /// [`ServeError::ModelNotFound`].
-    pub fn resolve(&self, name: &str) -> Result<&str, ServeError> {
-        let find = |name: &str| self.specs.get_key_value(name).map(|(known, _)| known.as_str());
-        let found = find(name).or_else(|| find(name.strip_suffix(":latest")?));
-        found.ok_or_else(|| ServeError::ModelNotFound {
-            model: name.to_owned(),
-            known: self.names().collect::<Vec<_>>().join(", "),
-        })
+    /// There is no such model, or its file has a mistake.
+    pub fn find(&self, name: &str) -> Result<Arc<ModelSpec>, ServeError> {
+        self.look();
+        self.list.find(name)
+    }
+
+    /// The name a model goes by here.
+    ///
+    /// # Errors
+    /// There is no such model, or its file has a mistake.
+    pub fn resolve(&self, name: &str) -> Result<String, ServeError> {
+        Ok(self.find(name)?.name.clone())
+    }
+
+    /// Looks at the catalogue if that has not been done for a while.
+    fn look(&self) {
+        if self.list.is_stale() {
+            self.refresh();
+        }
+    }
+
+    /// Looks at the catalogue now. Blocks.
+    pub fn refresh(&self) {
+        if !self.list.refresh() {
+            return;
+        }
+        for resident in self.lock().iter_mut() {
+            let now = self.list.find(&resident.spec.name);
+            resident.is_retired = !now.is_ok_and(|spec| Arc::ptr_eq(&spec, &resident.spec));
+        }
+        self.idle.notify_one();
     }
 
     /// The generating models in memory.
@@ -145,7 +200,7 @@ impl Models {
 
     /// The models in memory, of either kind.
     pub fn loaded(&self) -> Vec<Loaded> {
-        self.lock().values().map(|resident| resident.model.clone()).collect()
+        self.lock().iter().map(|resident| resident.model.clone()).collect()
     }
 
     /// The models in memory, and when each goes if nothing happens before; `None` is never.
@@ -153,18 +208,14 @@ impl Models {
         let now = Instant::now();
         let until = |resident: &Resident| match resident.keep_alive {
             // One in use stays at least as long as one that has just been used.
-            KeepAlive::For(time) if resident.n_leases > 0 => now.checked_add(time),
+            KeepAlive::For(time) if resident.n_leases > 0 && !resident.is_pinned => now.checked_add(time),
             _ => resident.expires_at(),
         };
-        self.lock().values().map(|resident| (resident.model.clone(), until(resident))).collect()
-    }
-
-    /// Where a model's files are.
-    ///
-    /// # Errors
-    /// [`ServeError::ModelNotFound`].
-    pub fn source(&self, name: &str) -> Result<&ModelSource, ServeError> {
-        Ok(&self.specs[self.resolve(name)?])
+        let table = self.lock();
+        let mut all: Vec<_> =
+            table.iter().map(|resident| (resident.model.clone(), until(resident))).collect();
+        all.sort_by(|(a, _), (b, _)| a.name().cmp(b.name()));
+        all
     }
 
     /// A model to generate with, loaded if it was not. The load goes on when the caller gives up.
@@ -219,7 +270,7 @@ impl Models {
                         limit_bytes,
                     });
                 };
-                self.unload_now(&victim).await;
+                self.unload_now(|resident| resident.model.is_same(&victim)).await;
             }
         }
         let (model, limits) = (hold.model.clone(), self.setup.embedder_limits());
@@ -227,51 +278,66 @@ impl Models {
     }
 
     async fn hold(self: &Arc<Self>, name: &str, purpose: Purpose) -> Result<Hold, ServeError> {
-        let name = self.resolve(name)?.to_owned();
-        if let Some(hold) = self.hold_loaded(&name) {
+        if self.list.is_stale() {
+            let models = self.clone();
+            blocking(move || models.refresh()).await?;
+        }
+        let spec = self.list.find(name)?;
+        if let Some(hold) = self.hold_loaded(&spec) {
             return Ok(hold);
         }
         let models = self.clone();
-        let load = tokio::spawn(async move { models.load(name, purpose).await });
+        let load = tokio::spawn(async move { models.load(spec, purpose).await });
         load.await.map_err(ServeError::internal)?
     }
 
     /// A hold on a model that is in memory and in order.
-    fn hold_loaded(self: &Arc<Self>, name: &str) -> Option<Hold> {
+    fn hold_loaded(self: &Arc<Self>, spec: &Arc<ModelSpec>) -> Option<Hold> {
         let mut table = self.lock();
-        let resident = table.get_mut(name).filter(|resident| resident.model.failure().is_none())?;
+        let is_it = |resident: &&mut Resident| Arc::ptr_eq(&resident.spec, spec);
+        let resident = table.iter_mut().filter(|resident| resident.model.failure().is_none()).find(is_it)?;
         resident.n_leases += 1;
         Some(Hold { model: resident.model.clone(), models: self.clone() })
     }
 
-    async fn load(self: Arc<Self>, name: String, purpose: Purpose) -> Result<Hold, ServeError> {
+    async fn load(self: Arc<Self>, spec: Arc<ModelSpec>, purpose: Purpose) -> Result<Hold, ServeError> {
         let _loading = self.loading.lock().await;
-        if let Some(hold) = self.hold_loaded(&name) {
+        if let Some(hold) = self.hold_loaded(&spec) {
             return Ok(hold);
         }
-        // What is left under the name is a model whose engine broke down.
-        self.unload_now(&name).await;
-        let source = self.specs[&name].clone();
+        // What is left of it is a model whose engine broke down.
+        self.unload_now(|resident| Arc::ptr_eq(&resident.spec, &spec)).await;
+        let name = &spec.name;
         let failed = |error: LoadError| ServeError::internal(format!("cannot load {name:?}: {error}"));
-        let (setup, limit_bytes) = (self.setup.clone(), self.memory.limit_bytes);
-        let (ckpt, plan) = blocking(move || plan(&source, &setup, limit_bytes)).await?.map_err(failed)?;
+        let (setup, limit_bytes) = (self.setup.for_model(&spec.settings), self.memory.limit_bytes);
+        let (planned, planned_setup) = (spec.clone(), setup.clone());
+        let (ckpt, plan) =
+            blocking(move || plan(&planned.source, &planned_setup, limit_bytes)).await?.map_err(failed)?;
         if purpose == Purpose::Generate && ckpt.is_embedder() {
-            return Err(generates_nothing(&name));
+            return Err(generates_nothing(name));
         }
-        let plan = self.make_room(&name, &ckpt, plan).await?;
-        let (setup, model_name) = (self.setup.clone(), name.clone());
+        let plan = self.make_room(name, &ckpt, &setup, plan).await?;
+        let loaded = spec.clone();
         let load = move || -> Result<Loaded, LoadError> {
             Ok(if ckpt.is_embedder() {
-                Loaded::Embedder(Arc::new(LoadedEmbedder::load(&model_name, &ckpt, plan, &setup)?))
+                Loaded::Embedder(Arc::new(LoadedEmbedder::load(&loaded.name, &ckpt, plan, &setup)?))
             } else {
-                Loaded::Generator(Arc::new(LoadedModel::load(&model_name, &ckpt, plan, &setup)?))
+                Loaded::Generator(Arc::new(LoadedModel::load(&loaded, &ckpt, plan, &setup)?))
             })
         };
         let model = blocking(load).await?.map_err(failed)?;
         tracing::info!(model = name, %plan, "model loaded");
-        let (last_used, keep_alive) = (Instant::now(), self.keep_alive);
-        let resident = Resident { model: model.clone(), n_leases: 1, last_used, keep_alive };
-        self.lock().insert(name, resident);
+        let resident = Resident {
+            model: model.clone(),
+            n_leases: 1,
+            last_used: Instant::now(),
+            keep_alive: spec.settings.keep_alive.unwrap_or(self.keep_alive),
+            is_pinned: spec.settings.pin || self.pins.contains(name),
+            // It may have been changed or removed while it was loaded.
+            is_retired: !self.list.find(name).is_ok_and(|now| Arc::ptr_eq(&now, &spec)),
+            spec: spec.clone(),
+        };
+        self.lock().push(resident);
         Ok(Hold { model, models: self.clone() })
     }
 
@@ -280,6 +346,7 @@ impl Models {
         &self,
         name: &str,
         ckpt: &Checkpoint,
+        setup: &EngineSetup,
         plan: MemoryPlan,
     ) -> Result<MemoryPlan, ServeError> {
         loop {
@@ -289,7 +356,7 @@ impl Models {
                 return Ok(plan);
             }
             let Some(victim) = self.longest_idle() else {
-                let smaller = plan_in(ckpt, &self.setup, room).map_err(ServeError::internal)?;
+                let smaller = plan_in(ckpt, setup, room).map_err(ServeError::internal)?;
                 if smaller.total_bytes() <= room {
                     return Ok(smaller);
                 }
@@ -297,36 +364,57 @@ impl Models {
                 let limit_bytes = self.memory.limit_bytes;
                 return Err(ServeError::OutOfMemory { model, plan, used_bytes, limit_bytes });
             };
-            tracing::info!(model = victim, "unloading to make room for {name}");
-            self.unload_now(&victim).await;
+            tracing::info!(model = victim.name(), "unloading to make room for {name}");
+            self.unload_now(|resident| resident.model.is_same(&victim)).await;
         }
     }
 
     fn used_bytes(&self) -> u64 {
-        self.lock().values().map(|resident| resident.model.total_bytes()).sum()
+        self.lock().iter().map(|resident| resident.model.total_bytes()).sum()
     }
 
-    fn longest_idle(&self) -> Option<String> {
+    fn longest_idle(&self) -> Option<Loaded> {
         let table = self.lock();
-        let idle = table.iter().filter(|(_, resident)| resident.n_leases == 0);
-        idle.min_by_key(|(_, resident)| resident.last_used).map(|(name, _)| name.clone())
+        let idle = table.iter().filter(|r| r.n_leases == 0 && (r.is_retired || !r.is_pinned));
+        idle.min_by_key(|resident| (!resident.is_retired, resident.last_used)).map(|r| r.model.clone())
     }
 
     /// Takes a model out and waits for its memory. Requests that still hold leases keep what they have.
-    async fn unload_now(&self, name: &str) {
-        let Some(resident) = self.lock().remove(name) else { return };
-        let model = resident.model;
+    async fn unload_now(&self, is_it: impl Fn(&Resident) -> bool) {
+        let removed = {
+            let mut table = self.lock();
+            let Some(found) = table.iter().position(is_it) else { return };
+            table.remove(found)
+        };
+        let (model, name) = (removed.model, removed.spec.name.clone());
         model.shut_down(Shutdown::Drain);
         // Only a cancelled runtime fails here, and then the process ends anyway.
         let _ = blocking(move || model.join()).await;
         tracing::info!(model = name, "model unloaded");
     }
 
+    /// Whether a model stays in memory whatever requests say about their keep-alive.
+    pub fn is_pinned(&self, name: &str) -> bool {
+        self.lock().iter().any(|resident| resident.is_current(name) && resident.is_pinned)
+    }
+
+    /// Loads models at the start. One that cannot be loaded is logged, the others are not kept from it.
+    pub async fn preload(self: &Arc<Self>, names: &[String]) {
+        for name in names {
+            if let Err(error) = self.acquire(name).await {
+                error.log();
+                tracing::error!(model = name, %error, "the model could not be loaded");
+            }
+        }
+    }
+
     /// Sets how long a model stays after its last request; `For(0)` lets it go as soon as it is idle. Returns whether
     /// it is in memory.
     pub fn set_keep_alive(&self, name: &str, keep_alive: KeepAlive) -> bool {
         let mut table = self.lock();
-        let Some(resident) = table.get_mut(name) else { return false };
+        let Some(resident) = table.iter_mut().find(|resident| resident.is_current(name)) else {
+            return false;
+        };
         resident.keep_alive = keep_alive;
         drop(table);
         self.idle.notify_one();
@@ -338,20 +426,20 @@ impl Models {
         loop {
             let next = {
                 let table = self.lock();
-                let expiring = table.iter().filter_map(|(name, r)| Some((r.expires_at()?, name.clone())));
-                expiring.min()
+                let expiring = table.iter().filter_map(|r| Some((r.expires_at()?, r.model.clone())));
+                expiring.min_by_key(|(at, _)| *at)
             };
-            let (at, name) = next?;
+            let (at, model) = next?;
             if Instant::now() < at {
                 return Some(at);
             }
             let _loading = self.loading.lock().await;
             // It may have been asked for while this waited.
-            let is_expired =
-                self.lock().get(&name).and_then(Resident::expires_at).is_some_and(|at| at <= Instant::now());
-            if is_expired {
-                self.unload_now(&name).await;
-            }
+            self.unload_now(|resident| {
+                let is_expired = resident.expires_at().is_some_and(|at| at <= Instant::now());
+                resident.model.is_same(&model) && is_expired
+            })
+            .await;
         }
     }
 
@@ -380,30 +468,20 @@ impl Models {
     /// Unloads everything.
     pub async fn close(&self) {
         let _loading = self.loading.lock().await;
-        let names: Vec<String> = self.lock().keys().cloned().collect();
-        for name in names {
-            self.unload_now(&name).await;
+        while !self.lock().is_empty() {
+            self.unload_now(|_| true).await;
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Resident>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Resident>> {
         self.resident.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl std::fmt::Debug for Models {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Models").field("names", &self.specs.keys()).finish_non_exhaustive()
+        f.debug_struct("Models").field("list", &self.list).finish_non_exhaustive()
     }
-}
-
-/// A list of models that cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ModelsError {
-    #[error("no model to serve")]
-    None,
-    #[error("two models are called {name:?}")]
-    Twice { name: String },
 }
 
 /// What a model is wanted for.
@@ -430,7 +508,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut table = self.models.lock();
         // A model that broke down may have been replaced under the same name.
-        let resident = table.get_mut(self.model.name()).filter(|r| r.model.is_same(&self.model));
+        let resident = table.iter_mut().find(|r| r.model.is_same(&self.model));
         if let Some(resident) = resident {
             resident.n_leases -= 1;
             resident.last_used = Instant::now();

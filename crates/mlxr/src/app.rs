@@ -6,12 +6,10 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches};
-use mlxr_server::LogRing;
 
 use crate::args::{Cli, ColorWhen, Command};
 use crate::failure::{self, Report};
-use crate::logging::{self, Reader};
-use crate::{commands, output};
+use crate::{commands, logging, output};
 
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -27,13 +25,7 @@ pub fn main() -> ExitCode {
     if let Some(choice) = cli.global.color.map(ColorWhen::choice) {
         choice.write_global();
     }
-    let reader = if matches!(cli.command, Command::Serve(_)) { Reader::Later } else { Reader::Waiting };
-    let log = match &cli.command {
-        Command::Serve(args) => Some(&args.log),
-        _ => None,
-    };
-    let started = logging::init(cli.global.log_level.as_deref(), reader, log);
-    let result = started.and_then(|logs| run(cli.command, logs));
+    let result = run(cli);
     match result.and_then(|code| output::flush().map(|()| code)) {
         Ok(code) => code,
         Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -45,15 +37,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, logs: LogRing) -> anyhow::Result<ExitCode> {
-    match command {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let log_level = cli.global.log_level.as_deref();
+    // Where a server's log goes is one of its settings.
+    if !matches!(cli.command, Command::Serve(_)) {
+        logging::init(log_level, None)?;
+    }
+    match cli.command {
         Command::Show(args) => commands::show::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Run(args) => commands::run::run(&args),
         Command::Keys(args) => commands::keys::run(&args),
-        Command::Serve(args) => commands::serve::run(&args, logs),
+        Command::Serve(args) => commands::serve::run(&args, log_level),
+        Command::Config(args) => commands::config::run(&args),
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Completions(args) => commands::completions::run(&args),

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxr_checkpoint::FileType;
 use mlxr_tensor::DType;
 
+use crate::commands::config::ConfigArgs;
 use crate::commands::keys::KeysArgs;
 use crate::commands::serve::ServeArgs;
 use crate::logging;
@@ -63,6 +64,7 @@ impl ColorWhen {
 pub enum Command {
     Run(Box<RunArgs>),
     Serve(Box<ServeArgs>),
+    Config(ConfigArgs),
     Keys(KeysArgs),
     Show(ShowArgs),
     Tokenize(TokenizeArgs),

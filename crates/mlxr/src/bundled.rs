@@ -9,11 +9,14 @@ use mlxr_checkpoint::Checkpoint;
 /// The file's name, for messages.
 pub const NAME: &str = "mlxr-27m-q8_0.gguf";
 
+/// The name it is served under.
+pub const MODEL: &str = "mlxr-27m";
+
 /// Bytes at an address every kernel and every page likes.
 #[repr(C, align(4096))]
 struct PageAligned<T: ?Sized>(T);
 
-static MODEL: &PageAligned<[u8]> =
+static FILE: &PageAligned<[u8]> =
     &PageAligned(*include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/mlxr-27m-q8_0.gguf")));
 
 /// Opens the bundled model where it lies in the program.
@@ -23,5 +26,5 @@ pub fn open() -> anyhow::Result<Checkpoint> {
 
 /// The bundled model's file.
 pub fn bytes() -> Bytes {
-    Bytes::from_static(&MODEL.0)
+    Bytes::from_static(&FILE.0)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// The folder of settings and keys.
 pub fn config() -> Option<PathBuf> {
-    below("XDG_CONFIG_HOME", ".config")
+    mlxr_server::config::config_folder(&|name| std::env::var_os(name))
 }
 
 /// The keys a server accepts.
@@ -18,15 +18,6 @@ pub fn socket() -> Option<PathBuf> {
         .or_else(|| variable("XDG_STATE_HOME"))
         .or_else(|| Some(variable("HOME")?.join(".local/state")))?;
     Some(folder.join("mlxr/mlxr.sock"))
-}
-
-fn below(name: &str, below_home: &str) -> Option<PathBuf> {
-    // The XDG specification has relative paths ignored.
-    if let Some(base) = variable(name).filter(|base| base.is_absolute()) {
-        return Some(base.join("mlxr"));
-    }
-    let base = if cfg!(target_os = "macos") { "Library/Application Support" } else { below_home };
-    Some(variable("HOME")?.join(base).join("mlxr"))
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

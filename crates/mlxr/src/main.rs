@@ -17,6 +17,7 @@ mod progress;
 mod repl;
 mod sampling;
 mod service_manager;
+mod settings;
 mod stdin;
 mod structure;
 mod text;

@@ -55,23 +55,6 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs).ok_or_else(expected)
 }
 
-/// `1500`, `64K`, `512M`, `12G`.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.strip_suffix(['K', 'k', 'M', 'm', 'G', 'g']) {
-        Some(digits) => (
-            digits,
-            match text.as_bytes()[digits.len()].to_ascii_uppercase() {
-                b'K' => 10,
-                b'M' => 20,
-                _ => 30,
-            },
-        ),
-        None => (text, 0),
-    };
-    let parsed = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).filter(|n| *n > 0);
-    parsed.ok_or_else(|| "expected a number of bytes such as 1500, 64K, 512M or 12G".to_owned())
-}
-
 fn scaled(value: f64, steps: &[(f64, &str)]) -> Option<String> {
     let &(size, unit) = steps.iter().find(|(size, _)| *size <= value)?;
     let scaled = value / size;
@@ -105,15 +88,5 @@ mod tests {
         assert_eq!(span(59), "59 s");
         assert_eq!(span(7200), "2 h");
         assert_eq!(span(2_592_000), "30 d");
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(parse_bytes("1500"), Ok(1500));
-        assert_eq!(parse_bytes("2k"), Ok(2048));
-        assert_eq!(parse_bytes("12G"), Ok(12 << 30));
-        for bad in ["", "G", "0", "-1", "1.5M", "99999999999G"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -37,7 +37,7 @@ impl Models {
     pub fn residences(&self) -> Vec<Residence> {
         let now = Instant::now();
         let table = self.lock();
-        let residences = table.values().map(|resident| Residence {
+        let residences = table.iter().map(|resident| Residence {
             model: resident.model.clone(),
             n_leases: resident.n_leases,
             keep_alive: resident.keep_alive,
@@ -52,14 +52,22 @@ impl Models {
         let of = |resident: &Resident| resident.model.total_bytes();
         MemoryUse {
             limit_bytes: self.memory.limit_bytes,
-            used_bytes: table.values().map(of).sum(),
-            idle_bytes: table.values().filter(|resident| resident.n_leases == 0).map(of).sum(),
+            used_bytes: table.iter().map(of).sum(),
+            idle_bytes: table.iter().filter(|resident| resident.n_leases == 0).map(of).sum(),
         }
     }
 
-    /// How models are set up when nothing else is asked for.
-    pub fn engine_options(&self) -> EngineOptions {
-        self.setup.options
+    /// How a model is set up when nothing else is asked for.
+    ///
+    /// # Errors
+    /// There is no such model, or its file has a mistake.
+    pub fn engine_options(&self, name: &str) -> Result<EngineOptions, ServeError> {
+        Ok(self.setup.for_model(&self.find(name)?.settings).options)
+    }
+
+    /// Tokens of a block of keys and values.
+    pub fn block_tokens(&self) -> usize {
+        self.setup.options.block_tokens
     }
 
     /// What computes.
@@ -73,20 +81,21 @@ impl Models {
     /// # Errors
     /// There is no such model, or it is in use.
     pub async fn unload(&self, name: &str, force: bool) -> Result<Option<usize>, ServeError> {
-        let name = self.resolve(name)?.to_owned();
+        let name = self.resolve(name)?;
         let _loading = self.loading.lock().await;
-        let (resident, n_leases) = {
+        let (model, n_leases) = {
             let mut table = self.lock();
-            let Some(n_leases) = table.get(&name).map(|resident| resident.n_leases) else { return Ok(None) };
+            let Some(found) = table.iter().position(|resident| resident.is_current(&name)) else {
+                return Ok(None);
+            };
+            let n_leases = table[found].n_leases;
             if n_leases > 0 && !force {
                 return Err(ServeError::ModelBusy { model: name, n_leases });
             }
-            (table.remove(&name), n_leases)
+            (table.remove(found).model, n_leases)
         };
-        if let Some(Resident { model, .. }) = resident {
-            model.shut_down(if force { Shutdown::Cancel } else { Shutdown::Drain });
-            blocking(move || model.join()).await?;
-        }
+        model.shut_down(if force { Shutdown::Cancel } else { Shutdown::Drain });
+        blocking(move || model.join()).await?;
         tracing::info!(model = name, n_leases, "model unloaded on request");
         Ok(Some(n_leases))
     }
@@ -96,7 +105,7 @@ impl Models {
     /// # Errors
     /// There is no such model, its files are broken, or the options make no sense for it.
     pub async fn plan(&self, name: &str, options: EngineOptions) -> Result<MemoryPlan, ServeError> {
-        let source = self.source(name)?.clone();
+        let source = self.find(name)?.source.clone();
         let setup = EngineSetup { options, ..self.setup.clone() };
         let use_now = self.memory_use();
         let room_bytes =

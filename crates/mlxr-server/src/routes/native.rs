@@ -73,7 +73,7 @@ async fn answer_load(app: &App, request: Request) -> Answer {
     let asked = Instant::now();
     let wire = LoadRequest::parse(&read_body(request, &app.limits).await?)?;
     let notices = unknown_fields(&wire.unknown, app.limits.strict || wire.strict == Some(true))?;
-    let name = app.models.resolve(&wire.model)?.to_owned();
+    let name = app.models.resolve(&wire.model)?;
     let was_loaded = app.models.residences().iter().any(|residence| residence.model.name() == name);
     let hold = app.models.acquire_any(&name).await?;
     if let Some(stay) = wire.keep_alive {
@@ -95,7 +95,7 @@ async fn answer_unload(app: &App, request: Request) -> Answer {
     let notices = unknown_fields(&wire.unknown, app.limits.strict || wire.strict == Some(true))?;
     let n_leases = app.models.unload(&wire.model, wire.force == Some(true)).await?;
     let answer = UnloadAnswer {
-        model: app.models.resolve(&wire.model)?.to_owned(),
+        model: app.models.resolve(&wire.model)?,
         was_loaded: n_leases.is_some(),
         n_cancelled: n_leases.unwrap_or(0),
         memory: models::memory(app.models.memory_use()),
@@ -111,8 +111,8 @@ async fn plan(State(app): State<Arc<App>>, request: Request) -> Response {
 async fn answer_plan(app: &App, request: Request) -> Answer {
     let wire = PlanRequest::parse(&read_body(request, &app.limits).await?)?;
     let notices = unknown_fields(&wire.unknown, app.limits.strict || wire.strict == Some(true))?;
-    let name = app.models.resolve(&wire.model)?.to_owned();
-    let options = models::plan_options(&wire, app.models.engine_options())?;
+    let name = app.models.resolve(&wire.model)?;
+    let options = models::plan_options(&wire, app.models.engine_options(&name)?)?;
     let planned = app.models.plan(&name, options).await?;
     let use_now = app.models.memory_use();
     let answer = models::plan_answer(&name, &planned, &options, use_now, notices.warnings())?;
@@ -150,7 +150,7 @@ async fn cancel(State(app): State<Arc<App>>, Path((model, id)): Path<(String, St
 
 /// `id` is the engine's number, or a label.
 async fn answer_cancel(app: &App, model: &str, id: String) -> Answer {
-    let model = app.models.resolve(model)?.to_owned();
+    let model = app.models.resolve(model)?;
     let mut cancelled = Vec::new();
     for loaded in working(app).into_iter().filter(|loaded| loaded.name == model) {
         for info in loaded.engine.requests().await? {
@@ -168,7 +168,7 @@ async fn answer_cancel(app: &App, model: &str, id: String) -> Answer {
 }
 
 async fn show_cache(State(app): State<Arc<App>>) -> Response {
-    let block_tokens = app.models.engine_options().block_tokens;
+    let block_tokens = app.models.block_tokens();
     let models = working(&app).iter().map(|model| cache::stats(model, block_tokens)).collect();
     plain(&CacheList { models })
 }
@@ -212,7 +212,7 @@ async fn answer_integrity(app: &App, request: Request) -> Answer {
     let notices = unknown_fields(&wire.unknown, app.limits.strict || wire.strict == Some(true))?;
     let only = wire.model.as_deref().map(|name| app.models.resolve(name)).transpose()?;
     let mut models = Vec::new();
-    for model in working(app).iter().filter(|model| only.is_none_or(|only| model.name == only)) {
+    for model in working(app).iter().filter(|model| only.as_ref().is_none_or(|only| model.name == *only)) {
         models.push(cache::integrity(model).await?);
     }
     let is_ok = models.iter().all(|model| model.is_ok);

@@ -115,7 +115,7 @@ async fn load_or_unload(
 ) -> Result<Response, ServeError> {
     let reason = if is_unload(stay) {
         let name = app.models.resolve(model)?;
-        app.models.set_keep_alive(name, crate::KeepAlive::For(std::time::Duration::ZERO));
+        app.models.set_keep_alive(&name, crate::KeepAlive::For(std::time::Duration::ZERO));
         app.models.unload_expired().await;
         "unload"
     } else {
@@ -131,9 +131,9 @@ async fn tags(State(app): State<Arc<App>>) -> Response {
 
 async fn list(app: Arc<App>) -> Result<Response, ServeError> {
     let list = blocking(move || {
-        let models = app.models.names().map(|name| {
-            let facts = Facts::gather(app.models.source(name)?, app.models.created_s)?;
-            Ok(facts.listed(name))
+        let models = app.models.specs().into_iter().map(|spec| {
+            let facts = Facts::gather(&spec.source, app.models.created_s)?;
+            Ok(facts.listed(&spec.name))
         });
         models.collect::<Result<Vec<_>, ServeError>>()
     });
@@ -162,8 +162,9 @@ async fn answer_show(app: Arc<App>, request: Request) -> Result<Response, ServeE
     }
     notices.enforce(app.limits.strict)?;
     let shown = blocking(move || {
-        let facts = Facts::gather(app.models.source(&wire.model)?, app.models.created_s)?;
-        facts.show(app.models.resolve(&wire.model)?, wire.verbose == Some(true))
+        let spec = app.models.find(&wire.model)?;
+        let facts = Facts::gather(&spec.source, app.models.created_s)?;
+        facts.show(&spec.name, wire.verbose == Some(true))
     });
     Ok(json_response(&shown.await?, &notices))
 }
@@ -175,7 +176,7 @@ async fn ps(State(app): State<Arc<App>>) -> Response {
 async fn list_running(app: Arc<App>) -> Result<Response, ServeError> {
     let list = blocking(move || {
         let resident = app.models.resident_until().into_iter().map(|(model, until)| {
-            let facts = Facts::gather(app.models.source(model.name())?, app.models.created_s)?;
+            let facts = Facts::gather(&app.models.find(model.name())?.source, app.models.created_s)?;
             Ok(facts.running(&model, until))
         });
         resident.collect::<Result<Vec<_>, ServeError>>()

@@ -67,13 +67,13 @@ async fn answer_completion(app: &App, request: Request) -> Result<Response, Serv
 
 async fn list_models(State(app): State<Arc<App>>) -> Response {
     let created_s = app.models.created_s;
-    let models = app.models.names().map(|name| Model::new(name.to_owned(), created_s)).collect();
+    let models = app.models.names().into_iter().map(|name| Model::new(name, created_s)).collect();
     json_response(&ModelList::new(models), &Default::default())
 }
 
 async fn show_model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     match app.models.resolve(&id) {
-        Ok(name) => json_response(&Model::new(name.to_owned(), app.models.created_s), &Default::default()),
+        Ok(name) => json_response(&Model::new(name, app.models.created_s), &Default::default()),
         Err(error) => Dialect::OpenAi.error(&error),
     }
 }

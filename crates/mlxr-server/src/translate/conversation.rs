@@ -1,5 +1,7 @@
 //! A conversation as the model's template writes it, and how its answer is to be read.
 
+use std::borrow::Cow;
+
 use mlxr_text::reasoning::ReasoningTags;
 use mlxr_text::tool_calls::{OutputOptions, ToolFormat, ToolSpec};
 use mlxr_text::{ChatInput, ChatTemplate, EncodeOptions};
@@ -7,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::tool_block::{self, Place};
 use crate::ServeError;
+use crate::catalogue::ModelSettings;
 use crate::loaded::LoadedModel;
 
 /// What goes into the template.
@@ -20,6 +23,8 @@ pub struct Conversation {
     pub tools: Vec<Value>,
     /// The template's variables.
     pub variables: Map<String, Value>,
+    /// Whether the tokens go behind an earlier conversation, which had the model's own messages.
+    pub is_continued: bool,
 }
 
 /// What a model's template was written for.
@@ -110,7 +115,7 @@ impl Conversation {
     /// What the template refuses.
     pub fn prompt(&self, model: &LoadedModel, reads_thinking: bool) -> Result<ChatPrompt, ServeError> {
         let abilities = Abilities::of(&model.template);
-        let text = self.text(&model.template, &abilities)?;
+        let text = self.opened(&model.settings).text(&model.template, &abilities)?;
         // Templates write the beginning-of-sequence token themselves, and the markers around messages.
         let options = EncodeOptions { add_special: false, parse_special: true };
         let tokens = model.tokenizer.encode(&text, options)?;
@@ -123,6 +128,14 @@ impl Conversation {
             id_seed: crate::ids::seed(),
         };
         Ok(ChatPrompt { tokens, output })
+    }
+
+    /// The whole conversation, with what the model brings along.
+    fn opened(&self, settings: &ModelSettings) -> Cow<'_, Conversation> {
+        if self.is_continued || !settings.opens_conversations() {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Conversation { messages: settings.open(self.messages.clone()), ..self.clone() })
     }
 
     /// The prompt, with tools spelt out where the template knows none.

@@ -10,3 +10,5 @@ mod parts;
 pub mod sampling;
 mod structure;
 mod tool_block;
+
+pub use sampling::defaults;

@@ -27,10 +27,7 @@ pub fn repository(path: &str) -> PathBuf {
 }
 
 pub fn specs() -> Vec<ModelSpec> {
-    let spec = |name: &str, path: &str| ModelSpec {
-        name: name.to_owned(),
-        source: ModelSource::Path(repository(path)),
-    };
+    let spec = |name: &str, path: &str| ModelSpec::new(name, ModelSource::Path(repository(path)));
     vec![spec(HOUSE, "models/mlxr-27m-q8_0.gguf"), spec(TINY, "golden/tiny/llama/hf")]
 }
 
@@ -45,9 +42,8 @@ pub fn models(options: EngineOptions, memory: Memory, keep_alive: KeepAlive) -> 
 
 /// A service that also has models which make vectors and scores, by their folders in `golden/embeddings`.
 pub fn app_with_embedders(options: EngineOptions, limits: Limits) -> Arc<App> {
-    let embedder = |(name, folder): (&str, &str)| ModelSpec {
-        name: name.to_owned(),
-        source: ModelSource::Path(repository("golden/embeddings").join(folder)),
+    let embedder = |(name, folder): (&str, &str)| {
+        ModelSpec::new(name, ModelSource::Path(repository("golden/embeddings").join(folder)))
     };
     let embedders = [
         (BERT, "bert"),

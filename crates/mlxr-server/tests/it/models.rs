@@ -133,7 +133,7 @@ async fn broken_files_are_the_server_s_problem() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("broken.gguf");
     std::fs::write(&path, b"GGUF\x03\0\0\0").unwrap();
-    let spec = ModelSpec { name: "broken".to_owned(), source: ModelSource::Path(path.clone()) };
+    let spec = ModelSpec::new("broken", ModelSource::Path(path.clone()));
     let models =
         Models::new(vec![spec], setup(EngineOptions::default()), ROOMY, KeepAlive::default()).unwrap();
     let app = App::new(models, Limits::default()).unwrap();

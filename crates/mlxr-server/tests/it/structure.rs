@@ -346,7 +346,7 @@ fn thinker() -> (tempfile::TempDir, Arc<App>) {
          {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
     );
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    let spec = ModelSpec { name: "thinker".to_owned(), source: ModelSource::Path(dir.path().to_owned()) };
+    let spec = ModelSpec::new("thinker", ModelSource::Path(dir.path().to_owned()));
     let models = Models::new(vec![spec], setup(Default::default()), ROOMY, KeepAlive::Forever).unwrap();
     (dir, App::new(models, Limits::default()).unwrap())
 }

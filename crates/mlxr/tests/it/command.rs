@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use snapbox::cmd::Command;
 
-/// `mlxr` with these arguments, without colours, a home or a log filter of its own.
+/// A folder that is not there, where settings and models would be.
+const NOWHERE: &str = "/nowhere";
+
+/// `mlxr` with these arguments, without colours, a home, settings, models or a log filter of its own.
 pub fn mlxr<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     Command::new(binary())
         .args(args)
@@ -12,7 +15,8 @@ pub fn mlxr<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Com
         .env_remove("RUST_LOG")
         .env_remove("HOME")
         .env_remove("XDG_STATE_HOME")
-        .env_remove("XDG_CONFIG_HOME")
+        .env("XDG_CONFIG_HOME", NOWHERE)
+        .env("XDG_DATA_HOME", NOWHERE)
         .stdin("")
 }
 

@@ -18,7 +18,8 @@ Usage: mlxr [OPTIONS] <COMMAND>
 
 Commands:
   run          Generate text: from a prompt, from standard input, or in a chat
-  serve        Answer requests over HTTP, in the OpenAI dialect
+  serve        Answer requests over HTTP, in the dialects of OpenAI, Ollama and Anthropic
+  config       Show, check and change the settings of `mlxr serve`
   keys         Create, list, revoke and rotate the keys clients show to a server
   show         Show what a model is: architecture, quantisation, tokenizer, template, memory
   tokenize     Turn text into token ids, or ids into text

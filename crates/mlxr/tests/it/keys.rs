@@ -71,7 +71,7 @@ error: there is no key "y"; the keys are x
 
 "#]]);
     keys(&file, &["create", "z", "--scope", "root"]).assert().code(2).stdout_eq("");
-    mlxr(["keys", "list"]).assert().code(1).stderr_eq(str![[r#"
+    mlxr(["keys", "list"]).env_remove("XDG_CONFIG_HOME").assert().code(1).stderr_eq(str![[r#"
 error: there is no folder for keys: HOME is not set
 hint: name a file with --file
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod command;
+mod config;
 mod convert;
 mod errors;
 mod help;

@@ -14,7 +14,7 @@ use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
 use crate::translate::conversation::{ChatPrompt, Conversation, Thinking};
-use crate::translate::sampling::{set, with_generation_config};
+use crate::translate::sampling::{set, stop, with_generation_config};
 use crate::translate::structure::{Form, Structure};
 
 /// What a request asks for.
@@ -45,7 +45,7 @@ pub fn read(wire: &MessagesRequest, model: &LoadedModel, strict: bool) -> Result
     let request = Request {
         sampling: params,
         max_tokens: Some(max_tokens),
-        stop: wire.stop_sequences.clone().unwrap_or_default(),
+        stop: wire.stop_sequences.clone().unwrap_or_else(|| stop(&model.generation)),
         ..structure.request(model, &prompt)?
     };
     Ok(Task { request, answer, notices, is_stream: wire.stream == Some(true) })

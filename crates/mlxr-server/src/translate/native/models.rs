@@ -37,7 +37,7 @@ fn residence(residence: &Residence) -> wire::Residence {
 /// Every model.
 pub fn list(models: &Models) -> wire::ModelList {
     let residences = models.residences();
-    let all = models.names().map(|name| model(models, name, &residences)).collect();
+    let all = models.names().iter().map(|name| model(models, name, &residences)).collect();
     wire::ModelList { models: all, memory: memory(models.memory_use()) }
 }
 

@@ -163,7 +163,8 @@ fn prompt(
         let options = EncodeOptions { add_special: true, parse_special: true };
         return Ok(as_text(model.tokenizer.encode(text, options)?));
     }
-    let mut conversation = Conversation { goes_on: true, ..Conversation::default() };
+    let is_continued = wire.context.as_ref().is_some_and(|context| !context.is_empty());
+    let mut conversation = Conversation { goes_on: true, is_continued, ..Conversation::default() };
     if let Some(system) = wire.system.as_ref().filter(|system| !system.is_empty()) {
         conversation.messages.push(json!({"role": "system", "content": system}));
     }

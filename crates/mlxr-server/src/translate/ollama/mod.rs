@@ -4,7 +4,7 @@ pub mod chat;
 pub mod generate;
 pub mod line;
 pub mod models;
-mod options;
+pub mod options;
 mod time;
 
 pub use time::rfc3339;

@@ -7,7 +7,7 @@ use mlxr_engine::{Request, SamplingParams};
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
-use crate::translate::sampling::{max_tokens, set, with_generation_config};
+use crate::translate::sampling::{max_tokens, set, stop, with_generation_config};
 
 /// Ollama's documented defaults.
 fn defaults() -> SamplingParams {
@@ -35,7 +35,7 @@ pub fn apply(
     read_sampling(&mut params, options)?;
     params.validate().map_err(|error| ServeError::invalid(error.field, error.to_string()))?;
     request.sampling = params;
-    request.stop = options.stop.clone().unwrap_or_default();
+    request.stop = options.stop.clone().unwrap_or_else(|| stop(&model.generation));
     request.max_tokens = match options.num_predict {
         // Below 1 is until the context is full.
         Some(n) => usize::try_from(n).ok().filter(|n| *n > 0),
@@ -51,6 +51,16 @@ pub fn apply(
     Ok(())
 }
 
+/// Checks values by themselves, without a model.
+///
+/// # Errors
+/// A value that makes no sense.
+pub fn check(options: &Options) -> Result<(), ServeError> {
+    let mut params = defaults();
+    read_sampling(&mut params, options)?;
+    params.validate().map_err(|error| ServeError::invalid(error.field, error.to_string()))
+}
+
 fn read_sampling(params: &mut SamplingParams, options: &Options) -> Result<(), ServeError> {
     set(&mut params.temperature, options.temperature);
     set(&mut params.top_k, options.top_k.map(|k| usize::try_from(k).unwrap_or(0)));
@@ -62,14 +72,21 @@ fn read_sampling(params: &mut SamplingParams, options: &Options) -> Result<(), S
     set(&mut params.penalties.presence, options.presence_penalty);
     set(&mut params.penalties.frequency, options.frequency_penalty);
     set(&mut params.penalties.last_n, options.repeat_last_n.map(|n| usize::try_from(n).ok()));
-    // -1 is any.
-    params.seed = options.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned);
-    let (tau, eta) = (options.mirostat_tau.unwrap_or(5.0), options.mirostat_eta.unwrap_or(0.1));
-    params.mirostat = match options.mirostat {
-        None | Some(0) => Mirostat::Off,
-        Some(1) => Mirostat::V1 { tau, eta },
-        Some(2) => Mirostat::V2 { tau, eta },
-        Some(version) => {
+    if let Some(seed) = options.seed {
+        // -1 is any.
+        params.seed = Some(seed).filter(|seed| *seed != -1).map(i64::cast_unsigned);
+    }
+    let (version, tau, eta) = match params.mirostat {
+        Mirostat::Off => (0, 5.0, 0.1),
+        Mirostat::V1 { tau, eta } => (1, tau, eta),
+        Mirostat::V2 { tau, eta } => (2, tau, eta),
+    };
+    let (tau, eta) = (options.mirostat_tau.unwrap_or(tau), options.mirostat_eta.unwrap_or(eta));
+    params.mirostat = match options.mirostat.unwrap_or(version) {
+        0 => Mirostat::Off,
+        1 => Mirostat::V1 { tau, eta },
+        2 => Mirostat::V2 { tau, eta },
+        version => {
             let reason = format!("mirostat is {version}, but must be 0, 1 or 2");
             return Err(ServeError::invalid("mirostat", reason));
         }

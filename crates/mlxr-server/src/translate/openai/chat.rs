@@ -10,7 +10,7 @@ use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
 use crate::translate::conversation::{Conversation, Thinking};
-use crate::translate::sampling::max_tokens;
+use crate::translate::sampling::{max_tokens, stop};
 use crate::translate::structure::Structure;
 
 /// Efforts a request may name; a template may know others.
@@ -60,7 +60,7 @@ pub fn read(wire: &ChatCompletionRequest, model: &LoadedModel, strict: bool) -> 
     let limit = wire.max_completion_tokens.or(wire.max_tokens);
     let mut request = Request {
         max_tokens: limit.or_else(|| max_tokens(&model.generation)),
-        stop: wire.stop.clone().unwrap_or_default().0,
+        stop: wire.stop.clone().map_or_else(|| stop(&model.generation), |texts| texts.0),
         n: wire.n.unwrap_or(1),
         logprobs: (wire.logprobs == Some(true)).then(|| wire.top_logprobs.unwrap_or(0)),
         ..structure.request(model, &prompt)?

@@ -41,7 +41,7 @@ pub fn apply(
     set(&mut params.top_p, fields.top_p);
     set(&mut params.penalties.frequency, fields.frequency_penalty);
     set(&mut params.penalties.presence, fields.presence_penalty);
-    params.seed = fields.seed.map(i64::cast_unsigned);
+    params.seed = fields.seed.map(i64::cast_unsigned).or(params.seed);
     if let Some(biases) = fields.logit_bias {
         params.logit_bias = biases.iter().map(read_bias).collect::<Result<_, _>>()?;
     }
@@ -91,13 +91,17 @@ fn extend(params: &mut SamplingParams, extensions: &SamplingExtensions) -> Resul
     set(&mut dry.allowed_length, extensions.dry_allowed_length);
     set(&mut dry.last_n, extensions.dry_penalty_last_n.map(last_n));
     set(&mut dry.breakers, extensions.dry_sequence_breakers.clone());
-    let tau = extensions.mirostat_tau.unwrap_or(5.0);
-    let eta = extensions.mirostat_eta.unwrap_or(0.1);
-    params.mirostat = match extensions.mirostat {
-        None | Some(0) => Mirostat::Off,
-        Some(1) => Mirostat::V1 { tau, eta },
-        Some(2) => Mirostat::V2 { tau, eta },
-        Some(version) => {
+    let (version, tau, eta) = match params.mirostat {
+        Mirostat::Off => (0, 5.0, 0.1),
+        Mirostat::V1 { tau, eta } => (1, tau, eta),
+        Mirostat::V2 { tau, eta } => (2, tau, eta),
+    };
+    let (tau, eta) = (extensions.mirostat_tau.unwrap_or(tau), extensions.mirostat_eta.unwrap_or(eta));
+    params.mirostat = match extensions.mirostat.unwrap_or(version) {
+        0 => Mirostat::Off,
+        1 => Mirostat::V1 { tau, eta },
+        2 => Mirostat::V2 { tau, eta },
+        version => {
             let reason = format!("mirostat is {version}, but must be 0, 1 or 2");
             return Err(ServeError::invalid("mirostat", reason));
         }

@@ -56,6 +56,19 @@ impl Drop for AlignedBytes {
     }
 }
 
+/// Has bytes fetched into the cache for a use soon to come, where the target has a way to ask for it.
+#[inline]
+pub(crate) fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; any address may be given, and this one is in bounds.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// The bytes behind a slice of floats.
 pub(crate) fn as_bytes(values: &[f32]) -> &[u8] {
     // SAFETY: same memory, four bytes a float, any byte is valid.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, Span};
 
-use crate::aligned::as_bytes;
+use crate::aligned::{as_bytes, prefetch};
 use crate::disjoint::{Disjoint, split};
 use crate::kernels::{DotFloats, Kernels, TILE};
 use crate::kv::{LayerKv, decode};
@@ -204,14 +204,15 @@ impl Attention<'_> {
         let layout = &self.layer.layout;
         let (unit_tokens, v_dim) = (self.unit_tokens(), layout.v_dim);
         let n_keys = unit_tokens.min(seen_end - first);
-        let block = tile.span.block_table[first / layout.block_tokens] as usize;
-        let offset = first % layout.block_tokens;
-        let keys = &self.layer.bytes()[layout.keys(block, tile.kv_head)];
-        self.scores(tile, &keys[offset * layout.k_bytes..][..n_keys * layout.k_bytes], n_keys, scratch);
-        let values = &self.layer.bytes()[layout.values(block, tile.kv_head)];
-        let values = &values[offset * layout.v_bytes..][..n_keys * layout.v_bytes];
+        let (keys, values) = self.stored(tile, first, n_keys);
+        let next = first + n_keys;
+        let next = (next < seen_end).then(|| self.stored(tile, next, unit_tokens.min(seen_end - next)));
+        // Units lie anywhere in the arena, so that nobody else knows what comes next.
+        next.inspect(|(keys, _)| prefetch(keys));
+        self.scores(tile, keys, n_keys, scratch);
+        next.inspect(|(_, values)| prefetch(values));
         scratch.values.resize(unit_tokens * v_dim, 0.0);
-        decode(layout.dtype, values, &mut scratch.values[..n_keys * v_dim]);
+        decode(self.kernels, layout.dtype, values, &mut scratch.values[..n_keys * v_dim]);
         let group = self.group();
         for (query, scores) in scratch.scores.chunks_exact_mut(unit_tokens).enumerate() {
             let visible = self.visible(tile.span, tile.rows.start + query / group);
@@ -239,6 +240,17 @@ impl Attention<'_> {
         }
     }
 
+    /// The keys and values of `n` positions from `first` on, which are of one block.
+    fn stored(&self, tile: &Tile<'_>, first: usize, n: usize) -> (&[u8], &[u8]) {
+        let layout = &self.layer.layout;
+        let block = tile.span.block_table[first / layout.block_tokens] as usize;
+        let offset = first % layout.block_tokens;
+        let keys = &self.layer.bytes()[layout.keys(block, tile.kv_head)];
+        let values = &self.layer.bytes()[layout.values(block, tile.kv_head)];
+        let rows = |bytes: usize| offset * bytes..(offset + n) * bytes;
+        (&keys[rows(layout.k_bytes)], &values[rows(layout.v_bytes)])
+    }
+
     /// Dot products of all queries of a tile with `n_keys` stored keys.
     fn scores(&self, tile: &Tile<'_>, keys: &[u8], n_keys: usize, scratch: &mut Scratch) {
         let layout = &self.layer.layout;
@@ -251,7 +263,7 @@ impl Attention<'_> {
                 Some(dot) => (dot, keys, layout.k_bytes),
                 None => {
                     scratch.keys.resize(unit_tokens * layout.k_dim, 0.0);
-                    decode(layout.dtype, keys, &mut scratch.keys[..n_keys * layout.k_dim]);
+                    decode(self.kernels, layout.dtype, keys, &mut scratch.keys[..n_keys * layout.k_dim]);
                     (self.kernels.dot_f32, as_bytes(&scratch.keys), layout.k_dim * DType::F32.block_bytes())
                 }
             };

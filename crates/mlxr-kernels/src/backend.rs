@@ -246,7 +246,7 @@ impl Backend for CpuBackend {
     }
 
     fn store_kv(&self, kv: &mut KvCache, layer_idx: usize, k: &Act, v: &Act, batch: &Batch) {
-        kv.handle_mut::<CpuKv>().store(&self.pool, layer_idx, k, v, batch);
+        kv.handle_mut::<CpuKv>().store(&self.kernels, &self.pool, layer_idx, (k, v), batch);
     }
 
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act {

@@ -106,6 +106,23 @@ proptest! {
     }
 
     #[test]
+    fn halves_are_the_scalar_ones(bits in proptest::collection::vec(any::<u32>(), 0..70)) {
+        // All magnitudes, the special values, and what lies half-way between two halves.
+        let values: Vec<f32> = bits.iter().map(|&b| f32::from_bits(if b % 3 == 0 { b & !0xfff } else { b })).collect();
+        let halves: Vec<u8> = bits.iter().flat_map(|b| (*b as u16).to_le_bytes()).collect();
+        let run = |kernels: &Kernels| {
+            let (mut widened, mut narrowed) = (vec![0f32; bits.len()], vec![0u8; bits.len() * 2]);
+            kernels.widen_f16(&halves, &mut widened);
+            kernels.narrow_f16(&values, &mut narrowed);
+            (widened.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), narrowed)
+        };
+        let expected = run(&scalar::TABLE);
+        for kernels in Kernels::available() {
+            prop_assert_eq!(run(&kernels), expected.clone(), "{:?}", kernels);
+        }
+    }
+
+    #[test]
     fn code_dots_equal_the_scalar_ones(
         n_groups in 1usize..36, n_w in 1..=TILE_ROWS, n_x in 1usize..40, seed: u64,
         signed: bool, wide: bool, offsets: bool,

@@ -63,6 +63,12 @@ impl CodeKernels {
 /// Turns a stored row into codes, scales and offsets.
 pub(crate) type Unpack = unsafe fn(StoredRow<'_>, UnpackedRow<'_>);
 
+/// Turns as many halves as there are places into floats, exactly.
+pub(crate) type WidenHalves = unsafe fn(&[u8], &mut [f32]);
+
+/// Turns floats into halves, to the nearest and among two of these to the even one.
+pub(crate) type NarrowHalves = unsafe fn(&[f32], &mut [u8]);
+
 /// An instruction set with a table of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
@@ -97,6 +103,8 @@ pub struct Kernels {
     pub(crate) dot_f32: DotFloats,
     pub(crate) dot_f16: DotFloats,
     pub(crate) dot_bf16: DotFloats,
+    pub(crate) widen_f16: WidenHalves,
+    pub(crate) narrow_f16: NarrowHalves,
     pub(crate) codes: CodeKernels,
     /// The unpacking kernel of a format, if it has one.
     pub(crate) unpack: fn(Format) -> Option<(CodeKind, Unpack)>,
@@ -147,6 +155,22 @@ impl Kernels {
             Format::Plain(DType::BF16) => Some(self.dot_bf16),
             _ => None,
         }
+    }
+}
+
+impl Kernels {
+    /// Reads `out.len()` halves.
+    #[inline]
+    pub(crate) fn widen_f16(&self, halves: &[u8], out: &mut [f32]) {
+        // SAFETY: a table is only handed out where the CPU has its features (`available`).
+        unsafe { (self.widen_f16)(halves, out) }
+    }
+
+    /// Writes `values.len()` halves.
+    #[inline]
+    pub(crate) fn narrow_f16(&self, values: &[f32], out: &mut [u8]) {
+        // SAFETY: a table is only handed out where the CPU has its features (`available`).
+        unsafe { (self.narrow_f16)(values, out) }
     }
 }
 

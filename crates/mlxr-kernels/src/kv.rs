@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use mlxr_tensor::{Act, Batch, BlockCopy, DType, KvSpec, TensorError};
 
 use crate::acts;
 use crate::aligned::AlignedBytes;
 use crate::disjoint::Disjoint;
+use crate::kernels::Kernels;
 use crate::pool::ThreadPool;
 
 /// What stands behind a `KvCache` of this backend.
@@ -104,7 +104,14 @@ impl CpuKv {
     }
 
     /// Stores rows of keys and values at the batch's slots.
-    pub(crate) fn store(&mut self, pool: &ThreadPool, layer_idx: usize, k: &Act, v: &Act, batch: &Batch) {
+    pub(crate) fn store(
+        &mut self,
+        kernels: &Kernels,
+        pool: &ThreadPool,
+        layer_idx: usize,
+        (k, v): (&Act, &Act),
+        batch: &Batch,
+    ) {
         let LayerKv { memory, layout } = &mut self.layers[layer_idx];
         let n_heads = layout.n_kv_heads;
         let (k, v) = (acts::values(k), acts::values(v));
@@ -119,12 +126,12 @@ impl CpuKv {
                 let to = layout.keys(block, head).start + offset * layout.k_bytes;
                 // SAFETY: slots of a batch differ, so no two rows write the same token; one thread has the row.
                 let target = unsafe { memory.slice(to..to + layout.k_bytes) };
-                encode(layout.dtype, &k[from..from + layout.k_dim], target);
+                encode(kernels, layout.dtype, &k[from..from + layout.k_dim], target);
                 let from = (row * n_heads + head) * layout.v_dim;
                 let to = layout.values(block, head).start + offset * layout.v_bytes;
                 // SAFETY: as above; keys and values have ranges of their own.
                 let target = unsafe { memory.slice(to..to + layout.v_bytes) };
-                encode(layout.dtype, &v[from..from + layout.v_dim], target);
+                encode(kernels, layout.dtype, &v[from..from + layout.v_dim], target);
             }
         };
         // Distinct slots are what makes the parallel writes sound, so they are checked, not trusted.
@@ -148,15 +155,12 @@ impl LayerKv {
 }
 
 /// Stores `values` as `dtype`.
-fn encode(dtype: DType, values: &[f32], out: &mut [u8]) {
+fn encode(kernels: &Kernels, dtype: DType, values: &[f32], out: &mut [u8]) {
     match dtype {
         DType::F32 => {
             out.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes())
         }
-        DType::F16 => {
-            let target = out.as_chunks_mut::<2>().0.iter_mut().zip(values);
-            target.for_each(|(o, &v)| *o = f16::from_f32(v).to_le_bytes());
-        }
+        DType::F16 => kernels.narrow_f16(values, out),
         DType::BF16 => {
             let target = out.as_chunks_mut::<2>().0.iter_mut().zip(values);
             target.for_each(|(o, &v)| *o = bf16::from_f32(v).to_le_bytes());
@@ -180,16 +184,12 @@ fn encode_q8_0(values: &[f32; 32], block: &mut [u8; 34]) {
 }
 
 /// Reads `out.len()` values stored as `dtype`.
-pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+pub(crate) fn decode(kernels: &Kernels, dtype: DType, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         DType::F32 => {
             out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(o, &b)| *o = f32::from_le_bytes(b));
         }
-        DType::F16 => {
-            let (prefix, halves, _) = f16_slice(bytes);
-            debug_assert!(prefix.is_empty(), "KV memory is aligned");
-            halves.convert_to_f32_slice(out);
-        }
+        DType::F16 => kernels.widen_f16(bytes, out),
         DType::BF16 => {
             let values = bytes.as_chunks::<2>().0;
             let to_f32 = |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
@@ -203,10 +203,4 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         }
         _ => unreachable!("CpuKv::new accepts these types only"),
     }
-}
-
-/// Bytes seen as halves: what lies before the first aligned one, the halves, the rest.
-fn f16_slice(bytes: &[u8]) -> (&[u8], &[f16], &[u8]) {
-    // SAFETY: `f16` is a transparent `u16`, valid for every bit pattern.
-    unsafe { bytes.align_to::<f16>() }
 }

@@ -1,6 +1,7 @@
 //! x86-64 with AVX2, FMA and F16C.
 
 mod dot;
+mod halves;
 
 use core::arch::x86_64::{
     _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128,
@@ -47,6 +48,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
+    widen_f16: halves::widen,
+    narrow_f16: halves::narrow,
     codes: CodeKernels::Rows(dot::dot_codes),
     unpack,
     lanes: LANES,

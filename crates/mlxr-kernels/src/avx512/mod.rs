@@ -1,6 +1,7 @@
 //! x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI; includes everything the AVX2 table needs.
 
 mod dot;
+mod halves;
 pub(crate) mod layouts;
 pub(crate) mod rows;
 pub(crate) mod tile;
@@ -27,6 +28,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
+    widen_f16: halves::widen,
+    narrow_f16: halves::narrow,
     codes: CodeKernels::Tiles { stored: tile::stored, unpacked: tile::dot_unpacked, packs_from: usize::MAX },
     unpack,
     lanes: LANES,

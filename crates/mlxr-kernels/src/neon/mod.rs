@@ -4,6 +4,7 @@ mod dot;
 
 use crate::kernels::{CodeKernels, Isa, Kernels};
 use crate::lanes::{self, lane_table};
+use crate::scalar;
 use crate::unpack::{Portable, unpack_table};
 
 lane_table!(lanes::Fused, "neon");
@@ -19,6 +20,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
+    widen_f16: scalar::halves::widen,
+    narrow_f16: scalar::halves::narrow,
     codes: CodeKernels::Rows(dot::dot_codes),
     unpack,
     lanes: LANES,

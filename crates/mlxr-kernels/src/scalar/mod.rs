@@ -1,6 +1,7 @@
 //! The plain form of every kernel: runs anywhere, and what the others are tested against.
 
 mod dot;
+pub(crate) mod halves;
 
 use crate::kernels::{CodeKernels, Isa, Kernels};
 use crate::lanes::{self, lane_table};
@@ -14,6 +15,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
+    widen_f16: halves::widen,
+    narrow_f16: halves::narrow,
     codes: CodeKernels::Rows(dot::dot_codes),
     unpack,
     lanes: LANES,

@@ -162,6 +162,14 @@ impl EmbeddingFiles {
         Ok(EmbeddingFiles { pooling: Some(pooling), ..Default::default() })
     }
 
+    /// What goes before a text: the prompt of that name, without a name the default one. `None` is an unknown name.
+    pub fn prompt(&self, name: Option<&str>) -> Option<&str> {
+        match name.or(self.default_prompt.as_deref()) {
+            None => Some(""),
+            Some(name) => self.prompts.get(name).map(String::as_str),
+        }
+    }
+
     fn read_prompts(&mut self, dir: &Path) -> Result<(), CheckpointError> {
         let config = json::read_object_if_present(&dir.join("config_sentence_transformers.json"))?;
         if let Some(Value::Object(prompts)) = config.get("prompts") {
@@ -169,7 +177,8 @@ impl EmbeddingFiles {
                 prompts.iter().filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned())));
             self.prompts = texts.collect();
         }
-        self.default_prompt = config.get("default_prompt_name").and_then(Value::as_str).map(str::to_owned);
+        let default = config.get("default_prompt_name").and_then(Value::as_str);
+        self.default_prompt = default.filter(|name| self.prompts.contains_key(*name)).map(str::to_owned);
         Ok(())
     }
 

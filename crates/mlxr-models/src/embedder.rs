@@ -10,6 +10,7 @@ use mlxr_tensor::{Act, Activation, Backend, Batch, DType, KvCache, KvSpec, Tenso
 use crate::config::Bias;
 use crate::decoder::Linear;
 use crate::encoder::{self, Encoder, EncoderConfig, LayerNorm};
+use crate::head::{EmbedderHead, ScoreActivation};
 use crate::upload::{Expected, Upload};
 use crate::{Model, ModelError, ModelOptions};
 
@@ -22,46 +23,6 @@ pub struct Text {
     pub tokens: Vec<u32>,
     /// 0 or 1 for each token: the first or the second text of a pair. Empty where all are of the first.
     pub types: Vec<u32>,
-}
-
-/// What a model makes of a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EmbedderHead {
-    /// A vector, or with [`Pooling::None`] one for each token.
-    Vectors { pooling: Pooling, n_dims: usize },
-    /// One score for each label.
-    Scores { n_labels: usize, activation: ScoreActivation },
-}
-
-/// What makes a score of a label's logit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScoreActivation {
-    Identity,
-    Sigmoid,
-}
-
-impl ScoreActivation {
-    /// The class that the model's files name; without one, what sentence-transformers takes.
-    fn named(model: &str, class: Option<&str>, n_labels: usize) -> Result<ScoreActivation, ModelError> {
-        match class.map(|class| class.rsplit('.').next().unwrap_or_default()) {
-            None if n_labels == 1 => Ok(ScoreActivation::Sigmoid),
-            None | Some("Identity") => Ok(ScoreActivation::Identity),
-            Some("Sigmoid") => Ok(ScoreActivation::Sigmoid),
-            Some(other) => Err(ModelError::Config {
-                model: model.to_owned(),
-                field: "activation_fn of the scores".to_owned(),
-                value: other.to_owned(),
-                reason: "not one of Identity and Sigmoid".to_owned(),
-            }),
-        }
-    }
-
-    pub fn apply(self, logit: f32) -> f32 {
-        match self {
-            ScoreActivation::Identity => logit,
-            ScoreActivation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
-        }
-    }
 }
 
 /// A model that reads whole texts, on a backend.
@@ -399,26 +360,4 @@ fn score_head(
     let class = upload.ckpt.embedding.score_activation.as_deref();
     let activation = ScoreActivation::named(model, class, out.weight.shape()[0])?;
     Ok(Some(ScoreHead { pooling: score.pooling, dense, norm, out, activation }))
-}
-
-/// A vector's first `n_dims` elements, made as long as 1. A vector of zeros stays what it is.
-pub fn shorten(vector: &[f32], n_dims: usize) -> Vec<f32> {
-    let kept = &vector[..n_dims.min(vector.len())];
-    let length = kept.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
-    if length == 0.0 {
-        return kept.to_vec();
-    }
-    kept.iter().map(|&v| (f64::from(v) / length) as f32).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shortened_vector_has_length_one() {
-        assert_eq!(shorten(&[3.0, 4.0, 12.0], 2), [0.6, 0.8]);
-        assert_eq!(shorten(&[0.0, 0.0, 1.0], 2), [0.0, 0.0]);
-        assert_eq!(shorten(&[2.0], 9), [1.0]);
-    }
 }

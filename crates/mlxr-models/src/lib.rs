@@ -11,14 +11,16 @@ mod encoder;
 mod error;
 mod families;
 mod fields;
+mod head;
 mod model;
 mod rope;
 mod upload;
 mod weights;
 
 pub use config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
-pub use embedder::{Embedder, EmbedderHead, ScoreActivation, Text, shorten};
+pub use embedder::{Embedder, Text};
 pub use encoder::{EncoderConfig, EncoderMlp, ScoreConfig};
 pub use error::ModelError;
+pub use head::{EmbedderHead, HeadError, ScoreActivation, ranking, shorten, vectors};
 pub use model::{Model, ModelOptions};
 pub use rope::{RopeConfig, RopeScaling};

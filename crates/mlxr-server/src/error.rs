@@ -25,6 +25,12 @@ pub enum ServeError {
         "prompt is too long: it has {n_prompt} tokens, and this model's maximum context length is {n_ctx} tokens"
     )]
     ContextLength { n_prompt: usize, n_ctx: usize },
+    /// One of the texts that were to become vectors or scores.
+    #[error(
+        "{field} is too long: it has {n_tokens} tokens, and this model's maximum context length is {n_ctx} \
+         tokens; with truncate it is cut"
+    )]
+    TextTooLong { field: String, n_tokens: usize, n_ctx: usize },
     /// Strict mode met fields that would otherwise have been reported.
     #[error("{}", reasons.join("; "))]
     NotHonoured { field: String, reasons: Vec<String> },
@@ -74,6 +80,7 @@ impl ServeError {
         match self {
             ServeError::Invalid { .. }
             | ServeError::ContextLength { .. }
+            | ServeError::TextTooLong { .. }
             | ServeError::NotHonoured { .. } => StatusCode::BAD_REQUEST,
             ServeError::ModelNotFound { .. }
             | ServeError::NoSuchRequest { .. }

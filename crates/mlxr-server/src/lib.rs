@@ -12,6 +12,7 @@ pub mod catalogue;
 mod clients;
 pub mod config;
 mod dialect;
+mod embedding;
 mod error;
 mod generation;
 mod ids;

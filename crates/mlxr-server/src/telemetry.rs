@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use crate::loaded::LoadedModel;
+use crate::loaded::{Loaded, LoadedModel};
 use crate::memory::process_bytes;
 use crate::model_manager::{MemoryUse, Models};
 
@@ -39,6 +39,34 @@ impl Outcome {
             Outcome::Cancelled => "cancelled",
             Outcome::Error => "error",
             Outcome::Refused => "refused",
+        }
+    }
+}
+
+/// How a request for vectors or scores ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbeddingOutcome {
+    Done,
+    Cancelled,
+    Error,
+    /// It never began.
+    Refused,
+}
+
+impl EmbeddingOutcome {
+    const ALL: [EmbeddingOutcome; 4] = [
+        EmbeddingOutcome::Done,
+        EmbeddingOutcome::Cancelled,
+        EmbeddingOutcome::Error,
+        EmbeddingOutcome::Refused,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            EmbeddingOutcome::Done => "done",
+            EmbeddingOutcome::Cancelled => "cancelled",
+            EmbeddingOutcome::Error => "error",
+            EmbeddingOutcome::Refused => "refused",
         }
     }
 }
@@ -91,6 +119,23 @@ impl Telemetry {
         })
     }
 
+    /// The metrics of one model's vectors and scores.
+    pub fn of_embedder(&self, model: &str) -> EmbeddingMetrics {
+        metrics::with_local_recorder(&self.recorder, || {
+            let total = |name: &'static str| counter!(name, "model" => model.to_owned());
+            EmbeddingMetrics {
+                duration: histogram!("mlxr_embedding_duration_seconds", "model" => model.to_owned()),
+                n_texts: total("mlxr_embedding_texts_total"),
+                n_tokens: total("mlxr_embedding_tokens_total"),
+                outcomes: EmbeddingOutcome::ALL.map(|outcome| {
+                    let (model, outcome_name) = (model.to_owned(), outcome.name());
+                    let labels = [("model", model), ("outcome", outcome_name.to_owned())];
+                    (outcome, counter!("mlxr_embeddings_total", &labels))
+                }),
+            }
+        })
+    }
+
     /// Counts an HTTP response.
     pub fn count_response(&self, route: &str, status: u16) {
         metrics::with_local_recorder(&self.recorder, || {
@@ -102,10 +147,10 @@ impl Telemetry {
     /// The text Prometheus scrapes, with what the engines hold right now.
     pub fn render(&self, models: &Models, uptime: Duration) -> String {
         metrics::with_local_recorder(&self.recorder, || {
-            let resident = models.resident();
-            gauge!("mlxr_models_loaded").set(resident.len() as f64);
-            for model in &resident {
-                record_engine(model);
+            let loaded = models.loaded();
+            gauge!("mlxr_models_loaded").set(loaded.len() as f64);
+            for model in &loaded {
+                record_model(model);
             }
             record_server(models.memory_use(), uptime);
         });
@@ -144,6 +189,36 @@ impl ModelMetrics {
     }
 }
 
+/// Where the requests for one model's vectors and scores are counted.
+#[derive(Clone)]
+pub struct EmbeddingMetrics {
+    pub duration: Histogram,
+    pub n_texts: Counter,
+    pub n_tokens: Counter,
+    outcomes: [(EmbeddingOutcome, Counter); 4],
+}
+
+impl EmbeddingMetrics {
+    pub fn count(&self, outcome: EmbeddingOutcome) {
+        if let Some((_, counter)) = self.outcomes.iter().find(|(known, _)| *known == outcome) {
+            counter.increment(1);
+        }
+    }
+}
+
+fn record_model(model: &Loaded) {
+    let name = model.name();
+    gauge!("mlxr_model_memory_bytes", "model" => name.to_owned()).set(model.total_bytes() as f64);
+    if let Loaded::Generator(model) = model {
+        record_engine(model);
+    }
+    if let Some(embedder) = model.embeddings().running() {
+        let stats = embedder.stats();
+        gauge!("mlxr_embeddings_waiting", "model" => name.to_owned()).set(stats.n_waiting as f64);
+        counter!("mlxr_embedding_batches_total", "model" => name.to_owned()).absolute(stats.n_batches);
+    }
+}
+
 fn record_engine(model: &LoadedModel) {
     let (name, stats) = (&model.name, model.engine.stats());
     let set = |metric: &'static str, value: usize| {
@@ -170,7 +245,6 @@ fn record_engine(model: &LoadedModel) {
     total("mlxr_prefix_cache_evictions_total", stats.cache.n_evictions);
     set("mlxr_prefix_cache_blocks", stats.cache.n_blocks);
     set("mlxr_prefix_cache_idle_blocks", stats.cache.n_idle_blocks);
-    gauge!("mlxr_model_memory_bytes", "model" => name.clone()).set(model.plan.total_bytes() as f64);
 }
 
 fn record_server(memory: MemoryUse, uptime: Duration) {
@@ -194,6 +268,12 @@ fn describe() {
     describe_counter!("mlxr_prompt_tokens_total", "Prompt tokens of finished requests");
     describe_counter!("mlxr_completion_tokens_total", "Tokens generated for finished requests");
     describe_counter!("mlxr_generations_total", "Generations by how they ended");
+    describe_histogram!("mlxr_embedding_duration_seconds", "From submission to all vectors or scores");
+    describe_counter!("mlxr_embeddings_total", "Requests for vectors or scores by how they ended");
+    describe_counter!("mlxr_embedding_texts_total", "Texts and pairs of finished requests");
+    describe_counter!("mlxr_embedding_tokens_total", "Tokens of texts and pairs of finished requests");
+    describe_counter!("mlxr_embedding_batches_total", "Forwards of whole texts since the model was loaded");
+    describe_gauge!("mlxr_embeddings_waiting", "Requests that have not got all their vectors or scores");
     describe_counter!("mlxr_http_responses_total", "HTTP responses by route and status");
     describe_counter!("mlxr_engine_steps_total", "Steps since the model was loaded");
     describe_counter!("mlxr_engine_rows_total", "Rows run since the model was loaded; per step: the batch");

@@ -2,8 +2,10 @@
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod error;
 pub mod models;
+pub mod rerank;
 pub mod sampling;
 pub mod text_list;
 pub mod tools;

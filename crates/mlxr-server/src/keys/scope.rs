@@ -73,8 +73,9 @@ const OPEN: [&str; 12] = [
 ];
 
 /// Routes that give or take tokens, by their beginnings. A beginning that ends in a slash has more routes below.
-const INFERENCE: [&str; 13] = [
+const INFERENCE: [&str; 14] = [
     "/v1/",
+    "/v2/rerank",
     "/rerank",
     "/api/generate",
     "/api/chat",

@@ -1,6 +1,7 @@
 //! Ollama's routes.
 
 use mlxr_api::ollama::chat::{ChatRequest, ChatResponse};
+use mlxr_api::ollama::embed::{EmbedRequest, EmbedResponse, EmbeddingRequest, EmbeddingResponse};
 use mlxr_api::ollama::error::ErrorBody;
 use mlxr_api::ollama::generate::{GenerateRequest, GenerateResponse};
 use mlxr_api::ollama::models::{ModelList, RunningModels, ShowRequest, ShowResponse, Version};
@@ -25,6 +26,16 @@ pub fn section() -> Section {
             .lines::<ChatResponse>(
                 "Unless `stream` is false: a piece per line, counts and times in the last.",
             )
+            .queues::<ErrorBody>(),
+        Endpoint::post("/api/embed", "Make vectors of texts")
+            .about("Without input the model is only loaded.")
+            .body::<EmbedRequest>()
+            .answer::<EmbedResponse>()
+            .queues::<ErrorBody>(),
+        Endpoint::post("/api/embeddings", "Make a vector of a text")
+            .about("What came before `/api/embed`. Without a prompt the model is only loaded.")
+            .body::<EmbeddingRequest>()
+            .answer::<EmbeddingResponse>()
             .queues::<ErrorBody>(),
         Endpoint::get("/api/tags", "List the models").answer::<ModelList>(),
         Endpoint::post("/api/show", "Show a model").body::<ShowRequest>().answer::<ShowResponse>(),

@@ -2,8 +2,10 @@
 
 use mlxr_api::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletionRequest};
 use mlxr_api::openai::completions::{Completion, CompletionRequest};
+use mlxr_api::openai::embeddings::{EmbeddingList, EmbeddingRequest};
 use mlxr_api::openai::error::ErrorBody;
 use mlxr_api::openai::models::{Model, ModelList};
+use mlxr_api::openai::rerank::{Rerank, RerankRequest};
 use mlxr_api::openai::sampling::SamplingExtensions;
 
 use super::Section;
@@ -21,6 +23,13 @@ pub fn section() -> Section {
             .answer::<Completion>()
             .events::<Completion>("With `stream`: a piece per event, and `data: [DONE]` at the end.")
             .queues::<ErrorBody>(),
+        Endpoint::post("/v1/embeddings", "Make vectors of texts")
+            .body::<EmbeddingRequest>()
+            .answer::<EmbeddingList>()
+            .queues::<ErrorBody>(),
+        rerank("/v1/rerank"),
+        rerank("/v2/rerank"),
+        rerank("/rerank"),
         Endpoint::get("/v1/models", "List the models").answer::<ModelList>(),
         Endpoint::get("/v1/models/{id}", "Show a model").part("id", "Its name.").answer::<Model>(),
     ];
@@ -29,4 +38,12 @@ pub fn section() -> Section {
         about: "What OpenAI's clients speak.",
         endpoints: endpoints.into_iter().map(Endpoint::errors::<ErrorBody>).collect(),
     }
+}
+
+fn rerank(path: &'static str) -> Endpoint {
+    Endpoint::post(path, "Order documents by how well they answer a query")
+        .about("In the shape that Jina's and Cohere's clients share, for cross-encoders.")
+        .body::<RerankRequest>()
+        .answer::<Rerank>()
+        .queues::<ErrorBody>()
 }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 
 use crate::app::App;
 use crate::dialect::Dialect;
+use crate::embedding::Embedded;
 use crate::{Limits, ServeError};
 
 /// Every route of the service.
@@ -75,6 +76,12 @@ const MAX_INLINE_BYTES: usize = 64 << 10;
 /// What a body of `n_bytes` costs to translate: nobody knows beforehand how long a grammar takes to compile.
 const fn cost(n_bytes: usize, is_structured: bool) -> usize {
     if is_structured { usize::MAX } else { n_bytes }
+}
+
+/// What vectors cost to write, as text.
+fn vectors_cost(embedded: &Embedded) -> usize {
+    const BYTES_PER_FLOAT: usize = 12;
+    embedded.results.iter().map(|vector| vector.len() * BYTES_PER_FLOAT).sum()
 }
 
 /// Runs `work`, whose cost grows with a body of `n_bytes`.

@@ -8,22 +8,25 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use mlxr_api::ollama::chat::ChatRequest;
+use mlxr_api::ollama::embed::{EmbedRequest, EmbeddingRequest};
 use mlxr_api::ollama::generate::GenerateRequest;
 use mlxr_api::ollama::keep_alive::KeepAlive as WireKeepAlive;
 use mlxr_api::ollama::models::{ModelList, RunningModels, ShowRequest, Version};
 
-use super::{blocking, cost, read_body, translate};
+use super::{blocking, cost, read_body, translate, vectors_cost};
 use crate::ServeError;
 use crate::app::App;
 use crate::dialect::Dialect;
+use crate::embedding::{self, Embedded};
 use crate::generation::Generation;
 use crate::model_manager::Lease;
 use crate::notices::Notices;
 use crate::stream;
+use crate::translate::embeddings::FieldName;
 use crate::translate::ollama::generate::Task;
 use crate::translate::ollama::line::{Clock, Endpoint, without_prompt};
 use crate::translate::ollama::models::Facts;
-use crate::translate::ollama::{chat, generate, is_unload, keep_alive, stream_response};
+use crate::translate::ollama::{chat, embed as embeds, generate, is_unload, keep_alive, stream_response};
 use crate::translate::openai::json_response;
 
 pub fn routes() -> Router<Arc<App>> {
@@ -32,6 +35,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/", get(async || "mlxr is running"))
         .route("/api/generate", post(generate))
         .route("/api/chat", post(chat))
+        .route("/api/embed", post(embed))
+        .route("/api/embeddings", post(embed_older))
         .route("/api/tags", get(tags))
         .route("/api/show", post(show))
         .route("/api/ps", get(ps))
@@ -123,6 +128,56 @@ async fn load_or_unload(
         "load"
     };
     Ok(json_response(&without_prompt(model, endpoint, reason), &Notices::default()))
+}
+
+async fn embed(State(app): State<Arc<App>>, request: Request) -> Response {
+    or_error(answer_embed(&app, request).await)
+}
+
+async fn answer_embed(app: &App, request: Request) -> Result<Response, ServeError> {
+    let arrived = Instant::now();
+    let body = read_body(request, &app.limits).await?;
+    let wire = EmbedRequest::parse(&body)?;
+    let (task, embedded) = run_texts(app, wire, body.len(), embeds::input, arrived).await?;
+    let cost = vectors_cost(&embedded);
+    translate(cost, move || Ok(json_response(&task.answer.whole(&embedded)?, &task.notices))).await
+}
+
+async fn embed_older(State(app): State<Arc<App>>, request: Request) -> Response {
+    or_error(answer_embed_older(&app, request).await)
+}
+
+async fn answer_embed_older(app: &App, request: Request) -> Result<Response, ServeError> {
+    let arrived = Instant::now();
+    let body = read_body(request, &app.limits).await?;
+    let wire = embeds::of_older(EmbeddingRequest::parse(&body)?);
+    let (task, embedded) = run_texts(app, wire, body.len(), embeds::prompt, arrived).await?;
+    Ok(json_response(&task.answer.whole_older(&embedded)?, &task.notices))
+}
+
+/// The vectors of a request's texts; without texts the model is only loaded.
+async fn run_texts(
+    app: &App,
+    wire: EmbedRequest,
+    n_bytes: usize,
+    field: FieldName,
+    arrived: Instant,
+) -> Result<(embeds::Task, Embedded), ServeError> {
+    let asked = Instant::now();
+    let lease = app.models.acquire_embedder(&wire.model).await?;
+    let clock = Clock { arrived, load: asked.elapsed() };
+    if let Some(stay) = wire.keep_alive {
+        lease.set_keep_alive(keep_alive(stay));
+    }
+    let strict = app.limits.strict;
+    let read = move || embeds::read(&wire, field, &lease, strict, clock).map(|task| (lease, task));
+    let (lease, mut task) = translate(n_bytes, read).await?;
+    let texts = std::mem::take(&mut task.texts);
+    if texts.is_empty() {
+        return Ok((task, Embedded::default()));
+    }
+    let embedded = embedding::run(&lease, texts, field, &app.telemetry).await?;
+    Ok((task, embedded))
 }
 
 async fn tags(State(app): State<Arc<App>>) -> Response {

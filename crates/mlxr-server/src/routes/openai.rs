@@ -8,20 +8,28 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use mlxr_api::openai::chat::ChatCompletionRequest;
 use mlxr_api::openai::completions::CompletionRequest;
+use mlxr_api::openai::embeddings::EmbeddingRequest;
 use mlxr_api::openai::models::{Model, ModelList};
+use mlxr_api::openai::rerank::RerankRequest;
 
-use super::{cost, read_body, translate};
+use super::{cost, read_body, translate, vectors_cost};
 use crate::ServeError;
 use crate::app::App;
 use crate::dialect::Dialect;
+use crate::embedding;
 use crate::generation::Generation;
 use crate::stream;
-use crate::translate::openai::{chat, completions, json_response, stream_response};
+use crate::translate::openai::{chat, completions, embeddings, json_response, rerank, stream_response};
 
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(complete))
+        .route("/v1/embeddings", post(embed))
+        // Cohere's clients add to /v1 or /v2, others to the root.
+        .route("/v1/rerank", post(rank))
+        .route("/v2/rerank", post(rank))
+        .route("/rerank", post(rank))
         .route("/v1/models", get(list_models))
         .route("/v1/models/{*id}", get(show_model))
 }
@@ -63,6 +71,39 @@ async fn answer_completion(app: &App, request: Request) -> Result<Response, Serv
         return Ok(stream_response(stream::body(generation, answer.stream()), &notices));
     }
     Ok(json_response(&answer.whole(generation).await?, &notices))
+}
+
+async fn embed(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer_embed(&app, request).await.unwrap_or_else(|error| Dialect::OpenAi.error(&error))
+}
+
+async fn answer_embed(app: &App, request: Request) -> Result<Response, ServeError> {
+    let body = read_body(request, &app.limits).await?;
+    let wire = EmbeddingRequest::parse(&body)?;
+    let lease = app.models.acquire_embedder(&wire.model).await?;
+    let strict = app.limits.strict;
+    let (lease, task) =
+        translate(body.len(), move || embeddings::read(&wire, &lease, strict).map(|task| (lease, task)))
+            .await?;
+    let embeddings::Task { texts, answer, notices } = task;
+    let embedded = embedding::run(&lease, texts, embeddings::field, &app.telemetry).await?;
+    translate(vectors_cost(&embedded), move || Ok(json_response(&answer.whole(&embedded)?, &notices))).await
+}
+
+async fn rank(State(app): State<Arc<App>>, request: Request) -> Response {
+    answer_rank(&app, request).await.unwrap_or_else(|error| Dialect::OpenAi.error(&error))
+}
+
+async fn answer_rank(app: &App, request: Request) -> Result<Response, ServeError> {
+    let body = read_body(request, &app.limits).await?;
+    let wire = RerankRequest::parse(&body)?;
+    let lease = app.models.acquire_embedder(&wire.model).await?;
+    let strict = app.limits.strict;
+    let (lease, task) =
+        translate(body.len(), move || rerank::read(wire, &lease, strict).map(|task| (lease, task))).await?;
+    let rerank::Task { texts, answer, notices } = task;
+    let embedded = embedding::run(&lease, texts, rerank::field, &app.telemetry).await?;
+    translate(body.len(), move || Ok(json_response(&answer.whole(&embedded)?, &notices))).await
 }
 
 async fn list_models(State(app): State<Arc<App>>) -> Response {

@@ -3,6 +3,7 @@
 pub mod anthropic;
 mod collect;
 mod conversation;
+pub mod embeddings;
 pub mod native;
 pub mod ollama;
 pub mod openai;

@@ -8,6 +8,7 @@ mod cancel;
 mod chat;
 mod completions;
 mod dashboard;
+mod embeddings;
 mod errors;
 mod harness;
 mod keys;

@@ -42,6 +42,7 @@ fn kind(error: &ServeError) -> &'static str {
         ServeError::Invalid { .. }
         | ServeError::NotHonoured { .. }
         | ServeError::ContextLength { .. }
+        | ServeError::TextTooLong { .. }
         | ServeError::ModelBusy { .. }
         | ServeError::MethodNotAllowed { .. }
         | ServeError::BodyTimeout => "invalid_request_error",

@@ -29,7 +29,7 @@ const fn code(error: &ServeError) -> &'static str {
     match error {
         ServeError::Invalid { .. } => "invalid_request",
         ServeError::NotHonoured { .. } => "unsupported_field",
-        ServeError::ContextLength { .. } => "context_length_exceeded",
+        ServeError::ContextLength { .. } | ServeError::TextTooLong { .. } => "context_length_exceeded",
         ServeError::ModelNotFound { .. } => "model_not_found",
         ServeError::ModelBusy { .. } => "model_busy",
         ServeError::NoSuchRequest { .. } => "request_not_found",

@@ -1,6 +1,7 @@
 //! Ollama's dialect.
 
 pub mod chat;
+pub mod embed;
 pub mod generate;
 pub mod line;
 pub mod models;

@@ -101,12 +101,50 @@ pub fn note(options: &Options, model: &LoadedModel, notices: &mut Notices) {
             notices.add(format!("options.{name}"), reason);
         }
     };
-    let n_ctx = model.engine.n_ctx();
-    let is_larger = options.num_ctx.is_some_and(|asked| asked > n_ctx);
-    note(is_larger, "num_ctx", &format!("the model is loaded with a context of {n_ctx} tokens"));
     note(options.num_keep.is_some(), "num_keep", "a full context ends the answer, nothing of it is dropped");
     note(options.tfs_z.is_some_and(|z| z != 1.0), "tfs_z", "there is no tail-free sampling");
     note(options.penalize_newline == Some(false), "penalize_newline", "penalties make no exceptions");
+    note_loading(options, model.engine.n_ctx(), notices);
+}
+
+/// Reports options without effect where nothing is sampled.
+pub fn note_unsampled(options: &Options, n_ctx: usize, notices: &mut Notices) {
+    for (is_said, name) in [
+        (options.num_keep.is_some(), "num_keep"),
+        (options.seed.is_some(), "seed"),
+        (options.num_predict.is_some(), "num_predict"),
+        (options.top_k.is_some(), "top_k"),
+        (options.top_p.is_some(), "top_p"),
+        (options.min_p.is_some(), "min_p"),
+        (options.typical_p.is_some(), "typical_p"),
+        (options.tfs_z.is_some(), "tfs_z"),
+        (options.repeat_last_n.is_some(), "repeat_last_n"),
+        (options.temperature.is_some(), "temperature"),
+        (options.repeat_penalty.is_some(), "repeat_penalty"),
+        (options.presence_penalty.is_some(), "presence_penalty"),
+        (options.frequency_penalty.is_some(), "frequency_penalty"),
+        (options.mirostat.is_some(), "mirostat"),
+        (options.mirostat_tau.is_some(), "mirostat_tau"),
+        (options.mirostat_eta.is_some(), "mirostat_eta"),
+        (options.penalize_newline.is_some(), "penalize_newline"),
+        (options.stop.is_some(), "stop"),
+    ] {
+        if is_said {
+            notices.add(format!("options.{name}"), "nothing is generated");
+        }
+    }
+    note_loading(options, n_ctx, notices);
+}
+
+/// Reports options about loading, for a model with contexts of `n_ctx`.
+fn note_loading(options: &Options, n_ctx: usize, notices: &mut Notices) {
+    let mut note = |is_said: bool, name: &str, reason: &str| {
+        if is_said {
+            notices.add(format!("options.{name}"), reason);
+        }
+    };
+    let is_larger = options.num_ctx.is_some_and(|asked| asked > n_ctx);
+    note(is_larger, "num_ctx", &format!("the model is loaded with a context of {n_ctx} tokens"));
     let fixed = "it is decided when the server starts";
     note(options.num_batch.is_some(), "num_batch", fixed);
     note(options.num_gpu.is_some(), "num_gpu", fixed);

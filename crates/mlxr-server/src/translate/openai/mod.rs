@@ -3,10 +3,12 @@
 pub mod chat;
 mod chat_answer;
 pub mod completions;
+pub mod embeddings;
 pub mod fill_in;
 mod form;
 pub mod logprobs;
 mod prompt;
+pub mod rerank;
 mod sampling;
 mod tools;
 
@@ -74,6 +76,9 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::Invalid { field, .. } => (request, field.clone(), None),
         ServeError::NotHonoured { field, .. } => (request, Some(field.clone()), Some("unsupported_field")),
         ServeError::ContextLength { .. } => (request, None, Some("context_length_exceeded")),
+        ServeError::TextTooLong { field, .. } => {
+            (request, Some(field.clone()), Some("context_length_exceeded"))
+        }
         ServeError::ModelNotFound { .. } => (request, Some("model".to_owned()), Some("model_not_found")),
         ServeError::ModelBusy { .. } => (request, Some("model".to_owned()), Some("model_busy")),
         ServeError::NoSuchRequest { .. } => (request, None, Some("request_not_found")),

@@ -1,6 +1,7 @@
 //! Request bodies: JSON to a type, with the place of the mistake.
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 /// A body that is no JSON, or not the JSON that was expected.
@@ -53,6 +54,23 @@ macro_rules! parsed {
     )+ };
 }
 pub(crate) use parsed;
+
+/// Reads a part of a body that stands at `field`.
+pub(crate) fn parse_at<T: DeserializeOwned>(field: &str, value: Value) -> Result<T, BodyError> {
+    serde_path_to_error::deserialize(value).map_err(from_path_error).map_err(|error| {
+        let inner = error.field.map_or_else(String::new, |inner| {
+            if inner.starts_with('[') { inner } else { format!(".{inner}") }
+        });
+        BodyError { field: Some(format!("{field}{inner}")), reason: error.reason }
+    })
+}
+
+/// For fields where null is the same as nothing.
+pub(crate) fn or_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
 
 fn from_path_error(error: serde_path_to_error::Error<serde_json::Error>) -> BodyError {
     let is_syntax = matches!(

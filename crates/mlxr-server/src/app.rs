@@ -17,6 +17,7 @@ use crate::dialect::Dialect;
 use crate::keys::{ClientLimits, Needs, Scope, needed};
 use crate::log_ring::LogRing;
 use crate::model_manager::Models;
+use crate::response_store::ResponseStore;
 use crate::stopping::Stopper;
 use crate::telemetry::Telemetry;
 use crate::{ServeError, rate_headers, routes};
@@ -74,6 +75,7 @@ pub struct App {
     /// Ends the server from inside.
     pub stopper: Stopper,
     pub(crate) clients: Clients,
+    pub(crate) responses: Arc<ResponseStore>,
     pub logs: LogRing,
     pub config: ConfigReport,
     pub started: Instant,
@@ -95,7 +97,8 @@ impl App {
     ) -> Result<Arc<App>, ServeError> {
         let telemetry = Telemetry::new().map_err(ServeError::internal)?;
         let (clients, stopper, started) = (Clients::new(limits.client), Stopper::default(), Instant::now());
-        Ok(Arc::new(App { models, telemetry, limits, stopper, clients, logs, config, started }))
+        let responses = Arc::default();
+        Ok(Arc::new(App { models, telemetry, limits, stopper, clients, responses, logs, config, started }))
     }
 
     /// All routes. Access rules are the listeners'.

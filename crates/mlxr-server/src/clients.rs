@@ -81,6 +81,14 @@ impl Client {
         Client { id: ClientId::Address(address), limits: ClientLimits::default() }
     }
 
+    /// The id of its key, if it has one.
+    pub(crate) fn key(&self) -> Option<Arc<str>> {
+        match &self.id {
+            ClientId::Key(id) => Some(id.clone()),
+            ClientId::Owner | ClientId::Address(_) => None,
+        }
+    }
+
     /// For the log.
     fn name(&self) -> String {
         match &self.id {
@@ -172,12 +180,11 @@ pub(crate) struct Standing {
     pub tokens: Option<Left>,
 }
 
-/// A request that was let in; it counts as running until this is dropped.
+/// A request that was let in; it counts as running until this and all copies of its meter are dropped.
 #[derive(Debug)]
 pub(crate) struct Entered {
     pub meter: Meter,
     pub standing: Standing,
-    running: Option<Running>,
 }
 
 #[derive(Debug)]
@@ -199,8 +206,8 @@ impl Clients {
         let name: Arc<str> = client.name().into();
         let limits = client.limits.or(self.limits);
         if client.id == ClientId::Owner || limits.is_none() {
-            let meter = Meter { slot: None, name: Some(name) };
-            return Ok(Entered { meter, standing: Standing::default(), running: None });
+            let meter = Meter { slot: None, name: Some(name), running: None };
+            return Ok(Entered { meter, standing: Standing::default() });
         }
         let slot = self.slot(client, limits, now);
         let refused = {
@@ -218,8 +225,8 @@ impl Clients {
             Some(refused) => Err(refused),
             None => {
                 let standing = slot.usage().standing();
-                let running = Some(Running(slot.clone()));
-                Ok(Entered { meter: Meter { slot: Some(slot), name: Some(name) }, standing, running })
+                let running = Some(Arc::new(Running(slot.clone())));
+                Ok(Entered { meter: Meter { slot: Some(slot), name: Some(name), running }, standing })
             }
         }
     }
@@ -341,6 +348,7 @@ tokio::task_local! {
 pub(crate) struct Meter {
     slot: Option<Arc<Slot>>,
     name: Option<Arc<str>>,
+    running: Option<Arc<Running>>,
 }
 
 impl Meter {
@@ -376,7 +384,7 @@ impl Meter {
 impl Entered {
     /// `body` as part of the request: it runs until the body has been sent or given up.
     pub(crate) fn hold_for(self, body: Body) -> Body {
-        match self.running {
+        match self.meter.running {
             Some(running) => Body::new(Held { body, _running: running }),
             None => body,
         }
@@ -385,7 +393,7 @@ impl Entered {
 
 struct Held {
     body: Body,
-    _running: Running,
+    _running: Arc<Running>,
 }
 
 impl HttpBody for Held {

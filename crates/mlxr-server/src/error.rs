@@ -40,6 +40,9 @@ pub enum ServeError {
     ModelBusy { model: String, n_leases: usize },
     #[error("{model:?} runs no request {id:?}")]
     NoSuchRequest { model: String, id: String },
+    /// By the path, or in a field.
+    #[error("the response {id:?} is not stored here, or no longer")]
+    NoSuchResponse { id: String, field: Option<&'static str> },
     #[error("no such route: {method} {path}")]
     NoRoute { method: String, path: String },
     #[error("{method} is not allowed for {path}")]
@@ -81,9 +84,11 @@ impl ServeError {
             ServeError::Invalid { .. }
             | ServeError::ContextLength { .. }
             | ServeError::TextTooLong { .. }
+            | ServeError::NoSuchResponse { field: Some(_), .. }
             | ServeError::NotHonoured { .. } => StatusCode::BAD_REQUEST,
             ServeError::ModelNotFound { .. }
             | ServeError::NoSuchRequest { .. }
+            | ServeError::NoSuchResponse { field: None, .. }
             | ServeError::NoRoute { .. } => StatusCode::NOT_FOUND,
             ServeError::ModelBusy { .. } => StatusCode::CONFLICT,
             ServeError::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,

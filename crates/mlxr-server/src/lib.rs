@@ -4,7 +4,8 @@
 //! `generation` follows requests through the engine. [`App::router`] is the whole service without a socket, [`serve()`]
 //! puts it on one.
 //!
-//! Invariant: dropping what a handler returned, or the handler itself, cancels what it had submitted.
+//! Invariant: dropping what a handler returned, or the handler itself, cancels what it had submitted; what was asked for
+//! in the background hangs on its entry in the `response_store` instead.
 
 mod access;
 mod app;
@@ -29,6 +30,7 @@ mod ndjson;
 mod notices;
 mod openapi;
 mod rate_headers;
+mod response_store;
 mod routes;
 mod sse;
 mod stopping;

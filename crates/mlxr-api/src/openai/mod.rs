@@ -6,6 +6,7 @@ pub mod embeddings;
 pub mod error;
 pub mod models;
 pub mod rerank;
+pub mod responses;
 pub mod sampling;
 pub mod text_list;
 pub mod tools;

@@ -37,7 +37,7 @@ pub enum ToolChoice {
     Named(NamedToolChoice),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = openai::ToolChoiceMode)]
 pub enum ToolChoiceMode {
@@ -106,7 +106,7 @@ pub enum ResponseFormat {
 }
 
 /// How a grammar is written; GBNF unless said.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = openai::GrammarSyntax)]
 #[serde(rename_all = "lowercase")]
 pub enum GrammarSyntax {

@@ -6,10 +6,15 @@ use mlxr_api::openai::embeddings::{EmbeddingList, EmbeddingRequest};
 use mlxr_api::openai::error::ErrorBody;
 use mlxr_api::openai::models::{Model, ModelList};
 use mlxr_api::openai::rerank::{Rerank, RerankRequest};
+use mlxr_api::openai::responses::{
+    DeletedResponse, InputTokenCount, ItemList, Response, ResponseRequest, StreamEvent,
+};
 use mlxr_api::openai::sampling::SamplingExtensions;
 
 use super::Section;
 use super::endpoint::Endpoint;
+
+const RESPONSE_ID: &str = "Its id.";
 
 pub fn section() -> Section {
     let endpoints = vec![
@@ -30,6 +35,29 @@ pub fn section() -> Section {
         rerank("/v1/rerank"),
         rerank("/v2/rerank"),
         rerank("/rerank"),
+        Endpoint::post("/v1/responses", "Answer a conversation, and keep the answer")
+            .about("Functions are called by the client; the tools OpenAI runs itself are refused. Kept in memory, the \
+                    longest unused first to go; a key sees its own.")
+            .body_with::<ResponseRequest, SamplingExtensions>()
+            .answer::<Response>()
+            .events::<StreamEvent>("With `stream`: named events, the last with the whole response.")
+            .queues::<ErrorBody>(),
+        Endpoint::post("/v1/responses/input_tokens", "Count the tokens of a request's input")
+            .body_with::<ResponseRequest, SamplingExtensions>()
+            .answer::<InputTokenCount>(),
+        Endpoint::get("/v1/responses/{id}", "Show a response").part("id", RESPONSE_ID).answer::<Response>(),
+        Endpoint::delete("/v1/responses/{id}", "Forget a response, and cancel it if it runs")
+            .part("id", RESPONSE_ID)
+            .answer::<DeletedResponse>(),
+        Endpoint::post("/v1/responses/{id}/cancel", "Cancel a response in the background")
+            .part("id", RESPONSE_ID)
+            .answer::<Response>(),
+        Endpoint::get("/v1/responses/{id}/input_items", "List what a response is the answer to")
+            .part("id", RESPONSE_ID)
+            .query("after", "The item that the page begins behind.", &[])
+            .query("limit", "Items of a page, from 1 to 100; else 20.", &[])
+            .query("order", "Which end comes first.", &["asc", "desc"])
+            .answer::<ItemList>(),
         Endpoint::get("/v1/models", "List the models").answer::<ModelList>(),
         Endpoint::get("/v1/models/{id}", "Show a model").part("id", "Its name.").answer::<Model>(),
     ];

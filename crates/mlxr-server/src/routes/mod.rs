@@ -6,6 +6,7 @@ mod health;
 mod native;
 mod ollama;
 mod openai;
+mod responses;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub fn all() -> Router<Arc<App>> {
     Router::new()
         .merge(health::routes())
         .merge(openai::routes())
+        .merge(responses::routes())
         .merge(ollama::routes())
         .merge(anthropic::routes())
         .merge(native::routes())

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use mlxr_engine::EngineOptions;
 use mlxr_kernels::{CpuBackend, CpuOptions};
 use mlxr_server::{App, EngineSetup, KeepAlive, Limits, Memory, ModelSource, ModelSpec, Models};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
 /// The bundled model.
@@ -70,6 +70,26 @@ pub fn app_with(options: EngineOptions, limits: Limits) -> Arc<App> {
 
 pub fn app() -> Arc<App> {
     app_with(EngineOptions::default(), Limits::default())
+}
+
+/// The tiny model behind a template that lets it think first; it never stops by itself.
+pub fn thinker() -> (tempfile::TempDir, Arc<App>) {
+    let dir = tempfile::tempdir().unwrap();
+    let source = repository("golden/tiny/llama/hf");
+    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    let config = std::fs::read_to_string(source.join("tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["chat_template"] = json!(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\
+         {% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\
+         {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
+    );
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let spec = ModelSpec::new("thinker", ModelSource::Path(dir.path().to_owned()));
+    let models = Models::new(vec![spec], setup(Default::default()), ROOMY, KeepAlive::Forever).unwrap();
+    (dir, App::new(models, Limits::default()).unwrap())
 }
 
 /// What came back.

@@ -18,5 +18,6 @@ mod models;
 mod native;
 mod ollama;
 mod openapi;
+mod responses;
 mod sockets;
 mod structure;

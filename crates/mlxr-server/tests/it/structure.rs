@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use mlxr_server::{App, KeepAlive, Limits, ModelSource, ModelSpec, Models};
+use mlxr_server::App;
 use serde_json::{Map, Value, json};
 
-use crate::harness::{HOUSE, ROOMY, TINY, app, ask, ask_json, assert_idle, post, repository, setup};
+use crate::harness::{HOUSE, TINY, app, ask, ask_json, assert_idle, post, thinker};
 
 const CHAT: &str = "/v1/chat/completions";
 const OLLAMA: &str = "/api/chat";
@@ -329,26 +329,6 @@ async fn several_choices_each_have_their_calls() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 3);
-}
-
-/// The tiny model behind a template that lets it think first; it never stops by itself.
-fn thinker() -> (tempfile::TempDir, Arc<App>) {
-    let dir = tempfile::tempdir().unwrap();
-    let source = repository("golden/tiny/llama/hf");
-    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
-        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
-    }
-    let config = std::fs::read_to_string(source.join("tokenizer_config.json")).unwrap();
-    let mut config: Value = serde_json::from_str(&config).unwrap();
-    config["chat_template"] = json!(
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\
-         {% endif %}{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\
-         {% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
-    );
-    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    let spec = ModelSpec::new("thinker", ModelSource::Path(dir.path().to_owned()));
-    let models = Models::new(vec![spec], setup(Default::default()), ROOMY, KeepAlive::Forever).unwrap();
-    (dir, App::new(models, Limits::default()).unwrap())
 }
 
 #[tokio::test]

@@ -46,9 +46,10 @@ fn kind(error: &ServeError) -> &'static str {
         | ServeError::ModelBusy { .. }
         | ServeError::MethodNotAllowed { .. }
         | ServeError::BodyTimeout => "invalid_request_error",
-        ServeError::ModelNotFound { .. } | ServeError::NoSuchRequest { .. } | ServeError::NoRoute { .. } => {
-            "not_found_error"
-        }
+        ServeError::ModelNotFound { .. }
+        | ServeError::NoSuchRequest { .. }
+        | ServeError::NoSuchResponse { .. }
+        | ServeError::NoRoute { .. } => "not_found_error",
         ServeError::Denied(Denied::Scope { .. }) | ServeError::Forbidden { .. } => "permission_error",
         ServeError::Denied(_) => "authentication_error",
         ServeError::BodyTooLarge { .. } => "request_too_large",

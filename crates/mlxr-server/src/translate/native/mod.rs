@@ -33,6 +33,7 @@ const fn code(error: &ServeError) -> &'static str {
         ServeError::ModelNotFound { .. } => "model_not_found",
         ServeError::ModelBusy { .. } => "model_busy",
         ServeError::NoSuchRequest { .. } => "request_not_found",
+        ServeError::NoSuchResponse { .. } => "response_not_found",
         ServeError::NoRoute { .. } => "unknown_url",
         ServeError::MethodNotAllowed { .. } => "method_not_allowed",
         ServeError::Denied(Denied::Scope { .. }) => "insufficient_scope",

@@ -5,16 +5,14 @@ use mlxr_engine::Request;
 
 use super::chat_answer::Answer;
 use super::sampling::{Documented, apply};
+use super::thinking::{Effort, set_thinking, set_variables};
 use super::{form, prompt, tools};
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
-use crate::translate::conversation::{Conversation, Thinking};
+use crate::translate::conversation::Conversation;
 use crate::translate::sampling::{max_tokens, stop};
 use crate::translate::structure::Structure;
-
-/// Efforts a request may name; a template may know others.
-const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// What a request asks for.
 #[derive(Debug)]
@@ -49,9 +47,12 @@ pub fn read(wire: &ChatCompletionRequest, model: &LoadedModel, strict: bool) -> 
         tools: tools.shown,
         ..Conversation::default()
     };
-    let reasoning_budget = set_thinking(&mut conversation, wire, model, &mut notices)?;
-    set_variables(&mut conversation, wire, model, &mut notices);
-    let form = form::read(wire.response_format.as_ref(), &wire.extensions, &mut notices)?;
+    let effort = Effort { field: "reasoning_effort", name: wire.reasoning_effort.as_deref() };
+    let reasoning_budget =
+        set_thinking(&mut conversation, effort, &wire.extensions, &model.template, &mut notices)?;
+    set_variables(&mut conversation, &wire.extensions, &model.template, &mut notices);
+    let form =
+        form::read(form::of_response_format(wire.response_format.as_ref())?, &wire.extensions, &mut notices)?;
     note_without_effect(wire, &mut notices);
     notices.enforce(strict || wire.extensions.strict == Some(true))?;
 
@@ -107,51 +108,6 @@ fn check(wire: &ChatCompletionRequest) -> Result<(), ServeError> {
         return refuse("modalities", "must contain \"text\", which is all this model writes");
     }
     Ok(())
-}
-
-/// Tells the template how much to think. Returns the budget to enforce where it does not listen.
-fn set_thinking(
-    conversation: &mut Conversation,
-    wire: &ChatCompletionRequest,
-    model: &LoadedModel,
-    notices: &mut Notices,
-) -> Result<Option<usize>, ServeError> {
-    let effort = wire.reasoning_effort.as_deref();
-    let thinking = Thinking {
-        is_wanted: effort.map(|effort| effort != "none"),
-        effort: effort.map(str::to_owned),
-        budget: wire.extensions.thinking_budget,
-    };
-    let heard = conversation.think(&model.template, &thinking);
-    if let Some(effort) = effort {
-        let is_template_s = model.template.uses("reasoning_effort");
-        if !is_template_s && !EFFORTS.contains(&effort) {
-            let reason = format!("reasoning_effort is {effort:?}, but must be one of {}", EFFORTS.join(", "));
-            return Err(ServeError::invalid("reasoning_effort", reason));
-        }
-        // Not to reason is what such a model does anyway.
-        if !heard.effort && effort != "none" {
-            notices.add("reasoning_effort", "the model does not reason before it answers");
-        }
-    }
-    if wire.extensions.thinking_budget.is_some() && !heard.thinks {
-        notices.add("thinking_budget", "the model does not reason before it answers");
-    }
-    Ok(heard.budget)
-}
-
-/// What the template may ask for; what it does not ask for has no effect.
-fn set_variables(
-    conversation: &mut Conversation,
-    wire: &ChatCompletionRequest,
-    model: &LoadedModel,
-    notices: &mut Notices,
-) {
-    for (name, value) in wire.extensions.chat_template_kwargs.iter().flatten() {
-        if !conversation.set_variable(&model.template, name, value.clone()) {
-            notices.add(name, "the model's chat template does not use it");
-        }
-    }
 }
 
 fn note_without_effect(wire: &ChatCompletionRequest, notices: &mut Notices) {

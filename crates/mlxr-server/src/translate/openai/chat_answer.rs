@@ -195,7 +195,7 @@ impl Answer {
 
 /// The end of an answer as clients that have seen all of its events read it. A call that breaks off has been sent as
 /// far as it came; its text is not sent again.
-fn settled(mut events: Vec<OutputEvent>) -> Vec<OutputEvent> {
+pub(super) fn settled(mut events: Vec<OutputEvent>) -> Vec<OutputEvent> {
     let is_broken =
         |event: &OutputEvent| matches!(event, OutputEvent::ToolCallEnd { is_complete: false, .. });
     if let Some(end) = events.iter().position(is_broken) {

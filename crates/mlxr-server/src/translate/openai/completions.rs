@@ -68,7 +68,8 @@ pub fn read(wire: &CompletionRequest, model: &LoadedModel, strict: bool) -> Resu
     check(wire)?;
     let mut notices = Notices::default();
     note_without_effect(wire, &mut notices);
-    let form = form::read(wire.response_format.as_ref(), &wire.extensions, &mut notices)?;
+    let form =
+        form::read(form::of_response_format(wire.response_format.as_ref())?, &wire.extensions, &mut notices)?;
     notices.enforce(strict || wire.extensions.strict == Some(true))?;
 
     let is_echo = wire.echo == Some(true);

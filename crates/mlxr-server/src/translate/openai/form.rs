@@ -1,5 +1,7 @@
-//! The form asked of an answer, however it is spelt: OpenAI's `response_format`, vLLM's and llama.cpp's fields.
+//! The form asked of an answer, however it is spelt: OpenAI's `response_format` and `text.format`, vLLM's and
+//! llama.cpp's fields.
 
+use mlxr_api::openai::responses::TextFormat;
 use mlxr_api::openai::sampling::{SamplingExtensions, StructuredOutputs};
 use mlxr_api::openai::tools::{GrammarSyntax, ResponseFormat};
 use serde_json::Value;
@@ -19,17 +21,16 @@ pub fn is_asked_for(extensions: &SamplingExtensions) -> bool {
         || extensions.grammar.is_some()
 }
 
-/// Reads the one form that was asked for.
+/// Reads the one form that was asked for, in the dialect's own way or in another.
 ///
 /// # Errors
 /// A schema or grammar that cannot be followed, or several forms.
 pub fn read(
-    response_format: Option<&ResponseFormat>,
+    documented: Option<Form>,
     extensions: &SamplingExtensions,
     notices: &mut Notices,
 ) -> Result<Option<Form>, ServeError> {
-    let mut forms: Vec<Form> = Vec::new();
-    forms.extend(response_format.map(of_response_format).transpose()?.flatten());
+    let mut forms: Vec<Form> = documented.into_iter().collect();
     let SamplingExtensions { guided_json, guided_regex, guided_choice, guided_grammar, .. } = extensions;
     forms.extend(guided_json.as_ref().map(|schema| json("guided_json", schema)).transpose()?);
     forms.extend(guided_regex.as_ref().map(|regex| Form::regex("guided_regex", regex)).transpose()?);
@@ -49,7 +50,12 @@ pub fn read(
     Ok(forms.pop())
 }
 
-fn of_response_format(format: &ResponseFormat) -> Result<Option<Form>, ServeError> {
+/// The form `response_format` asks for.
+///
+/// # Errors
+/// A schema or grammar that cannot be followed.
+pub fn of_response_format(format: Option<&ResponseFormat>) -> Result<Option<Form>, ServeError> {
+    let Some(format) = format else { return Ok(None) };
     match format {
         ResponseFormat::Text => Ok(None),
         ResponseFormat::JsonObject => Ok(Some(Form::json_object("response_format"))),
@@ -62,13 +68,31 @@ fn of_response_format(format: &ResponseFormat) -> Result<Option<Form>, ServeErro
         }
         ResponseFormat::Regex { pattern } => Form::regex("response_format.pattern", pattern).map(Some),
         ResponseFormat::Grammar { grammar, syntax } => {
-            let field = "response_format.grammar";
-            let form = match syntax.unwrap_or_default() {
-                GrammarSyntax::Gbnf => Form::gbnf(field, grammar),
-                GrammarSyntax::Lark => Form::lark(field, grammar),
-            };
-            form.map(Some)
+            of_grammar("response_format.grammar", grammar, *syntax).map(Some)
         }
+    }
+}
+
+/// The form `text.format` asks for.
+///
+/// # Errors
+/// A schema or grammar that cannot be followed.
+pub fn of_text_format(format: &TextFormat) -> Result<Option<Form>, ServeError> {
+    match format {
+        TextFormat::Text => Ok(None),
+        TextFormat::JsonObject => Ok(Some(Form::json_object("text.format"))),
+        TextFormat::JsonSchema { schema, .. } => Form::json_schema("text.format.schema", schema).map(Some),
+        TextFormat::Regex { pattern } => Form::regex("text.format.pattern", pattern).map(Some),
+        TextFormat::Grammar { grammar, syntax } => {
+            of_grammar("text.format.grammar", grammar, *syntax).map(Some)
+        }
+    }
+}
+
+fn of_grammar(field: &str, source: &str, syntax: Option<GrammarSyntax>) -> Result<Form, ServeError> {
+    match syntax.unwrap_or_default() {
+        GrammarSyntax::Gbnf => Form::gbnf(field, source),
+        GrammarSyntax::Lark => Form::lark(field, source),
     }
 }
 
@@ -114,7 +138,7 @@ mod tests {
         let format = body.get("response_format").cloned();
         let format: Option<ResponseFormat> = format.map(|format| serde_json::from_value(format).unwrap());
         let extensions: SamplingExtensions = serde_json::from_value(body).unwrap();
-        read(format.as_ref(), &extensions, &mut Notices::default())
+        read(of_response_format(format.as_ref())?, &extensions, &mut Notices::default())
     }
 
     #[test]

@@ -9,7 +9,9 @@ mod form;
 pub mod logprobs;
 mod prompt;
 pub mod rerank;
+pub mod responses;
 mod sampling;
+mod thinking;
 mod tools;
 
 use axum::body::Body;
@@ -82,6 +84,10 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::ModelNotFound { .. } => (request, Some("model".to_owned()), Some("model_not_found")),
         ServeError::ModelBusy { .. } => (request, Some("model".to_owned()), Some("model_busy")),
         ServeError::NoSuchRequest { .. } => (request, None, Some("request_not_found")),
+        ServeError::NoSuchResponse { field: None, .. } => (request, None, Some("response_not_found")),
+        ServeError::NoSuchResponse { field: Some(field), .. } => {
+            (request, Some((*field).to_owned()), Some("previous_response_not_found"))
+        }
         ServeError::NoRoute { .. } => (request, None, Some("unknown_url")),
         ServeError::MethodNotAllowed { .. } => (request, None, Some("method_not_allowed")),
         ServeError::Denied(Denied::Scope { .. }) => ("permission_error", None, Some("insufficient_scope")),

@@ -12,7 +12,7 @@ use crate::ServeError;
 /// # Errors
 /// A message the model cannot read.
 pub fn messages(template: &ChatTemplate, messages: &[ChatMessage]) -> Result<Vec<Value>, ServeError> {
-    let knows_developer = template.source().contains("developer");
+    let knows_developer = knows_developer(template);
     messages.iter().enumerate().map(|(i, message)| template_message(i, message, knows_developer)).collect()
 }
 
@@ -49,9 +49,18 @@ fn template_message(i: usize, message: &ChatMessage, knows_developer: bool) -> R
 }
 
 fn called(call: &FunctionCall) -> Value {
-    let arguments: Option<Map<String, Value>> = serde_json::from_str(&call.arguments).ok();
-    let arguments = arguments.map_or_else(|| json!(call.arguments), Value::Object);
-    json!({"name": call.name, "arguments": arguments})
+    json!({"name": call.name, "arguments": arguments(&call.arguments)})
+}
+
+/// Arguments as the object they are written as, or as they are where they are none.
+pub fn arguments(text: &str) -> Value {
+    let object: Option<Map<String, Value>> = serde_json::from_str(text).ok();
+    object.map_or_else(|| json!(text), Value::Object)
+}
+
+/// Whether a template tells developers from the system.
+pub fn knows_developer(template: &ChatTemplate) -> bool {
+    template.source().contains("developer")
 }
 
 /// The text of a message; its parts stand on lines of their own.

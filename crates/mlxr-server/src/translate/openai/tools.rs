@@ -61,19 +61,20 @@ pub fn read(wire: &ChatCompletionRequest) -> Result<Tools, ServeError> {
             "tool_choice asks for a call, but there are no tools",
         ));
     }
-    check(&tools, style)?;
+    check_all(&tools, |i| match style {
+        CallStyle::Tools => format!("tools[{i}].function.parameters"),
+        CallStyle::Function => format!("functions[{i}].parameters"),
+    })?;
     let parallel = style == CallStyle::Tools && wire.parallel_tool_calls != Some(false);
     let shown = if choice == ToolChoice::None { Vec::new() } else { tools };
     Ok(Tools { shown, choice, parallel, style })
 }
 
+/// `field` names a tool's schema by its place.
+///
 /// # Errors
 /// A tool that cannot be called as it is described.
-fn check(tools: &[Value], style: CallStyle) -> Result<(), ServeError> {
-    let field = |i: usize| match style {
-        CallStyle::Tools => format!("tools[{i}].function.parameters"),
-        CallStyle::Function => format!("functions[{i}].parameters"),
-    };
+pub fn check_all(tools: &[Value], field: impl Fn(usize) -> String) -> Result<(), ServeError> {
     let specs: Vec<ToolSpec> = tools.iter().filter_map(ToolSpec::from_openai).collect();
     Structure::check_tools(&specs, field)
 }

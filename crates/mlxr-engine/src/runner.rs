@@ -18,6 +18,11 @@ pub trait Runner: Send {
     /// The device failed; the sequences of this batch are lost.
     fn run(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<f32>, TensorError>;
 
+    /// Takes back logits that nobody reads any more, for their memory.
+    fn recycle(&mut self, logits: Vec<f32>) {
+        drop(logits);
+    }
+
     /// Calls `work` for every number below `n`, on several threads if it has them.
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
         (0..n).for_each(work);
@@ -28,6 +33,8 @@ pub trait Runner: Send {
 pub struct ModelRunner {
     model: Arc<Model>,
     kv: KvCache,
+    /// Where the next logits go: fresh memory would be cleared page by page in every step.
+    spare: Vec<f32>,
 }
 
 impl ModelRunner {
@@ -37,7 +44,7 @@ impl ModelRunner {
     /// [`TensorError`] when the backend cannot hold it.
     pub fn new(model: Arc<Model>, spec: &KvSpec) -> Result<Self, TensorError> {
         let kv = model.backend().kv_cache(spec)?;
-        Ok(Self { model, kv })
+        Ok(Self { model, kv, spare: Vec::new() })
     }
 }
 
@@ -53,7 +60,13 @@ impl Runner for ModelRunner {
         }
         let logits = self.model.forward(batch, &mut self.kv);
         // A step of silent chunks has nothing to read, but its failure must not surface in a later step.
-        backend.read(&logits)
+        let mut values = std::mem::take(&mut self.spare);
+        backend.read_into(&logits, &mut values)?;
+        Ok(values)
+    }
+
+    fn recycle(&mut self, logits: Vec<f32>) {
+        self.spare = logits;
     }
 
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {

@@ -37,7 +37,10 @@ impl Engine {
             .entered();
             let n_decoding = self.n_decoding(&plan);
             match self.forward(&plan) {
-                Ok(logits) => self.commit(&plan, &logits),
+                Ok(logits) => {
+                    self.commit(&plan, &logits);
+                    self.runner.recycle(logits);
+                }
                 Err(reason) => {
                     tracing::error!(reason, "the forward failed");
                     self.fail(&plan, &reason);

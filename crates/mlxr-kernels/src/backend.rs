@@ -115,6 +115,12 @@ impl Backend for CpuBackend {
         Ok(values(x).to_vec())
     }
 
+    fn read_into(&self, x: &Act, out: &mut Vec<f32>) -> Result<(), TensorError> {
+        out.clear();
+        out.extend_from_slice(values(x));
+        Ok(())
+    }
+
     fn kv_cache(&self, spec: &KvSpec) -> Result<KvCache, TensorError> {
         Ok(KvCache::new(spec.clone(), CpuKv::new(spec)?))
     }

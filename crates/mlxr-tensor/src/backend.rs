@@ -56,6 +56,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// [`TensorError::DeviceLost`] when an op since the last read failed.
     fn read(&self, x: &Act) -> Result<Vec<f32>, TensorError>;
 
+    /// As [`Self::read`], into memory that is there already: `out` holds the values and nothing else afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_into(&self, x: &Act, out: &mut Vec<f32>) -> Result<(), TensorError> {
+        *out = self.read(x)?;
+        Ok(())
+    }
+
     /// An arena of KV blocks, contents undefined.
     ///
     /// # Errors

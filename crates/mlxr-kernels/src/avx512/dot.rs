@@ -127,6 +127,7 @@ fn micro<E: Element, const W: usize, const X: usize>(weights: &[&[u8]], xs: &[&[
     }
     let mask = (1u16 << (cols - whole)) - 1;
     for (i, x) in xs.iter().enumerate() {
+        let mut sums = [_mm512_setzero_ps(); TILE];
         for (j, row) in weights.iter().enumerate() {
             let mut sum = acc[i][j];
             if mask != 0 {
@@ -135,7 +136,33 @@ fn micro<E: Element, const W: usize, const X: usize>(weights: &[&[u8]], xs: &[&[
                 let x = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr()) };
                 sum = _mm512_fmadd_ps(E::load_first(mask, &row[whole * E::BYTES..]), x, sum);
             }
-            out[i * TILE + j] = _mm512_reduce_add_ps(sum);
+            sums[j] = sum;
         }
+        out[i * TILE..][..W].copy_from_slice(&totals(sums)[..W]);
     }
+}
+
+/// The sums of four vectors' lanes, each by halves: lanes 8 apart first, then 4, 2 and 1. Whatever the other vectors
+/// hold, a vector's sum is computed the same way.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn totals([a, b, c, d]: [__m512; TILE]) -> [f32; TILE] {
+    let pair = |a, b| {
+        let (low, high) =
+            (_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+        _mm512_add_ps(low, high)
+    };
+    let (ab, cd) = (pair(a, b), pair(c, d));
+    let (even, odd) =
+        (_mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd), _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+    // A quarter for each vector from here on.
+    let sums = _mm512_add_ps(even, odd);
+    let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b01_00_11_10>(sums));
+    let sums = _mm512_add_ps(sums, _mm512_permute_ps::<0b10_11_00_01>(sums));
+    let firsts =
+        _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), sums);
+    let mut totals = [0f32; TILE];
+    // SAFETY: an array of four floats; the store needs no alignment.
+    unsafe { _mm_storeu_ps(totals.as_mut_ptr(), _mm512_castps512_ps128(firsts)) };
+    totals
 }

@@ -7,6 +7,7 @@
 
 use core::arch::asm;
 use core::arch::x86_64::*;
+use core::ops::Range;
 use std::marker::PhantomData;
 
 use mlxr_tensor::{DType, Format};
@@ -212,6 +213,20 @@ impl<R: Copy> Job<R> {
         }
     }
 
+    /// Has a share of the bytes behind these tiles fetched, `n_bytes` over all blocks: they are the next tiles.
+    #[inline]
+    fn fetch_ahead(&self, n_bytes: usize, blocks: Range<usize>) {
+        if self.stored.is_null() {
+            return;
+        }
+        let at = |block: usize| n_bytes * block / self.n_blocks;
+        for byte in (at(blocks.start)..at(blocks.end)).step_by(64) {
+            let ahead = self.stored.wrapping_add(n_bytes + byte);
+            // SAFETY: a hint; any address may be given.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) };
+        }
+    }
+
     /// All tiles' codes are unpacked for some columns, then meet the `xs`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -243,6 +258,7 @@ impl<R: Copy> Job<R> {
                 *column = L::column(start * groups_per_block + i);
             }
             let n_tiles = self.rows.iter().flatten().count();
+            self.fetch_ahead(n_tiles * self.n_blocks * L::BLOCK_BYTES * N_ROWS, start..end);
             let columns = &columns[..n_groups];
             let meet = Meet { panel: panel.bytes(), columns, zero: L::ZERO, n_tiles };
             // SAFETY: the panel was filled for `M` with these groups, and `run` checked the activations' columns.

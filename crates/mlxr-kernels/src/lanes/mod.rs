@@ -146,7 +146,18 @@ pub(crate) mod bodies {
                 *m = if *m < v { v } else { *m };
             }
         }
-        tail.iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &v| if m < v { v } else { m })
+        for (m, &v) in lanes.iter_mut().zip(tail) {
+            *m = if *m < v { v } else { *m };
+        }
+        // By halves: a chain of sixteen comparisons would wait for each.
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for i in 0..width {
+                lanes[i] = if lanes[i] < lanes[i + width] { lanes[i + width] } else { lanes[i] };
+            }
+        }
+        lanes[0]
     }
 
     /// Replaces `x` by `exp(x - max)` and returns the sum.

@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import pathlib
+import tempfile
 
 import ollama
 
 URL = os.environ["MLXR_URL"]
 MODEL = "mlxr-27m"
+REPOSITORY = pathlib.Path(__file__).parents[2]
 ASK = [{"role": "user", "content": "Tell me a story about a cat."}]
 GREEDY = {"temperature": 0, "repeat_penalty": 1, "num_predict": 40}
 
@@ -62,6 +65,45 @@ def check_generate(api, text):
     assert raw.response and raw.context is None
 
 
+def check_catalogue(api, text):
+    api.create(model="mario", from_=MODEL, system="You are Mario.", parameters=GREEDY, license="MIT")
+    steps = [step.status for step in api.create(model="me/luigi:7b", from_="mario", system="", stream=True)]
+    assert steps[-1] == "success", steps
+    assert api.copy("mario", "peach").status == "success"
+    names = [model.model for model in api.list().models]
+    assert names == ["mario", "me/luigi:7b", MODEL, "peach"], names
+    shown = api.show("peach")
+    assert shown.license == "MIT" and shown.details.parent_model == MODEL, shown
+    assert "num_predict" in shown.parameters and "SYSTEM" in shown.modelfile, shown.modelfile
+    # The parameters are the model's own, and its system prompt stands before the conversation.
+    spelt_out = [{"role": "system", "content": "You are Mario."}, *ASK]
+    assert api.chat("peach", ASK).message == api.chat(MODEL, spelt_out, options=GREEDY).message
+    assert api.chat("me/luigi:7b", ASK).message.content == text
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.gguf"
+        path.write_bytes((REPOSITORY / "golden/tiny/llama/model.gguf").read_bytes())
+        digest = api.create_blob(path)
+        assert api.create_blob(path) == digest, "a second time it is there already"
+    assert api.create(model="tiny", files={"model.gguf": digest}).status == "success"
+    assert api.show("tiny").details.format == "gguf"
+
+    def refused(call, *args, **kwargs):
+        try:
+            call(*args, **kwargs)
+        except ollama.ResponseError as error:
+            return error
+        raise AssertionError("it was not refused")
+
+    assert refused(api.create, model="x", from_="nobody").status_code == 404
+    assert "Jinja" in refused(api.create, model="x", from_=MODEL, template="{{ .Prompt }}").error
+    assert "mlxr create" in refused(api.pull, "llama3.2").error
+    for name in ["mario", "me/luigi:7b", "peach", "tiny"]:
+        assert api.delete(name).status == "success"
+    assert refused(api.delete, "mario").status_code == 404
+    assert [model.model for model in api.list().models] == [MODEL]
+
+
 def check_errors(api):
     def refused(call, **ask):
         try:
@@ -94,6 +136,7 @@ check_models(api)
 check_loading(api)
 text = check_chat(api)
 check_generate(api, text)
+check_catalogue(api, text)
 check_errors(api)
 asyncio.run(check_many(text))
 print("ok")

@@ -30,7 +30,7 @@ cp "$here"/package.json "$here"/*.mjs "$work/node/"
 (cd "$work/node" && npm install --silent --no-audit --no-fund --no-package-lock)
 
 run=$(mktemp -d)
-"$mlxr" serve --port 0 --socket "$run/mlxr.sock" >"$run/out" 2>"$run/log" &
+"$mlxr" serve --port 0 --socket "$run/mlxr.sock" --data-dir "$run/data" >"$run/out" 2>"$run/log" &
 server=$!
 finish() {
   code=$?

@@ -64,6 +64,8 @@ pub enum ServeError {
         "{model:?} does not fit: {plan} needed, {used_bytes} of {limit_bytes} bytes are taken by models in use"
     )]
     OutOfMemory { model: String, plan: Box<MemoryPlan>, used_bytes: u64, limit_bytes: u64 },
+    #[error("{reason}")]
+    DiskFull { reason: String },
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("internal error")]
@@ -98,6 +100,7 @@ impl ServeError {
             ServeError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             ServeError::QueueFull { .. } | ServeError::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             ServeError::OutOfMemory { .. } | ServeError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            ServeError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
             ServeError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -127,6 +130,14 @@ impl ServeError {
         };
         if let Some(Ok(challenge)) = challenge.map(HeaderValue::try_from) {
             headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+    }
+
+    /// For the log: also what clients do not see.
+    pub fn cause(&self) -> String {
+        match self {
+            ServeError::Internal { cause } => cause.clone(),
+            other => other.to_string(),
         }
     }
 

@@ -17,6 +17,8 @@ pub struct ModelSpec {
     pub name: String,
     pub source: ModelSource,
     pub settings: ModelSettings,
+    /// Where the weights are in the catalogue's words; a model that was named at the start has none.
+    pub entry_source: Option<EntrySource>,
     /// When the catalogue's file was written; a model that was named at the start has none.
     pub modified: Option<SystemTime>,
 }
@@ -24,7 +26,8 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// A model as its files are.
     pub fn new(name: impl Into<String>, source: ModelSource) -> ModelSpec {
-        ModelSpec { name: name.into(), source, settings: ModelSettings::default(), modified: None }
+        let settings = ModelSettings::default();
+        ModelSpec { name: name.into(), source, settings, entry_source: None, modified: None }
     }
 
     /// Whether it is a file of the catalogue's, which may be changed and removed.
@@ -152,7 +155,8 @@ impl ModelList {
             EntrySource::Bundled => self.bundled.clone()?,
         };
         let (name, settings) = (found.name.to_string(), entry.settings.clone());
-        Some(Arc::new(ModelSpec { name, source, settings, modified: Some(found.modified) }))
+        let (entry_source, modified) = (Some(entry.source.clone()), Some(found.modified));
+        Some(Arc::new(ModelSpec { name, source, settings, entry_source, modified }))
     }
 
     /// A model by any name it goes by.

@@ -203,8 +203,8 @@ impl Models {
         self.lock().iter().map(|resident| resident.model.clone()).collect()
     }
 
-    /// The models in memory, and when each goes if nothing happens before; `None` is never.
-    pub fn resident_until(&self) -> Vec<(Loaded, Option<Instant>)> {
+    /// The models in memory, what they were loaded from, and when each goes if nothing happens before; `None` is never.
+    pub fn resident_until(&self) -> Vec<(Loaded, Arc<ModelSpec>, Option<Instant>)> {
         let now = Instant::now();
         let until = |resident: &Resident| match resident.keep_alive {
             // One in use stays at least as long as one that has just been used.
@@ -212,9 +212,8 @@ impl Models {
             _ => resident.expires_at(),
         };
         let table = self.lock();
-        let mut all: Vec<_> =
-            table.iter().map(|resident| (resident.model.clone(), until(resident))).collect();
-        all.sort_by(|(a, _), (b, _)| a.name().cmp(b.name()));
+        let mut all: Vec<_> = table.iter().map(|r| (r.model.clone(), r.spec.clone(), until(r))).collect();
+        all.sort_by(|(_, a, _), (_, b, _)| a.name.cmp(&b.name));
         all
     }
 

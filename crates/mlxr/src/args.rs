@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxr_checkpoint::FileType;
 use mlxr_tensor::DType;
 
+use crate::commands::catalogue::{CatalogueArgs, CopyArgs, CreateArgs, ListArgs, RemoveArgs};
 use crate::commands::config::ConfigArgs;
 use crate::commands::keys::KeysArgs;
 use crate::commands::serve::ServeArgs;
@@ -66,6 +67,12 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     Config(ConfigArgs),
     Keys(KeysArgs),
+    List(ListArgs),
+    Create(Box<CreateArgs>),
+    #[command(name = "cp")]
+    Copy(CopyArgs),
+    #[command(name = "rm")]
+    Remove(RemoveArgs),
     Show(ShowArgs),
     Tokenize(TokenizeArgs),
     Bench(BenchArgs),
@@ -156,7 +163,7 @@ pub struct RunArgs {
 /// Show what a model is: architecture, quantisation, tokenizer, template, memory.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// A .gguf file, a Hugging Face folder or an MLX folder [default: the bundled model]
+    /// A .gguf file, a Hugging Face folder, an MLX folder, or a name of the catalogue [default: the bundled model]
     #[arg(value_name = "MODEL", value_hint = ValueHint::AnyPath)]
     pub model: Option<PathBuf>,
     /// List every tensor
@@ -168,9 +175,14 @@ pub struct ShowArgs {
     /// Print the chat template
     #[arg(long, group = "part")]
     pub template: bool,
+    /// Print the Modelfile of a model of the catalogue
+    #[arg(long, group = "part")]
+    pub modelfile: bool,
     /// Print JSON
-    #[arg(long, conflicts_with = "template")]
+    #[arg(long, conflicts_with_all = ["template", "modelfile"])]
     pub json: bool,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
     /// Estimate memory for this many tokens [default: the model's context]
     #[arg(short = 'c', long = "ctx", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub n_ctx: Option<u32>,

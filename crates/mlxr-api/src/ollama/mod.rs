@@ -1,6 +1,7 @@
 //! Ollama's dialect: one file per endpoint, and what several of them share.
 
 pub mod chat;
+pub mod create;
 pub mod embed;
 pub mod error;
 pub mod generate;

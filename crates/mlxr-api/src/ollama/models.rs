@@ -104,6 +104,12 @@ pub struct ShowResponse {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub parameters: String,
     pub template: String,
+    /// The system prompt of conversations that have none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub system: String,
+    /// What every conversation begins with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<ShownMessage>,
     pub details: ModelDetails,
     pub model_info: Map<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +118,14 @@ pub struct ShowResponse {
     pub capabilities: Vec<String>,
     /// RFC 3339.
     pub modified_at: String,
+}
+
+/// A message that a conversation begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ollama::ShownMessage)]
+pub struct ShownMessage {
+    pub role: String,
+    pub content: String,
 }
 
 /// One tensor, with `verbose`.
@@ -150,6 +164,8 @@ mod tests {
             modelfile: "FROM m".to_owned(),
             parameters: String::new(),
             template: "t".to_owned(),
+            system: String::new(),
+            messages: Vec::new(),
             details: ModelDetails { family: "llama".to_owned(), ..ModelDetails::default() },
             model_info: Map::new(),
             tensors: None,

@@ -62,6 +62,24 @@ impl ModelSettings {
         self.n_ctx.or_else(|| self.parameters.n_ctx())
     }
 
+    /// The settings of a model made from another one's, which count where these say nothing.
+    pub fn made_from(self, parent_name: &str, parent: &ModelSettings) -> ModelSettings {
+        let messages = if self.messages.is_empty() { parent.messages.clone() } else { self.messages };
+        ModelSettings {
+            parent: Some(parent_name.to_owned()),
+            template: self.template.or_else(|| parent.template.clone()),
+            // An empty one takes the parent's away.
+            system: self.system.or_else(|| parent.system.clone()).filter(|text| !text.is_empty()),
+            parameters: parent.parameters.overlaid(&self.parameters),
+            messages,
+            licenses: parent.licenses.iter().cloned().chain(self.licenses).collect(),
+            keep_alive: self.keep_alive.or(parent.keep_alive),
+            pin: self.pin,
+            n_ctx: self.n_ctx.or(parent.n_ctx),
+            kv_type: self.kv_type.or(parent.kv_type),
+        }
+    }
+
     /// Whether [`open`](Self::open) adds anything.
     pub fn opens_conversations(&self) -> bool {
         self.system.is_some() || !self.messages.is_empty()
@@ -405,6 +423,21 @@ mod tests {
         let forever = ModelSettings { keep_alive: Some(KeepAlive::Forever), ..ModelSettings::default() };
         let forever = Entry { settings: forever, ..small };
         assert_eq!(Entry::parse(&forever.to_yaml(), Path::new("/m")).unwrap(), forever);
+    }
+
+    #[test]
+    fn a_model_made_from_another_says_what_it_says_itself_and_else_what_that_one_said() {
+        let parent = entry().settings;
+        let mut own = ModelSettings { system: Some(String::new()), ..ModelSettings::default() };
+        own.parameters.set_text("temperature", "1").unwrap();
+        let made = own.made_from("base", &parent);
+        assert_eq!((made.parent.as_deref(), &made.system, made.pin), (Some("base"), &None, false));
+        assert_eq!(
+            (&made.template, &made.messages, made.n_ctx),
+            (&parent.template, &parent.messages, parent.n_ctx)
+        );
+        let lines = made.parameters.lines();
+        assert_eq!((lines[0].clone(), lines.len()), (("temperature", "1.0".to_owned()), 3));
     }
 
     #[test]

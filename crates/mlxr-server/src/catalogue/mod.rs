@@ -6,14 +6,17 @@
 //! Invariant: a blob that a model refers to is not removed.
 
 mod blobs;
+pub mod create;
 mod entry;
 mod files;
+mod modelfile;
 mod name;
 mod parameters;
 
 pub use blobs::{BlobError, BlobWriter, Blobs, Digest, DigestError};
 pub use entry::{Entry, EntrySource, ModelSettings, StoredMessage, check_template, is_role};
 pub use files::write_file;
+pub use modelfile::Modelfile;
 pub use name::{ModelName, NameError};
 pub use parameters::{ParameterError, Parameters};
 
@@ -57,6 +60,8 @@ pub enum CatalogueError {
     NotFound { name: String },
     #[error("the blob {digest} of {name:?} is not here; send it again")]
     BlobMissing { name: String, digest: Digest },
+    #[error("the model {name:?} cannot be stored: {problem}")]
+    Entry { name: String, problem: Box<Problem> },
     #[error("there are {MAX_MODELS} models already")]
     Full,
     #[error("no room on the disk for {}", path.display())]
@@ -135,6 +140,10 @@ impl Catalogue {
     /// # Errors
     /// Its blob is not here, or the folder cannot be written to.
     pub fn put(&self, name: &ModelName, entry: &Entry) -> Result<ModelName, CatalogueError> {
+        let text = readable(entry).map_err(|problem| CatalogueError::Entry {
+            name: name.to_string(),
+            problem: Box::new(problem),
+        })?;
         let _lock = self.lock()?;
         if let Some(digest) = entry.blob().filter(|digest| !self.blobs.has(*digest)) {
             return Err(CatalogueError::BlobMissing { name: name.to_string(), digest });
@@ -149,7 +158,7 @@ impl Catalogue {
         let path = name.file(&self.models);
         let failed = |source: io::Error| write_error(source, &path);
         path.parent().map_or(Ok(()), files::create_private_folder).map_err(failed)?;
-        write_file(&path, entry.to_yaml().as_bytes()).map_err(failed)?;
+        write_file(&path, text.as_bytes()).map_err(failed)?;
         // The file's age may be too coarse to show the change.
         self.lock_known().remove(&key);
         if let Some(Ok(old)) = old.map(|old| &old.entry) {
@@ -215,6 +224,16 @@ impl Catalogue {
     fn lock_known(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Found>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a model's file would say, if it could be read again.
+fn readable(entry: &Entry) -> Result<String, Problem> {
+    let text = entry.to_yaml();
+    if text.len() as u64 > yaml::MAX_FILE_BYTES {
+        return Err(Problem::new(format!("its texts are longer than {} bytes", yaml::MAX_FILE_BYTES)));
+    }
+    Entry::parse(&text, Path::new("/"))?;
+    Ok(text)
 }
 
 fn write_error(source: io::Error, path: &Path) -> CatalogueError {

@@ -75,14 +75,6 @@ impl ModelName {
         self.to_string().to_lowercase()
     }
 
-    /// With its tag, as Ollama lists models.
-    pub fn with_tag(&self) -> String {
-        match self.tag {
-            Some(_) => self.to_string(),
-            None => format!("{self}:{TAG}"),
-        }
-    }
-
     /// The file of a model with this name in the folder of models.
     pub fn file(&self, folder: &Path) -> PathBuf {
         let mut path = folder.to_owned();
@@ -136,18 +128,17 @@ mod tests {
 
     #[test]
     fn what_is_meant_anyway_is_not_written() {
-        let check = |text: &str, expected: &str, with_tag: &str| {
-            let name = ModelName::parse(text).unwrap();
-            assert_eq!((name.to_string().as_str(), name.with_tag().as_str()), (expected, with_tag), "{text}");
+        let check = |text: &str, expected: &str| {
+            assert_eq!(ModelName::parse(text).unwrap().to_string(), expected, "{text}");
         };
-        check("mario", "mario", "mario:latest");
-        check("mario:latest", "mario", "mario:latest");
-        check("Mario:7B", "Mario:7B", "Mario:7B");
-        check("library/mario", "mario", "mario:latest");
-        check("registry.ollama.ai/library/mario:x", "mario:x", "mario:x");
-        check("me/mario", "me/mario", "me/mario:latest");
-        check("hf.co/me/m-1.5_b.gguf:Q8_0", "hf.co/me/m-1.5_b.gguf:Q8_0", "hf.co/me/m-1.5_b.gguf:Q8_0");
-        check("localhost:5000/library/m", "localhost:5000/library/m", "localhost:5000/library/m:latest");
+        check("mario", "mario");
+        check("mario:latest", "mario");
+        check("Mario:7B", "Mario:7B");
+        check("library/mario", "mario");
+        check("registry.ollama.ai/library/mario:x", "mario:x");
+        check("me/mario", "me/mario");
+        check("hf.co/me/m-1.5_b.gguf:Q8_0", "hf.co/me/m-1.5_b.gguf:Q8_0");
+        check("localhost:5000/library/m", "localhost:5000/library/m");
         assert_eq!(ModelName::parse("Mario:LATEST").unwrap().key(), ModelName::parse("mario").unwrap().key());
     }
 
@@ -174,8 +165,7 @@ mod tests {
                 let file = name.file(folder);
                 prop_assert!(file.starts_with(folder) && file.components().all(|part| part.as_os_str() != ".."));
                 prop_assert_eq!(ModelName::of_file(folder, &file), Some(name.clone()));
-                prop_assert_eq!(ModelName::parse(&name.to_string()).unwrap(), name.clone());
-                prop_assert_eq!(ModelName::parse(&name.with_tag()).unwrap(), name);
+                prop_assert_eq!(ModelName::parse(&name.to_string()).unwrap(), name);
             }
         }
     }

@@ -140,6 +140,13 @@ impl Parameters {
         self.0.is_empty()
     }
 
+    /// These with others laid over them.
+    pub fn overlaid(&self, others: &Parameters) -> Parameters {
+        let mut merged = self.0.clone();
+        merged.extend(others.0.clone());
+        Parameters(merged)
+    }
+
     /// As JSON, for requests that say nothing themselves.
     pub fn as_map(&self) -> &Map<String, Value> {
         &self.0

@@ -66,6 +66,19 @@ impl Endpoint {
         self.with_body(JSON, Schema::AllOf(both.build()).into())
     }
 
+    /// A body of any bytes.
+    pub fn bytes(self) -> Endpoint {
+        let schema = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
+        self.with_body("application/octet-stream", RefOr::T(Schema::Object(schema.build())))
+    }
+
+    /// A second way it may have worked.
+    pub fn also(mut self, status: u16, about: &str) -> Endpoint {
+        let response = ResponseBuilder::new().description(about);
+        self.operation = self.operation.response(status.to_string(), response);
+        self
+    }
+
     fn with_body(mut self, content_type: &str, schema: RefOr<Schema>) -> Endpoint {
         let body = RequestBodyBuilder::new().required(Some(Required::True));
         let body = body.content(content_type, Content::new(Some(schema)));

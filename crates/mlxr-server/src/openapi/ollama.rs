@@ -1,10 +1,13 @@
 //! Ollama's routes.
 
 use mlxr_api::ollama::chat::{ChatRequest, ChatResponse};
+use mlxr_api::ollama::create::{CopyRequest, CreateRequest, DeleteRequest, Progress, TransferRequest};
 use mlxr_api::ollama::embed::{EmbedRequest, EmbedResponse, EmbeddingRequest, EmbeddingResponse};
 use mlxr_api::ollama::error::ErrorBody;
 use mlxr_api::ollama::generate::{GenerateRequest, GenerateResponse};
 use mlxr_api::ollama::models::{ModelList, RunningModels, ShowRequest, ShowResponse, Version};
+
+use utoipa::openapi::path::HttpMethod;
 
 use super::Section;
 use super::endpoint::Endpoint;
@@ -40,6 +43,28 @@ pub fn section() -> Section {
         Endpoint::get("/api/tags", "List the models").answer::<ModelList>(),
         Endpoint::post("/api/show", "Show a model").body::<ShowRequest>().answer::<ShowResponse>(),
         Endpoint::get("/api/ps", "List the models in memory").answer::<RunningModels>(),
+        Endpoint::post("/api/create", "Make a model")
+            .about("From a model that is here, or from files sent to `/api/blobs` before; converted and quantised as far as needed.")
+            .body::<CreateRequest>()
+            .answer::<Progress>()
+            .lines::<Progress>("Unless `stream` is false: a step per line, `success` in the last."),
+        Endpoint::post("/api/copy", "Give a model a second name").body::<CopyRequest>(),
+        Endpoint::delete("/api/delete", "Remove a model")
+            .about("Its weights go too when no other model has them. Requests that run finish.")
+            .body::<DeleteRequest>(),
+        Endpoint::new(HttpMethod::Head, "/api/blobs/{digest}", "Whether a file is here")
+            .part("digest", "`sha256:` and 64 hexadecimal digits"),
+        Endpoint::post("/api/blobs/{digest}", "Send a file")
+            .about("Its content must have the digest.")
+            .part("digest", "`sha256:` and 64 hexadecimal digits")
+            .bytes()
+            .also(201, "The file was stored; 200 is that it was here already."),
+        Endpoint::post("/api/pull", "Fetch a model")
+            .about("Always refused: there is no store to fetch from.")
+            .body::<TransferRequest>(),
+        Endpoint::post("/api/push", "Publish a model")
+            .about("Always refused: there is no store to publish to.")
+            .body::<TransferRequest>(),
         Endpoint::get("/api/version", "Who answers").answer::<Version>(),
     ];
     Section {

@@ -5,6 +5,7 @@ mod docs;
 mod health;
 mod native;
 mod ollama;
+mod ollama_catalogue;
 mod openai;
 mod responses;
 
@@ -28,6 +29,7 @@ pub fn all() -> Router<Arc<App>> {
         .merge(openai::routes())
         .merge(responses::routes())
         .merge(ollama::routes())
+        .merge(ollama_catalogue::routes())
         .merge(anthropic::routes())
         .merge(native::routes())
         .merge(docs::routes())

@@ -19,6 +19,7 @@ use crate::app::App;
 use crate::dialect::Dialect;
 use crate::embedding::{self, Embedded};
 use crate::generation::Generation;
+use crate::model_list::ModelSpec;
 use crate::model_manager::Lease;
 use crate::notices::Notices;
 use crate::stream;
@@ -186,13 +187,21 @@ async fn tags(State(app): State<Arc<App>>) -> Response {
 
 async fn list(app: Arc<App>) -> Result<Response, ServeError> {
     let list = blocking(move || {
-        let models = app.models.specs().into_iter().map(|spec| {
-            let facts = Facts::gather(&spec.source, app.models.created_s)?;
-            Ok(facts.listed(&spec.name))
+        let models = app.models.specs().into_iter().filter_map(|spec| {
+            let facts = facts(&app, &spec)?;
+            Some(facts.listed(&spec.name))
         });
-        models.collect::<Result<Vec<_>, ServeError>>()
+        Ok(models.collect())
     });
     Ok(json_response(&ModelList { models: list.await? }, &Notices::default()))
+}
+
+/// What is known of a model for a list, where one with broken files must not hide the others.
+fn facts(app: &App, spec: &ModelSpec) -> Option<Facts> {
+    let facts = Facts::gather(spec, app.models.created_s);
+    facts
+        .inspect_err(|error| tracing::warn!(model = spec.name, cause = error.cause(), "left out of a list"))
+        .ok()
 }
 
 async fn show(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -218,7 +227,7 @@ async fn answer_show(app: Arc<App>, request: Request) -> Result<Response, ServeE
     notices.enforce(app.limits.strict)?;
     let shown = blocking(move || {
         let spec = app.models.find(&wire.model)?;
-        let facts = Facts::gather(&spec.source, app.models.created_s)?;
+        let facts = Facts::gather(&spec, app.models.created_s)?;
         facts.show(&spec.name, wire.verbose == Some(true))
     });
     Ok(json_response(&shown.await?, &notices))
@@ -230,11 +239,11 @@ async fn ps(State(app): State<Arc<App>>) -> Response {
 
 async fn list_running(app: Arc<App>) -> Result<Response, ServeError> {
     let list = blocking(move || {
-        let resident = app.models.resident_until().into_iter().map(|(model, until)| {
-            let facts = Facts::gather(&app.models.find(model.name())?.source, app.models.created_s)?;
-            Ok(facts.running(&model, until))
+        let resident = app.models.resident_until().into_iter().map(|(model, spec, until)| {
+            let facts = facts(&app, &spec)?;
+            Some(facts.running(&model, until))
         });
-        resident.collect::<Result<Vec<_>, ServeError>>()
+        Ok(resident.flatten().collect())
     });
     Ok(json_response(&RunningModels { models: list.await? }, &Notices::default()))
 }

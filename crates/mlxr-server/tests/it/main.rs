@@ -5,6 +5,7 @@
 mod anthropic;
 mod cached;
 mod cancel;
+mod catalogue;
 mod chat;
 mod completions;
 mod dashboard;

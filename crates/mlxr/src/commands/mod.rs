@@ -1,6 +1,7 @@
 //! One module per command: `run(&Args)` does it.
 
 pub mod bench;
+pub mod catalogue;
 pub mod completions;
 pub mod config;
 pub mod convert;

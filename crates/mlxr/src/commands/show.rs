@@ -6,11 +6,13 @@ use std::process::ExitCode;
 
 use mlxr_checkpoint::{Checkpoint, GgufMetadata, MetaArray, MetaValue};
 use mlxr_models::{DecoderConfig, MlpConfig};
+use mlxr_server::catalogue::Modelfile;
 use mlxr_tensor::{HostTensor, KvSpec};
 use mlxr_text::Tokenizer;
 use serde_json::{Map, Value, json};
 
 use crate::args::ShowArgs;
+use crate::commands::catalogue::{self, NamedModel};
 use crate::failure::failure;
 use crate::model_source::ModelSource;
 use crate::output::{self, DIM, Section};
@@ -20,10 +22,19 @@ use crate::{text, units};
 const MAX_VALUE_CHARS: usize = 96;
 
 pub fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let source = ModelSource::named(args.model.as_deref());
+    let named =
+        args.model.as_deref().map(|word| catalogue::named(&args.catalogue, word)).transpose()?.flatten();
+    if args.modelfile {
+        return show_modelfile(args, named.as_ref());
+    }
+    let source = match &named {
+        Some(named) => named.source.clone(),
+        None => ModelSource::named(args.model.as_deref()),
+    };
     let ckpt = source.open()?;
     if args.template {
-        let Some(template) = &ckpt.chat_template else {
+        let own = named.as_ref().and_then(|named| named.entry.settings.template.as_ref());
+        let Some(template) = own.or(ckpt.chat_template.as_ref()) else {
             let hint = "`mlxr run` uses the built-in template of its family, or --template FILE";
             return Err(failure(format_args!("{source} has no chat template"), hint));
         };
@@ -35,9 +46,69 @@ pub fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         show_metadata(&ckpt, args.json)?;
     } else {
         let facts = Facts::gather(args, &source, &ckpt)?;
-        if args.json { output::json(&facts.to_json())? } else { facts.print(&mut output::styled())? }
+        if args.json {
+            let mut json = facts.to_json();
+            if let Some(named) = &named {
+                json["catalogue"] = catalogue_json(named);
+            }
+            output::json(&json)?;
+        } else {
+            let mut out = output::styled();
+            if let Some(named) = &named {
+                catalogue_section(named).write(&mut out)?;
+            }
+            facts.print(&mut out)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn show_modelfile(args: &ShowArgs, named: Option<&NamedModel>) -> anyhow::Result<ExitCode> {
+    let Some(NamedModel { name, entry, .. }) = named else {
+        let model = args.model.as_deref().map_or_else(|| "it".to_owned(), |path| path.display().to_string());
+        let hint = "`mlxr list` shows the models that have one";
+        return Err(failure(format_args!("{model} is not in the catalogue and has no Modelfile"), hint));
+    };
+    output::raw(&Modelfile::write(name, &entry.settings, entry.settings.template.as_deref()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the catalogue says beside the weights.
+fn catalogue_section(named: &NamedModel) -> Section {
+    let settings = &named.entry.settings;
+    let mut section = Section::new("catalogue");
+    section.row("name", &named.name);
+    if let Some(parent) = &settings.parent {
+        section.row("made from", parent);
+    }
+    if let Some(system) = &settings.system {
+        section.row("system", system.replace('\n', " "));
+    }
+    for (name, value) in settings.parameters.lines() {
+        section.row(name, value);
+    }
+    if !settings.messages.is_empty() {
+        section.row("messages", settings.messages.len());
+    }
+    if settings.template.is_some() {
+        section.row("template", "its own (--template prints it)");
+    }
+    section
+}
+
+fn catalogue_json(named: &NamedModel) -> Value {
+    let settings = &named.entry.settings;
+    let messages = settings.messages.iter().map(|m| json!({"role": m.role, "content": m.content}));
+    json!({
+        "name": named.name,
+        "from": settings.parent,
+        "system": settings.system,
+        "template": settings.template,
+        "parameters": settings.parameters.as_map(),
+        "messages": messages.collect::<Vec<_>>(),
+        "license": settings.licenses,
+        "pin": settings.pin,
+    })
 }
 
 /// Tensors of one storage format.

@@ -21,6 +21,11 @@ Commands:
   serve        Answer requests over HTTP, in the dialects of OpenAI, Ollama and Anthropic
   config       Show, check and change the settings of `mlxr serve`
   keys         Create, list, revoke and rotate the keys clients show to a server
+  list         List the models that `mlxr serve` would serve: the catalogue's and the bundled one
+  create       Make a model of the catalogue: from another model or from files, with a system
+               prompt, a template, parameters
+  cp           Give a model a second name
+  rm           Remove models from the catalogue, and their weights when no other model has them
   show         Show what a model is: architecture, quantisation, tokenizer, template, memory
   tokenize     Turn text into token ids, or ids into text
   bench        Measure prefill and decode speed

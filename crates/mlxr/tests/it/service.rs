@@ -49,7 +49,12 @@ impl Server {
 
 fn serve() -> Command {
     let mut command = Command::new(binary());
-    command.arg("serve").env_remove("HOME").env_remove("XDG_CONFIG_HOME").stderr(Stdio::null());
+    command
+        .arg("serve")
+        .env_remove("HOME")
+        .env_remove("XDG_CONFIG_HOME")
+        .env_remove("XDG_DATA_HOME")
+        .stderr(Stdio::null());
     command
 }
 
@@ -225,4 +230,46 @@ fn the_log_file_says_of_every_request_how_it_went() {
         assert!(line[field].is_number(), "{field}: {line}");
     }
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_model_made_over_http_is_there_after_a_restart_even_a_hard_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut command = serve();
+        command.args(["--port", "0", "--no-socket", "--data-dir"]).arg(dir.path());
+        Server::start(&mut command, 1)
+    };
+    let post = |server: &Server, path: &str, body: &str| {
+        let mut stream = TcpStream::connect(server.addresses[0].strip_prefix("http://").unwrap()).unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let mut server = start();
+    let body = r#"{"model": "mario", "from": "mlxr-27m", "system": "You are Mario.", "stream": false}"#;
+    let answer = post(&server, "/api/create", body);
+    assert!(answer.contains(r#"{"status":"success"}"#), "{answer}");
+    server.signal("-KILL");
+    assert_eq!(server.code(), None);
+    let mut server = start();
+    let answer = post(&server, "/api/show", r#"{"model": "mario"}"#);
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("You are Mario."), "{answer}");
+    let ask = r#"{"model": "mario", "prompt": "Hi", "stream": false, "options": {"num_predict": 2}}"#;
+    let answer = post(&server, "/api/generate", ask);
+    assert!(answer.contains(r#""done":true"#), "{answer}");
+    // What another program does is noticed.
+    mlxr(["rm", "mario", "--data-dir"]).arg(dir.path()).assert().success();
+    let asked = std::time::Instant::now();
+    while !post(&server, "/api/show", r#"{"model": "mario"}"#).starts_with("HTTP/1.1 404") {
+        assert!(asked.elapsed() < Duration::from_secs(30), "the server does not notice");
+    }
+    server.signal("-TERM");
+    assert_eq!(server.code(), Some(0));
 }

@@ -55,7 +55,7 @@ fn kind(error: &ServeError) -> &'static str {
         ServeError::BodyTooLarge { .. } => "request_too_large",
         ServeError::QueueFull { .. } | ServeError::RateLimited { .. } => "rate_limit_error",
         ServeError::OutOfMemory { .. } | ServeError::ShuttingDown => "overloaded_error",
-        ServeError::Internal { .. } => "api_error",
+        ServeError::DiskFull { .. } | ServeError::Internal { .. } => "api_error",
     }
 }
 

@@ -44,6 +44,7 @@ const fn code(error: &ServeError) -> &'static str {
         ServeError::BodyTimeout => "request_timeout",
         ServeError::QueueFull { .. } => "queue_full",
         ServeError::OutOfMemory { .. } => "out_of_memory",
+        ServeError::DiskFull { .. } => "disk_full",
         ServeError::ShuttingDown => "shutting_down",
         ServeError::Internal { .. } => "internal_error",
     }

@@ -1,6 +1,7 @@
 //! Ollama's dialect.
 
 pub mod chat;
+pub mod create;
 pub mod embed;
 pub mod generate;
 pub mod line;
@@ -28,7 +29,7 @@ pub fn error_response(error: &ServeError) -> Response {
 }
 
 /// The body of [`error_response`], also the last line of a stream that broke off.
-fn error_body(error: &ServeError) -> ErrorBody {
+pub fn error_body(error: &ServeError) -> ErrorBody {
     let error = match error {
         ServeError::ModelNotFound { model, known } => {
             format!("model '{model}' not found\nhint: the models here are {known}")

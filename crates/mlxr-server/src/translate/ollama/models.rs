@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mlxr_api::ollama::models::{ListedModel, ModelDetails, RunningModel, ShowResponse, TensorInfo};
+use mlxr_api::ollama::models::{
+    ListedModel, ModelDetails, RunningModel, ShowResponse, ShownMessage, TensorInfo,
+};
 use mlxr_checkpoint::{Checkpoint, MetaArray, MetaValue};
 use mlxr_text::{ChatTemplate, Tokenizer};
 use serde_json::{Map, Value, json};
@@ -10,7 +12,9 @@ use sha2::{Digest, Sha256};
 
 use super::time;
 use crate::ServeError;
-use crate::loaded::{Loaded, ModelSource};
+use crate::catalogue::{Entry, ModelSettings, Modelfile};
+use crate::loaded::{Loaded, ModelSource, template};
+use crate::model_list::ModelSpec;
 use crate::translate::conversation::Abilities;
 use crate::translate::openai::fill_in;
 
@@ -22,6 +26,7 @@ pub struct Facts {
     ckpt: Checkpoint,
     modified: SystemTime,
     digest: String,
+    settings: ModelSettings,
 }
 
 impl Facts {
@@ -29,10 +34,10 @@ impl Facts {
     ///
     /// # Errors
     /// The files are broken.
-    pub fn gather(source: &ModelSource, created_s: u64) -> Result<Facts, ServeError> {
-        let ckpt = source.open().map_err(ServeError::internal)?;
+    pub fn gather(spec: &ModelSpec, created_s: u64) -> Result<Facts, ServeError> {
+        let ckpt = spec.source.open().map_err(ServeError::internal)?;
         let mut hash = Sha256::new();
-        let modified = match source {
+        let modified = match &spec.source {
             ModelSource::Path(path) => {
                 let modified = std::fs::metadata(path).and_then(|found| found.modified());
                 let modified = modified.map_err(ServeError::internal)?;
@@ -45,8 +50,12 @@ impl Facts {
                 UNIX_EPOCH + Duration::from_secs(created_s)
             }
         };
+        let settings = spec.settings.clone();
+        if let Some(source) = spec.entry_source.clone() {
+            hash.update(Entry { source, settings: settings.clone() }.to_yaml());
+        }
         let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Facts { ckpt, modified, digest })
+        Ok(Facts { ckpt, modified: spec.modified.unwrap_or(modified), digest, settings })
     }
 
     /// As `/api/tags` lists it.
@@ -87,7 +96,7 @@ impl Facts {
         let summary = self.ckpt.summary();
         let family = self.family().to_owned();
         ModelDetails {
-            parent_model: String::new(),
+            parent_model: self.settings.parent.clone().unwrap_or_default(),
             format: self.ckpt.format.name().to_lowercase(),
             families: vec![family.clone()],
             family,
@@ -106,15 +115,15 @@ impl Facts {
         if ckpt.is_embedder() {
             return Ok(self.show_embedder(name, is_verbose));
         }
-        let template = ChatTemplate::for_checkpoint(ckpt, &tokenizer, None).map_err(ServeError::internal)?;
-        let parameters = parameters(&ckpt.generation);
-        let modelfile: String = parameters.iter().map(|line| format!("PARAMETER {line}\n")).collect();
-        let license = ckpt.metadata.as_ref().and_then(|metadata| metadata.str("general.license"));
+        let settings = &self.settings;
+        let template = template(ckpt, &tokenizer, settings).map_err(ServeError::internal)?;
         Ok(ShowResponse {
-            license: license.map(str::to_owned),
-            modelfile: format!("FROM {name}\nTEMPLATE \"\"\"{}\"\"\"\n{modelfile}", template.source()),
-            parameters: parameters.join("\n"),
+            license: self.license(),
+            modelfile: Modelfile::write(name, settings, Some(template.source())),
+            parameters: parameters(&ckpt.generation, settings).join("\n"),
             template: template.source().to_owned(),
+            system: settings.system.clone().unwrap_or_default(),
+            messages: self.messages(),
             details: self.details(),
             model_info: self.model_info(is_verbose),
             tensors: is_verbose.then(|| self.tensors()),
@@ -125,18 +134,31 @@ impl Facts {
 
     /// A model that makes vectors or scores has no template and samples nothing.
     fn show_embedder(&self, name: &str, is_verbose: bool) -> ShowResponse {
-        let license = self.ckpt.metadata.as_ref().and_then(|metadata| metadata.str("general.license"));
         ShowResponse {
-            license: license.map(str::to_owned),
-            modelfile: format!("FROM {name}\n"),
+            license: self.license(),
+            modelfile: Modelfile::write(name, &self.settings, None),
             parameters: String::new(),
             template: String::new(),
+            system: String::new(),
+            messages: Vec::new(),
             details: self.details(),
             model_info: self.model_info(is_verbose),
             tensors: is_verbose.then(|| self.tensors()),
             capabilities: vec!["embedding".to_owned()],
             modified_at: time::rfc3339(self.modified),
         }
+    }
+
+    /// What the catalogue has, else what the file names.
+    fn license(&self) -> Option<String> {
+        let own = &self.settings.licenses;
+        let named = || self.ckpt.metadata.as_ref().and_then(|metadata| metadata.str("general.license"));
+        if own.is_empty() { named().map(str::to_owned) } else { Some(own.join("\n")) }
+    }
+
+    fn messages(&self) -> Vec<ShownMessage> {
+        let messages = self.settings.messages.iter();
+        messages.map(|m| ShownMessage { role: m.role.clone(), content: m.content.clone() }).collect()
     }
 
     /// The metadata of a GGUF file, or the same facts under the same names.
@@ -205,8 +227,8 @@ fn count(n: u64) -> String {
     format!("{}{unit}", text.strip_suffix(".0").unwrap_or(&text))
 }
 
-/// The generation config, by Ollama's names.
-fn parameters(generation: &Map<String, Value>) -> Vec<String> {
+/// The generation config, by Ollama's names, and what the catalogue says over it.
+fn parameters(generation: &Map<String, Value>, settings: &ModelSettings) -> Vec<String> {
     let names = [
         ("temperature", "temperature"),
         ("top_k", "top_k"),
@@ -217,7 +239,15 @@ fn parameters(generation: &Map<String, Value>) -> Vec<String> {
         ("num_predict", "max_new_tokens"),
     ];
     let line = |(ours, theirs): (&str, &str)| Some(format!("{ours} {}", generation.get(theirs)?));
-    names.into_iter().filter_map(line).collect()
+    let own = settings.parameters.lines();
+    let is_own = |name: &str| own.iter().any(|(known, _)| *known == name);
+    let mut lines: Vec<String> =
+        names.into_iter().filter(|(ours, _)| !is_own(ours)).filter_map(line).collect();
+    lines.extend(own.iter().map(|(name, value)| match *name {
+        "stop" => format!("stop {}", Value::from(value.as_str())),
+        name => format!("{name} {value}"),
+    }));
+    lines
 }
 
 fn capabilities(template: &ChatTemplate, tokenizer: &Tokenizer) -> Vec<String> {
@@ -279,6 +309,14 @@ mod tests {
     #[test]
     fn a_generation_config_goes_by_ollama_s_names() {
         let config = json!({"temperature": 0.6, "repetition_penalty": 1.1, "do_sample": true});
-        assert_eq!(parameters(config.as_object().unwrap()), ["temperature 0.6", "repeat_penalty 1.1"]);
+        let config = config.as_object().unwrap();
+        let mut settings = ModelSettings::default();
+        assert_eq!(parameters(config, &settings), ["temperature 0.6", "repeat_penalty 1.1"]);
+        settings.parameters.set_text("temperature", "0.25").unwrap();
+        settings.parameters.set_text("stop", "<end>").unwrap();
+        assert_eq!(
+            parameters(config, &settings),
+            ["repeat_penalty 1.1", "temperature 0.25", "stop \"<end>\""]
+        );
     }
 }

@@ -101,6 +101,7 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::BodyTimeout => (request, None, Some("request_timeout")),
         ServeError::QueueFull { .. } => ("rate_limit_error", None, Some("queue_full")),
         ServeError::OutOfMemory { .. } => ("server_error", Some("model".to_owned()), Some("out_of_memory")),
+        ServeError::DiskFull { .. } => ("server_error", None, Some("disk_full")),
         ServeError::ShuttingDown => ("server_error", None, Some("shutting_down")),
         ServeError::Internal { .. } => ("server_error", None, Some("internal_error")),
     };

@@ -68,6 +68,9 @@ pub enum ServeError {
     DiskFull { reason: String },
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// While it ran: by whoever looks after the server, or because the server does not wait for it to finish.
+    #[error("the request was cancelled by the server, which may be shutting down")]
+    Cancelled,
     #[error("internal error")]
     Internal { cause: String },
 }
@@ -99,7 +102,9 @@ impl ServeError {
             ServeError::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ServeError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             ServeError::QueueFull { .. } | ServeError::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            ServeError::OutOfMemory { .. } | ServeError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            ServeError::OutOfMemory { .. } | ServeError::ShuttingDown | ServeError::Cancelled => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ServeError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
             ServeError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }

@@ -52,7 +52,7 @@ pub async fn collect(
             Event::Finish { reason: FinishReason::Error(cause), .. } => {
                 return Err(ServeError::Internal { cause });
             }
-            Event::Finish { reason: FinishReason::Cancelled, .. } => return Err(ServeError::ShuttingDown),
+            Event::Finish { reason: FinishReason::Cancelled, .. } => return Err(ServeError::Cancelled),
             Event::Finish { usage, timings, .. } => {
                 collected.usage = usage;
                 collected.timings = timings;

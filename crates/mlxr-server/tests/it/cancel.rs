@@ -1,6 +1,7 @@
 //! Clients that go away, and many at once.
 
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use mlxr_engine::EngineOptions;
 use mlxr_server::Limits;
@@ -43,6 +44,40 @@ async fn a_client_that_does_not_wait_for_a_whole_answer_cancels_its_request() {
     assert!(asking.await.unwrap_err().is_cancelled());
     assert_idle(&app, HOUSE).await;
     assert!(lease.engine.stats().n_generated < 1500, "it did not run to its end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_a_client_has_cancels_its_request() {
+    let app = app_with(EngineOptions::default(), Limits::default());
+    let messages = json!([{"role": "user", "content": "Tell me a long story."}]);
+    // Anthropic's dialect cannot forbid the end, but a form can.
+    let schema = json!({"type": "object", "properties": {"x": {"type": "string", "minLength": 5000}}, "required": ["x"]});
+    let anthropic = json!({"format": {"type": "json_schema", "schema": schema}});
+    for (path, extra) in [
+        (PATH, json!({"messages": messages, "ignore_eos": true, "max_tokens": 1500})),
+        ("/v1/completions", json!({"prompt": ["One", "Two"], "ignore_eos": true, "max_tokens": 1500})),
+        ("/v1/responses", json!({"input": messages, "ignore_eos": true})),
+        ("/v1/messages", json!({"messages": messages, "output_config": anthropic, "max_tokens": 1500})),
+    ] {
+        let mut body = json!({"model": HOUSE, "stream": true});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let mut body = send(&app, post(path, body)).await.into_body();
+        let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        let first = String::from_utf8_lossy(&first).into_owned();
+        let data = first.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+        let data: Value = serde_json::from_str(data).unwrap();
+        let id = [&data["id"], &data["response"]["id"], &data["message"]["id"]]
+            .into_iter()
+            .find_map(Value::as_str);
+        let path = format!("/mlxr/v1/requests/{HOUSE}/{}", id.unwrap());
+        let cancelled = ask(&app, Request::delete(path).body(Body::empty()).unwrap()).await;
+        let n_cancelled = cancelled.json()["cancelled"].as_array().unwrap().len();
+        assert_eq!(n_cancelled, extra["prompt"].as_array().map_or(1, Vec::len), "{}", cancelled.text);
+        let rest = body.collect().await.unwrap().to_bytes();
+        let rest = String::from_utf8_lossy(&rest);
+        assert!(rest.contains("the request was cancelled") && !rest.contains("[DONE]"), "{rest}");
+    }
+    assert_idle(&app, HOUSE).await;
 }
 
 fn story(i: usize, stream: bool) -> Value {

@@ -214,5 +214,5 @@ async fn a_server_that_must_not_wait_cancels_its_answers() {
     server.close().await;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.contains("shutting_down") && !answer.contains("[DONE]"), "{answer}");
+    assert!(answer.contains("\"cancelled\"") && !answer.contains("[DONE]"), "{answer}");
 }

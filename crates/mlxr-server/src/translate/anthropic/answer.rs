@@ -40,6 +40,11 @@ impl Answer {
         }
     }
 
+    /// What clients call it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Reads an event.
     ///
     /// # Errors

@@ -43,6 +43,7 @@ pub fn read(wire: &MessagesRequest, model: &LoadedModel, strict: bool) -> Result
     params.validate().map_err(|error| ServeError::invalid(error.field, error.to_string()))?;
     let answer = Answer::new(wire.model.clone(), &prompt, max_tokens, notices.warnings());
     let request = Request {
+        label: Some(answer.id().to_owned()),
         sampling: params,
         max_tokens: Some(max_tokens),
         stop: wire.stop_sequences.clone().unwrap_or_else(|| stop(&model.generation)),

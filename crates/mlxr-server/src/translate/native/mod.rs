@@ -46,6 +46,7 @@ const fn code(error: &ServeError) -> &'static str {
         ServeError::OutOfMemory { .. } => "out_of_memory",
         ServeError::DiskFull { .. } => "disk_full",
         ServeError::ShuttingDown => "shutting_down",
+        ServeError::Cancelled => "cancelled",
         ServeError::Internal { .. } => "internal_error",
     }
 }

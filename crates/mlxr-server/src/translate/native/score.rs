@@ -145,7 +145,7 @@ fn continuations(
 
 impl Answer {
     /// # Errors
-    /// The model failed, or the server is shutting down.
+    /// The model failed, or the server ended the request.
     pub async fn whole(self, mut generation: Generation) -> Result<ScoreAnswer, ServeError> {
         let collected = collect(&mut generation, self.texts.len(), 1).await?;
         let scores = self.texts.iter().zip(&collected);

@@ -76,6 +76,7 @@ pub fn read(wire: &ChatCompletionRequest, model: &LoadedModel, strict: bool) -> 
     };
     apply(&mut request, &documented, &wire.extensions, &model.generation)?;
     let mut answer = Answer::new(model, &request, prompt.output);
+    request.label = Some(answer.id().to_owned());
     answer.style = tools.style;
     answer.include_usage = wire.stream_options.unwrap_or_default().include_usage == Some(true);
     answer.warnings = notices.warnings();

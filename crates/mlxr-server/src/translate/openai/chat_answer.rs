@@ -58,10 +58,15 @@ impl Answer {
         }
     }
 
+    /// What clients call it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// The answer in one piece.
     ///
     /// # Errors
-    /// The model failed, or the server is shutting down.
+    /// The model failed, or the server ended the request.
     pub async fn whole(mut self, mut generation: Generation) -> Result<ChatCompletion, ServeError> {
         let mut choices: Vec<ChatChoice> =
             (0..).zip(&self.choices).map(|(i, _)| self.empty_choice(i)).collect();

@@ -17,7 +17,7 @@ use crate::loaded::LoadedModel;
 use crate::notices::Notices;
 use crate::stream::Frames;
 use crate::translate::collect::{Collected, collect};
-use crate::translate::sampling::max_tokens;
+use crate::translate::sampling::{max_tokens, stop};
 use crate::translate::structure::Structure;
 use crate::{ids, sse};
 
@@ -74,9 +74,11 @@ pub fn read(wire: &CompletionRequest, model: &LoadedModel, strict: bool) -> Resu
 
     let is_echo = wire.echo == Some(true);
     let limit = wire.max_tokens.or_else(|| max_tokens(&model.generation)).unwrap_or(DEFAULT_MAX_TOKENS);
+    let id = ids::unique("cmpl-");
     let mut template = Request {
+        label: Some(id.clone()),
         max_tokens: Some(limit),
-        stop: wire.stop.clone().unwrap_or_default().0,
+        stop: wire.stop.clone().map_or_else(|| stop(&model.generation), |texts| texts.0),
         n: wire.n.unwrap_or(1),
         best_of: wire.best_of,
         logprobs: wire.logprobs,
@@ -103,7 +105,7 @@ pub fn read(wire: &CompletionRequest, model: &LoadedModel, strict: bool) -> Resu
         prompts.iter().map(|tokens| Request { prompt: Prompt::Tokens(tokens.clone()), ..template.clone() });
     let requests = requests.collect();
     let answer = Answer {
-        id: ids::unique("cmpl-"),
+        id,
         created: ids::unix_s(),
         model: model.name.clone(),
         tokenizer: model.tokenizer.clone(),
@@ -224,7 +226,7 @@ impl Answer {
     /// The answer in one piece.
     ///
     /// # Errors
-    /// The model failed, or the server is shutting down.
+    /// The model failed, or the server ended the request.
     pub async fn whole(self, mut generation: Generation) -> Result<Completion, ServeError> {
         let collected = collect(&mut generation, self.prompts.len(), self.n).await?;
         let mut usage = Usage::default();

@@ -103,6 +103,7 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::OutOfMemory { .. } => ("server_error", Some("model".to_owned()), Some("out_of_memory")),
         ServeError::DiskFull { .. } => ("server_error", None, Some("disk_full")),
         ServeError::ShuttingDown => ("server_error", None, Some("shutting_down")),
+        ServeError::Cancelled => ("server_error", None, Some("cancelled")),
         ServeError::Internal { .. } => ("server_error", None, Some("internal_error")),
     };
     let (r#type, code) = (r#type.to_owned(), code.map(str::to_owned));
@@ -118,7 +119,7 @@ pub fn finish_reason(reason: &FinishReason) -> Result<&'static str, ServeError> 
         FinishReason::Stop(_) => Ok("stop"),
         FinishReason::Length => Ok("length"),
         FinishReason::Loop => Ok("loop"),
-        FinishReason::Cancelled => Err(ServeError::ShuttingDown),
+        FinishReason::Cancelled => Err(ServeError::Cancelled),
         FinishReason::Error(cause) => Err(ServeError::Internal { cause: cause.clone() }),
     }
 }

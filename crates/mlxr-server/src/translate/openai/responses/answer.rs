@@ -292,7 +292,7 @@ impl Answer {
     /// The answer in one piece.
     ///
     /// # Errors
-    /// The model failed, or the server is shutting down.
+    /// The model failed, or the server ended the request.
     pub async fn whole(mut self, generation: Generation) -> Result<Response, ServeError> {
         self.read_all(generation).await?;
         self.store();

@@ -93,6 +93,7 @@ pub fn read(asked: Asked, model: &LoadedModel, strict: bool) -> Result<Task, Ser
     apply(&mut request, &documented, &wire.extensions, &model.generation)?;
     let (is_stream, is_background) = (wire.stream == Some(true), wire.background == Some(true));
     let response = begun(wire, model, &request, notices.warnings(), is_kept);
+    request.label = Some(response.id.clone());
     let tokenizer = model.tokenizer.clone();
     let answer = Answer::new(response, input, prompt.output, tokenizer, logprobs.is_some());
     Ok(Task { request, answer, notices, is_stream, is_background, is_kept })

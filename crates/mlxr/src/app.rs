@@ -46,6 +46,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Show(args) => commands::show::run(&args),
         Command::Tokenize(args) => commands::tokenize::run(&args),
+        Command::Embed(args) => commands::embed::run(&args),
+        Command::Rerank(args) => commands::rerank::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Run(args) => commands::run::run(&args),

@@ -9,7 +9,9 @@ use mlxr_tensor::DType;
 
 use crate::commands::catalogue::{CatalogueArgs, CopyArgs, CreateArgs, ListArgs, RemoveArgs};
 use crate::commands::config::ConfigArgs;
+use crate::commands::embed::EmbedArgs;
 use crate::commands::keys::KeysArgs;
+use crate::commands::rerank::RerankArgs;
 use crate::commands::serve::ServeArgs;
 use crate::logging;
 use crate::sampling::{ChoiceArgs, SamplingArgs};
@@ -75,6 +77,8 @@ pub enum Command {
     Remove(RemoveArgs),
     Show(ShowArgs),
     Tokenize(TokenizeArgs),
+    Embed(EmbedArgs),
+    Rerank(RerankArgs),
     Bench(BenchArgs),
     Perplexity(PerplexityArgs),
     Quantize(QuantizeArgs),
@@ -405,7 +409,7 @@ pub struct CompletionsArgs {
 /// More threads than any machine this runs on has.
 const MAX_THREADS: usize = 1024;
 
-fn parse_threads(text: &str) -> Result<usize, String> {
+pub fn parse_threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if (1..=MAX_THREADS).contains(&n) => Ok(n),
         _ => Err(format!("expected a number from 1 to {MAX_THREADS}")),

@@ -8,6 +8,8 @@ use mlxr_kernels::{CpuBackend, CpuOptions};
 use mlxr_models::{Model, ModelError, ModelOptions};
 use mlxr_tensor::{Act, Backend, Batch, DType, KvCache};
 
+use crate::failure::failure;
+
 /// Tokens per KV block.
 pub const BLOCK_TOKENS: usize = 16;
 
@@ -17,8 +19,18 @@ pub fn backend(n_threads: Option<usize>) -> anyhow::Result<Arc<dyn Backend>> {
     Ok(Arc::new(CpuBackend::new(options).context("cannot set up the CPU backend")?))
 }
 
+/// Whether a model generates, which one made for vectors or scores does not.
+pub fn check_generates(ckpt: &Checkpoint) -> anyhow::Result<()> {
+    if ckpt.is_embedder() {
+        let message = format!("{} is an embedding model: it generates no text", ckpt.path.display());
+        return Err(failure(message, "`mlxr embed` makes vectors of texts, `mlxr rerank` scores documents"));
+    }
+    Ok(())
+}
+
 /// Loads the weights of a checkpoint.
 pub fn model(ckpt: &Checkpoint, backend: Arc<dyn Backend>, n_ctx: Option<u32>) -> anyhow::Result<Model> {
+    check_generates(ckpt)?;
     let hint = |error: &ModelError| match error {
         ModelError::ContextTooLong { n_ctx_max, .. } => format!("\nhint: give --ctx at most {n_ctx_max}"),
         _ => String::new(),

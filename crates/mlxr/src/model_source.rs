@@ -78,18 +78,22 @@ pub struct Words {
 impl Words {
     /// Tells the model from the text: the first word is the model when it exists as a path or looks like one, unless
     /// `--model` names it. Words after `--` (`after`) are always text.
-    pub fn sort(model: Option<&Path>, mut words: &[String], after: &[String]) -> Words {
-        let mut source = ModelSource::named(model);
-        if model.is_none()
-            && let Some((first, rest)) = words.split_first()
-            && looks_like_model(first)
-        {
-            source = ModelSource::Path(first.into());
-            words = rest;
-        }
+    pub fn sort(model: Option<&Path>, words: &[String], after: &[String]) -> Words {
+        let (source, words) = split(model, words);
         let text: Vec<&str> = words.iter().chain(after).map(String::as_str).collect();
         let text = (!text.is_empty()).then(|| text.join(" "));
         Words { model: source, text }
+    }
+}
+
+/// The model, and the words behind it: the first word is the model when it exists as a path or looks like one, unless
+/// `model` is one already.
+pub fn split<'a>(model: Option<&Path>, words: &'a [String]) -> (ModelSource, &'a [String]) {
+    match words.split_first() {
+        Some((first, rest)) if model.is_none() && looks_like_model(first) => {
+            (ModelSource::Path(first.into()), rest)
+        }
+        _ => (ModelSource::named(model), words),
     }
 }
 

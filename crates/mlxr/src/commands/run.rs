@@ -16,7 +16,7 @@ use crate::generate::{Answer, Choice, Generator, reason_json};
 use crate::model_source::{ModelSource, Words};
 use crate::repl::{self, Chat};
 use crate::sampling::SamplingArgs;
-use crate::{interrupt, output, progress, stdin, structure, text};
+use crate::{interrupt, loaded, output, progress, stdin, structure, text};
 
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let words = Words::sort(args.model.model.as_deref(), &args.words, &args.prompt);
@@ -75,6 +75,7 @@ impl Session {
         if args.verbose {
             spinner.suspend(|| ckpt.warnings.iter().for_each(|warning| eprintln!("warning: {warning}")));
         }
+        loaded::check_generates(&ckpt)?;
         let tokenizer = text::tokenizer(&ckpt)?;
         // Checked before the weights are touched.
         args.sampling.resolve(&ckpt.generation)?;

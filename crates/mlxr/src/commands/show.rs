@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use mlxr_checkpoint::{Checkpoint, GgufMetadata, MetaArray, MetaValue};
-use mlxr_models::{DecoderConfig, MlpConfig};
+use mlxr_checkpoint::{Checkpoint, GgufMetadata, MetaArray, MetaValue, Pooling};
+use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
 use mlxr_server::catalogue::Modelfile;
-use mlxr_tensor::{HostTensor, KvSpec};
+use mlxr_tensor::{HostTensor, KvLayerSpec, KvSpec};
 use mlxr_text::Tokenizer;
 use serde_json::{Map, Value, json};
 
@@ -127,10 +127,67 @@ struct Memory {
     kv_bytes: Option<u64>,
 }
 
+/// What models of both kinds have.
+struct Shape {
+    n_ctx_train: u32,
+    n_layers: usize,
+    hidden: usize,
+    mlp: String,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+    /// The sliding windows of the layers that have one.
+    windows: Vec<u32>,
+    /// Whether the output shares the embedding's weights; `None` where there is no output of that kind.
+    tied: Option<bool>,
+    /// What a token leaves behind; nothing in a model that only reads.
+    kv_layers: Vec<KvLayerSpec>,
+}
+
+impl Shape {
+    fn of(ckpt: &Checkpoint) -> Result<Shape, ModelError> {
+        if ckpt.arch.encoder {
+            let config = EncoderConfig::for_checkpoint(ckpt)?;
+            return Ok(Shape {
+                n_ctx_train: config.n_ctx,
+                n_layers: config.layers.len(),
+                hidden: config.hidden,
+                mlp: config.intermediate.to_string(),
+                n_heads: config.n_heads,
+                n_kv_heads: config.n_heads,
+                head_dim: config.head_dim,
+                windows: config.layers.iter().filter_map(|layer| layer.window).collect(),
+                tied: None,
+                kv_layers: Vec::new(),
+            });
+        }
+        let config = DecoderConfig::for_checkpoint(ckpt)?;
+        let mlp = match config.layers.first().map(|layer| layer.mlp) {
+            Some(MlpConfig::Dense { intermediate }) => intermediate.to_string(),
+            Some(MlpConfig::Experts { n_experts, intermediate, router }) => {
+                format!("{n_experts} experts of {intermediate}, {} per token", router.top_k)
+            }
+            None => String::new(),
+        };
+        Ok(Shape {
+            n_ctx_train: config.n_ctx_train,
+            n_layers: config.layers.len(),
+            hidden: config.hidden,
+            mlp,
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+            windows: config.layers.iter().filter_map(|layer| layer.window).collect(),
+            tied: Some(config.tied),
+            kv_layers: config.kv_layers(),
+        })
+    }
+}
+
 struct Facts<'a> {
     source: &'a ModelSource,
     ckpt: &'a Checkpoint,
-    config: DecoderConfig,
+    shape: Shape,
     n_params: u64,
     formats: Vec<FormatShare>,
     tokenizer: anyhow::Result<Tokenizer>,
@@ -139,10 +196,11 @@ struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     fn gather(args: &ShowArgs, source: &'a ModelSource, ckpt: &'a Checkpoint) -> anyhow::Result<Facts<'a>> {
-        let config = DecoderConfig::for_checkpoint(ckpt)?;
+        let shape = Shape::of(ckpt)?;
         let n_bytes = |t: &HostTensor| t.n_bytes() as u64;
-        let n_ctx = args.n_ctx.unwrap_or(config.n_ctx_train);
-        let kv = KvSpec { n_blocks: 1, block_tokens: 16, dtype: args.kv_type, layers: config.kv_layers() };
+        let n_ctx = args.n_ctx.unwrap_or(shape.n_ctx_train);
+        let kv =
+            KvSpec { n_blocks: 1, block_tokens: 16, dtype: args.kv_type, layers: shape.kv_layers.clone() };
         let kv_bytes = kv.bytes_per_token().and_then(|bytes| (bytes as u64).checked_mul(n_ctx.into()));
         let weights_bytes = ckpt.tensors().map(n_bytes).sum();
         let memory = Memory { n_ctx, kv_type: args.kv_type.name(), weights_bytes, kv_bytes };
@@ -158,7 +216,7 @@ impl<'a> Facts<'a> {
             formats: formats(ckpt),
             tokenizer: text::tokenizer(ckpt),
             memory,
-            config,
+            shape,
         })
     }
 
@@ -178,7 +236,7 @@ impl<'a> Facts<'a> {
     }
 
     fn model_section(&self) -> Section {
-        let (ckpt, config) = (self.ckpt, &self.config);
+        let (ckpt, shape) = (self.ckpt, &self.shape);
         let mut section = Section::new("model");
         section.row("model", self.source);
         if let Some(name) = ckpt.metadata.as_ref().and_then(|m| m.str("general.name")) {
@@ -188,17 +246,25 @@ impl<'a> Facts<'a> {
             .row("format", ckpt.format.name())
             .row("architecture", ckpt.arch.model_type)
             .row("parameters", units::count(self.n_params))
-            .row("context", config.n_ctx_train)
-            .row("layers", config.layers.len())
-            .row("hidden", config.hidden);
-        match config.layers.first().map(|layer| layer.mlp) {
-            Some(MlpConfig::Dense { intermediate }) => section.row("mlp", intermediate),
-            Some(MlpConfig::Experts { n_experts, intermediate, router }) => section
-                .row("mlp", format!("{n_experts} experts of {intermediate}, {} per token", router.top_k)),
-            None => &mut section,
-        };
-        section.row("embedding", if config.tied { "tied to the output" } else { "separate from the output" });
+            .row("context", shape.n_ctx_train)
+            .row("layers", shape.n_layers)
+            .row("hidden", shape.hidden);
+        if !shape.mlp.is_empty() {
+            section.row("mlp", &shape.mlp);
+        }
+        if let Some(is_tied) = shape.tied {
+            section.row("embedding", if is_tied { "tied to the output" } else { "separate from the output" });
+        }
+        if let Some(pooling) = self.pooling() {
+            section.row("pooling", pooling.name());
+        }
         section
+    }
+
+    /// How texts become vectors, where the model is one for that.
+    fn pooling(&self) -> Option<Pooling> {
+        let usual = self.ckpt.arch.encoder.then_some(Pooling::Mean);
+        self.ckpt.embedding.pooling.or(usual)
     }
 
     fn weights_section(&self) -> Section {
@@ -221,18 +287,12 @@ impl<'a> Facts<'a> {
     }
 
     fn attention_section(&self) -> Section {
-        let config = &self.config;
+        let shape = &self.shape;
         let mut section = Section::new("attention");
-        section
-            .row("heads", config.n_heads)
-            .row("KV heads", config.n_kv_heads)
-            .row("head dim", config.head_dim);
-        let sliding: Vec<u32> = config.layers.iter().filter_map(|layer| layer.window).collect();
-        if let Some(window) = sliding.first() {
-            section.row(
-                "sliding window",
-                format!("{window}, in {} of {} layers", sliding.len(), config.layers.len()),
-            );
+        section.row("heads", shape.n_heads).row("KV heads", shape.n_kv_heads).row("head dim", shape.head_dim);
+        if let Some(window) = shape.windows.first() {
+            let (n_windows, n_layers) = (shape.windows.len(), shape.n_layers);
+            section.row("sliding window", format!("{window}, in {n_windows} of {n_layers} layers"));
         }
         section
     }
@@ -266,6 +326,9 @@ impl<'a> Facts<'a> {
         let Memory { n_ctx, kv_type, weights_bytes, kv_bytes } = self.memory;
         let mut section = Section::new("memory");
         section.row("weights", format!("{:>10}", units::bytes(weights_bytes)));
+        if self.shape.kv_layers.is_empty() {
+            return section;
+        }
         let kv_name = format!("KV, {kv_type}");
         match kv_bytes {
             Some(kv_bytes) => section
@@ -277,7 +340,7 @@ impl<'a> Facts<'a> {
     }
 
     fn to_json(&self) -> Value {
-        let (ckpt, config, memory) = (self.ckpt, &self.config, &self.memory);
+        let (ckpt, shape, memory) = (self.ckpt, &self.shape, &self.memory);
         let formats: Vec<Value> = self
             .formats
             .iter()
@@ -295,13 +358,14 @@ impl<'a> Facts<'a> {
             "architecture": ckpt.arch.model_type,
             "n_params": self.n_params,
             "n_bytes": memory.weights_bytes,
-            "n_ctx_train": config.n_ctx_train,
-            "n_layers": config.layers.len(),
-            "hidden": config.hidden,
-            "n_heads": config.n_heads,
-            "n_kv_heads": config.n_kv_heads,
-            "head_dim": config.head_dim,
-            "tied_embedding": config.tied,
+            "n_ctx_train": shape.n_ctx_train,
+            "n_layers": shape.n_layers,
+            "hidden": shape.hidden,
+            "n_heads": shape.n_heads,
+            "n_kv_heads": shape.n_kv_heads,
+            "head_dim": shape.head_dim,
+            "tied_embedding": shape.tied,
+            "pooling": self.pooling().map(Pooling::name),
             "formats": formats,
             "warnings": ckpt.warnings,
             "unknown_tensors": ckpt.unknown.iter().map(HostTensor::name).collect::<Vec<_>>(),

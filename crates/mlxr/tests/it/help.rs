@@ -28,6 +28,8 @@ Commands:
   rm           Remove models from the catalogue, and their weights when no other model has them
   show         Show what a model is: architecture, quantisation, tokenizer, template, memory
   tokenize     Turn text into token ids, or ids into text
+  embed        Make vectors of texts, to compare them by meaning
+  rerank       Order documents by how well they answer a query, with a cross-encoder
   bench        Measure prefill and decode speed
   perplexity   Measure how well a model predicts a text
   quantize     Quantise a model into a GGUF file

@@ -7,6 +7,7 @@ mod catalogue;
 mod command;
 mod config;
 mod convert;
+mod embed;
 mod errors;
 mod help;
 mod keys;

@@ -8,7 +8,7 @@ import openai
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 URL = os.environ["MLXR_URL"]
 SOCKET = os.environ["MLXR_SOCKET"]
@@ -54,6 +54,16 @@ def check_completion(llm):
     assert both.llm_output["token_usage"]["completion_tokens"] <= 80, both
 
 
+def check_embeddings():
+    # It would fetch OpenAI's vocabulary to cut texts by itself.
+    embeddings = OpenAIEmbeddings(
+        model=MODEL, api_key="none", base_url=f"{URL}/v1", max_retries=0, check_embedding_ctx_length=False)
+    texts = ["a cat", "a story about a dog"]
+    found = embeddings.embed_documents(texts)
+    assert len(found) == 2 and abs(sum(x * x for x in found[0]) - 1) < 1e-5
+    assert embeddings.embed_query(texts[1]) == found[1]
+
+
 def check_errors(chat):
     def refused(kind, call):
         try:
@@ -84,6 +94,7 @@ over_socket = httpx2.Client(transport=httpx2.HTTPTransport(uds=SOCKET))
 texts = [check_chat(model(ChatOpenAI)), check_chat(model(ChatOpenAI, http_client=over_socket))]
 assert texts[0] == texts[1]
 check_completion(model(OpenAI))
+check_embeddings()
 check_errors(model(ChatOpenAI))
 asyncio.run(check_many(texts[0]))
 print("ok")

@@ -53,6 +53,14 @@ def check_completions():
     assert generated.choices[0].message.content, generated
 
 
+def check_embeddings():
+    texts = ["a cat", "a story about a dog"]
+    for name, base in {f"openai/{MODEL}": f"{URL}/v1", f"ollama/{MODEL}": URL}.items():
+        found = litellm.embedding(model=name, api_base=base, api_key="none", input=texts)
+        vectors = [item["embedding"] for item in found.data]
+        assert len(vectors) == 2 and abs(sum(x * x for x in vectors[0]) - 1) < 1e-5, name
+
+
 def check_errors(name, base):
     def refused(kind, **more):
         try:
@@ -86,6 +94,7 @@ async def check_many(text):
 texts = {check_chat(name, base) for name, base in CHAT.items()}
 assert len(texts) == 1, texts
 check_completions()
+check_embeddings()
 for name, base in CHAT.items():
     check_errors(name, base)
 asyncio.run(check_many(texts.pop()))

@@ -54,6 +54,14 @@ async function checkErrors(api) {
   });
 }
 
+async function checkEmbed(api) {
+  const input = ["a cat", "a story about a dog"];
+  const found = await api.embed({ model, input });
+  assert.equal(found.embeddings.length, 2);
+  assert.ok(found.prompt_eval_count > 4, found.prompt_eval_count);
+  assert.deepEqual((await api.embeddings({ model, prompt: input[1] })).embedding, found.embeddings[1]);
+}
+
 // The package's own abort: the loop ends with an error of that name, and the server goes on.
 async function checkAbort(api, text) {
   const endless = { ...greedy, num_predict: 1500 };
@@ -75,6 +83,7 @@ const ways = [
 for (const api of ways) {
   await checkModels(api);
   const text = await checkChat(api);
+  await checkEmbed(api);
   await checkErrors(api);
   await checkAbort(api, text);
 }

@@ -121,6 +121,22 @@ def check_errors(api):
     assert "reads only text" in refused(api.generate, prompt="Hi", images=[b"\x89PNG"]).error
 
 
+def check_embed(api):
+    texts = ["a cat", "a story about a dog"]
+    found = api.embed(MODEL, texts)
+    assert found.model == MODEL and found.prompt_eval_count > 4 and found.total_duration > 0, found
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-5 for vector in found.embeddings)
+    assert api.embed(MODEL, texts[1]).embeddings[0] == found.embeddings[1]
+    assert api.embeddings(MODEL, texts[1]).embedding == found.embeddings[1]
+    long = "cat " * 20_000
+    try:
+        api.embed(MODEL, long)
+        raise AssertionError("a text that is too long was taken")
+    except ollama.ResponseError as error:
+        assert error.status_code == 400 and "maximum context length" in error.error, error
+    assert 0 < api.embed(MODEL, long, truncate=True).prompt_eval_count < 20_000
+
+
 async def check_many(text):
     api = ollama.AsyncClient(URL)
 
@@ -137,6 +153,7 @@ check_loading(api)
 text = check_chat(api)
 check_generate(api, text)
 check_catalogue(api, text)
+check_embed(api)
 check_errors(api)
 asyncio.run(check_many(text))
 print("ok")

@@ -47,6 +47,14 @@ await assert.rejects(api.chat.completions.create({ ...ask, messages: long }), (e
   return true;
 });
 
+const texts = ["a cat", "a story about a dog"];
+const vectors = await api.embeddings.create({ model, input: texts });
+assert.deepEqual(vectors.data.map((item) => item.index), [0, 1]);
+const lengths = vectors.data.map((item) => item.embedding.reduce((sum, x) => sum + x * x, 0));
+assert.ok(lengths.every((length) => Math.abs(length - 1) < 1e-5), lengths);
+const alone = await api.embeddings.create({ model, input: texts[1] });
+assert.deepEqual(alone.data[0].embedding, vectors.data[1].embedding);
+
 // A stream that is aborted ends, and the server goes on.
 const aborted = await api.chat.completions.create({ ...ask, max_tokens: 1500, stream: true });
 for await (const _ of aborted) break;

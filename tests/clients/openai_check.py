@@ -75,6 +75,20 @@ def check_completions(api):
     assert "".join(chunk.choices[0].text for chunk in streamed) == plain.choices[1].text
 
 
+def check_embeddings(api):
+    texts = ["a cat", "a story about a dog"]
+    found = api.embeddings.create(model=MODEL, input=texts)  # base64 by the package's own choice
+    assert [item.index for item in found.data] == [0, 1] and found.usage.prompt_tokens > 4, found.usage
+    plain = api.embeddings.create(model=MODEL, input=texts[1], encoding_format="float").data[0].embedding
+    assert abs(sum(x * x for x in plain) - 1) < 1e-5
+    assert max(abs(a - b) for a, b in zip(plain, found.data[1].embedding, strict=True)) < 1e-7
+    try:
+        api.embeddings.create(model=MODEL, input=["a", "cat " * 20_000])
+        raise AssertionError("a text that is too long was taken")
+    except openai.BadRequestError as error:
+        assert (error.code, error.param) == ("context_length_exceeded", "input[1]"), error
+
+
 def check_errors(api):
     def refused(kind, **ask):
         try:
@@ -128,6 +142,7 @@ for api in [client(), client(http_client=httpx2.Client(transport=httpx2.HTTPTran
     check_models(api)
     check_chat(api)
     check_completions(api)
+    check_embeddings(api)
     check_errors(api)
 asyncio.run(check_many())
 print("ok")

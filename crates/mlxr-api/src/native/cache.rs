@@ -5,6 +5,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::body::parsed;
+use crate::openai::chat::ChatMessage;
+use crate::openai::tools::Tool;
 
 /// What the prefix cache of one model has done and holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -58,11 +60,13 @@ pub struct ExplainRequest {
     pub model: String,
     /// As completions read it.
     pub prompt: Option<String>,
-    /// In OpenAI's shape, with contents that are text.
-    pub messages: Option<Vec<Map<String, Value>>>,
+    /// In OpenAI's shape.
+    pub messages: Option<Vec<ChatMessage>>,
     pub tokens: Option<Vec<u32>>,
     /// In OpenAI's shape, with `messages`.
-    pub tools: Option<Vec<Map<String, Value>>>,
+    pub tools: Option<Vec<Tool>>,
+    /// Go on from an assistant's message at the end of `messages`; false by default.
+    pub continue_final_message: Option<bool>,
     /// Variables for the template, with `messages`.
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Refuse fields that have no effect.

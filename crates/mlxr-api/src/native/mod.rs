@@ -5,6 +5,7 @@ pub mod cache;
 pub mod config;
 pub mod error;
 pub mod health;
+pub mod kv;
 pub mod logs;
 pub mod metrics;
 pub mod models;

@@ -5,6 +5,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::body::parsed;
+use crate::openai::chat::ChatMessage;
+use crate::openai::tools::Tool;
 
 /// Asks for a text's tokens.
 #[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
@@ -81,11 +83,12 @@ pub struct DetokenizeAnswer {
 #[schema(as = native::TemplateRequest)]
 pub struct TemplateRequest {
     pub model: String,
-    /// In OpenAI's shape, with contents that are text.
-    pub messages: Vec<Map<String, Value>>,
     /// In OpenAI's shape.
-    pub tools: Option<Vec<Map<String, Value>>>,
-    /// Go on from an assistant's message at the end; true by default.
+    #[schema(min_items = 1)]
+    pub messages: Vec<ChatMessage>,
+    /// In OpenAI's shape.
+    pub tools: Option<Vec<Tool>>,
+    /// Go on from an assistant's message at the end, as Ollama's and Anthropic's routes do; false by default.
     pub continue_final_message: Option<bool>,
     /// Variables for the template.
     pub chat_template_kwargs: Option<Map<String, Value>>,

@@ -98,6 +98,7 @@ pub struct ChatResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done_reason: Option<String>,
     #[serde(flatten)]
+    #[schema(value_type = Metrics)]
     pub metrics: Option<Metrics>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<Logprob>,

@@ -69,6 +69,7 @@ pub struct GenerateResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<Vec<u32>>,
     #[serde(flatten)]
+    #[schema(value_type = Metrics)]
     pub metrics: Option<Metrics>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<Logprob>,

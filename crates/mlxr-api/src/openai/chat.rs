@@ -22,6 +22,7 @@ use crate::schema::{self, schema_of};
 #[schema(as = openai::ChatCompletionRequest)]
 pub struct ChatCompletionRequest {
     pub model: String,
+    #[schema(min_items = 1)]
     pub messages: Vec<ChatMessage>,
     pub audio: Option<Value>,
     pub frequency_penalty: Option<f32>,
@@ -29,10 +30,13 @@ pub struct ChatCompletionRequest {
     pub functions: Option<Vec<FunctionDefinition>>,
     pub logit_bias: Option<BTreeMap<String, f32>>,
     pub logprobs: Option<bool>,
+    #[schema(minimum = 1)]
     pub max_completion_tokens: Option<usize>,
+    #[schema(minimum = 1)]
     pub max_tokens: Option<usize>,
     pub metadata: Option<Map<String, Value>>,
     pub modalities: Option<Vec<String>>,
+    #[schema(minimum = 1)]
     pub n: Option<usize>,
     pub parallel_tool_calls: Option<bool>,
     pub prediction: Option<Value>,

@@ -21,12 +21,14 @@ use crate::schema::{self, schema_of};
 pub struct CompletionRequest {
     pub model: String,
     pub prompt: Prompts,
+    #[schema(minimum = 1)]
     pub best_of: Option<usize>,
     pub echo: Option<bool>,
     pub frequency_penalty: Option<f32>,
     pub logit_bias: Option<BTreeMap<String, f32>>,
     pub logprobs: Option<usize>,
     pub max_tokens: Option<usize>,
+    #[schema(minimum = 1)]
     pub n: Option<usize>,
     pub presence_penalty: Option<f32>,
     /// Not OpenAI's here.

@@ -1,6 +1,7 @@
 //! One route as the document describes it.
 
 use serde_json::Value;
+use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::extensions::ExtensionsBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
@@ -18,8 +19,16 @@ pub struct Endpoint {
     /// The schemas the description refers to, by name.
     pub schemas: Vec<(String, RefOr<Schema>)>,
     operation: OperationBuilder,
+    body: Option<Body>,
     ok: ResponseBuilder,
-    has_body: bool,
+}
+
+/// What goes in.
+struct Body {
+    content_type: &'static str,
+    schema: RefOr<Schema>,
+    examples: Vec<(&'static str, Value)>,
+    required: Required,
 }
 
 impl Endpoint {
@@ -43,8 +52,8 @@ impl Endpoint {
             method,
             schemas: Vec::new(),
             operation: OperationBuilder::new().operation_id(Some(name)).summary(Some(summary)),
+            body: None,
             ok: ResponseBuilder::new().description("It worked."),
-            has_body: false,
         }
     }
 
@@ -79,22 +88,32 @@ impl Endpoint {
         self
     }
 
-    fn with_body(mut self, content_type: &str, schema: RefOr<Schema>) -> Endpoint {
-        let body = RequestBodyBuilder::new().required(Some(Required::True));
-        let body = body.content(content_type, Content::new(Some(schema)));
-        self.operation = self.operation.request_body(Some(body.build()));
-        self.has_body = content_type == JSON;
+    fn with_body(mut self, content_type: &'static str, schema: RefOr<Schema>) -> Endpoint {
+        self.body = Some(Body { content_type, schema, examples: Vec::new(), required: Required::True });
+        self
+    }
+
+    /// A body to begin with, for the bundled model. A test sends it.
+    pub fn example(mut self, name: &'static str, example: Value) -> Endpoint {
+        if let Some(body) = &mut self.body {
+            body.examples.push((name, example));
+        }
+        self
+    }
+
+    /// The body may be left out.
+    pub fn optional(mut self) -> Endpoint {
+        self.body = self.body.map(|body| Body { required: Required::False, ..body });
         self
     }
 
     /// A part of the path.
     pub fn part(self, name: &str, about: &str) -> Endpoint {
-        self.parameter(ParameterIn::Path, Required::True, name, about, text(None))
+        self.parameter(ParameterIn::Path, Required::True, name, about, text())
     }
 
-    /// A parameter behind `?`; `values` are the only ones it takes, if there are any.
-    pub fn query(self, name: &str, about: &str, values: &[&str]) -> Endpoint {
-        let schema = text((!values.is_empty()).then_some(values));
+    /// A parameter behind `?`.
+    pub fn query(self, name: &str, about: &str, schema: RefOr<Schema>) -> Endpoint {
         self.parameter(ParameterIn::Query, Required::False, name, about, schema)
     }
 
@@ -125,7 +144,7 @@ impl Endpoint {
 
     /// What comes back as text, or in a format with a name of its own.
     pub fn answer_text(mut self, content_type: &str) -> Endpoint {
-        self.ok = self.ok.content(content_type, Content::new(Some(text(None))));
+        self.ok = self.ok.content(content_type, Content::new(Some(text())));
         self
     }
 
@@ -138,20 +157,20 @@ impl Endpoint {
 
     /// What comes back as server-sent events, each with a `T` as its data.
     pub fn events<T: ToSchema>(self, about: &str) -> Endpoint {
-        self.stream::<T>("text/event-stream", about)
+        let event = ObjectBuilder::new().property("event", text()).property("data", text()).required("data");
+        self.stream::<T>("text/event-stream", event.description(Some(about)))
     }
 
     /// What comes back as lines of JSON, each a `T`.
     pub fn lines<T: ToSchema>(self, about: &str) -> Endpoint {
-        self.stream::<T>("application/x-ndjson", about)
+        let lines = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
+        self.stream::<T>("application/x-ndjson", lines.description(Some(about)))
     }
 
-    /// OpenAPI 3.1 has no word for the pieces of a stream: the schema is that of a text, and the extension
-    /// `x-item-schema` that of one piece.
-    fn stream<T: ToSchema>(mut self, content_type: &str, about: &str) -> Endpoint {
+    /// OpenAPI 3.1 has no word for the JSON in the pieces of a stream: the schema is that of one event, as its readers
+    /// take it, or of all lines as one text, and the extension `x-item-schema` that of the JSON.
+    fn stream<T: ToSchema>(mut self, content_type: &str, schema: ObjectBuilder) -> Endpoint {
         let item = serde_json::to_value(self.reference::<T>()).unwrap_or(Value::Null);
-        let schema =
-            ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).description(Some(about));
         let content = ContentBuilder::new()
             .schema(Some(RefOr::T(Schema::Object(schema.build()))))
             .extensions(Some(ExtensionsBuilder::new().add("x-item-schema", item).build()));
@@ -191,13 +210,20 @@ impl Endpoint {
 
     /// The description as the document has it.
     pub fn operation(self, tag: &str) -> OperationBuilder {
-        let mut ok = self.ok;
-        if self.has_body {
-            let about = "Names the fields that had no effect, if there were any.";
-            let header = HeaderBuilder::new().description(Some(about)).schema(text(None));
-            ok = ok.header("x-mlxr-unsupported", header.build());
+        let Endpoint { mut operation, body, mut ok, .. } = self;
+        if let Some(Body { content_type, schema, examples, required }) = body {
+            if content_type == JSON {
+                let about = "Names the fields that had no effect, if there were any.";
+                let header = HeaderBuilder::new().description(Some(about)).schema(text());
+                ok = ok.header("x-mlxr-unsupported", header.build());
+            }
+            let example = |(name, value)| (name, ExampleBuilder::new().value(Some(value)).build());
+            let examples = examples.into_iter().map(example);
+            let content = ContentBuilder::new().schema(Some(schema)).examples_from_iter(examples).build();
+            let body = RequestBodyBuilder::new().required(Some(required)).content(content_type, content);
+            operation = operation.request_body(Some(body.build()));
         }
-        self.operation.tag(tag).response("200", ok)
+        operation.tag(tag).response("200", ok)
     }
 
     fn reference<T: ToSchema>(&mut self) -> RefOr<Schema> {
@@ -207,10 +233,18 @@ impl Endpoint {
     }
 }
 
-fn text(values: Option<&[&str]>) -> RefOr<Schema> {
+pub fn text() -> RefOr<Schema> {
+    ObjectBuilder::new().schema_type(SchemaType::Type(Type::String)).into()
+}
+
+pub fn one_of(texts: &[&str]) -> RefOr<Schema> {
     let schema = ObjectBuilder::new().schema_type(SchemaType::Type(Type::String));
-    let schema = schema.enum_values(values.map(|values| values.iter().copied()));
-    RefOr::T(Schema::Object(schema.build()))
+    schema.enum_values(Some(texts.iter().copied())).into()
+}
+
+pub fn number(minimum: usize, maximum: usize) -> RefOr<Schema> {
+    let schema = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Integer));
+    schema.minimum(Some(minimum)).maximum(Some(maximum)).into()
 }
 
 const fn method_name(method: &HttpMethod) -> &'static str {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
@@ -29,6 +30,20 @@ struct Section {
     endpoints: Vec<Endpoint>,
 }
 
+/// The model that examples ask for: the bundled one.
+const MODEL: &str = "mlxr-27m";
+
+/// What examples call a cross-encoder.
+const RERANKER: &str = "reranker";
+
+/// The prompt of examples.
+const BEGINNING: &str = "Once upon a time";
+
+/// The conversation of examples.
+fn question() -> Value {
+    json!([{"role": "user", "content": "Tell me a story about a fox."}])
+}
+
 const ABOUT: &str = "\
 A local LLM engine and server. The same models answer OpenAI's, Ollama's and Anthropic's clients, and `/mlxr/v1` looks \
 after the server itself.
@@ -38,10 +53,10 @@ they are refused. Requests with a body may take up to the server's body limit; m
 is refused at once with 429 and `Retry-After`. Dropping the connection cancels what it had asked for.";
 
 /// The document as it goes over the wire.
-pub fn json() -> Bytes {
-    static JSON: OnceLock<Bytes> = OnceLock::new();
+pub fn text() -> Bytes {
+    static TEXT: OnceLock<Bytes> = OnceLock::new();
     // Our own types always serialise.
-    JSON.get_or_init(|| serde_json::to_vec(&document()).unwrap_or_default().into()).clone()
+    TEXT.get_or_init(|| serde_json::to_vec(&document()).unwrap_or_default().into()).clone()
 }
 
 fn sections() -> [Section; 5] {
@@ -91,8 +106,6 @@ fn document() -> OpenApi {
 mod tests {
     use std::collections::BTreeSet;
 
-    use serde_json::Value;
-
     use super::*;
 
     #[test]
@@ -109,7 +122,7 @@ mod tests {
 
     #[test]
     fn every_reference_leads_somewhere_and_every_operation_has_a_name_of_its_own() {
-        let document: Value = serde_json::from_slice(&json()).expect("JSON");
+        let document: Value = serde_json::from_slice(&text()).expect("JSON");
         let schemas = document["components"]["schemas"].as_object().expect("schemas");
         let (mut open, mut n_references) = (vec![&document], 0);
         while let Some(value) = open.pop() {

@@ -21,7 +21,7 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 async fn document() -> Response {
-    ([(CONTENT_TYPE, "application/json")], openapi::json()).into_response()
+    ([(CONTENT_TYPE, "application/json")], openapi::text()).into_response()
 }
 
 async fn page() -> Response {

@@ -12,11 +12,12 @@ use axum::routing::{delete, get, post};
 use mlxr_api::native::cache::{
     CacheList, ClearAnswer, ClearedModel, ExplainRequest, IntegrityAnswer, IntegrityRequest,
 };
+use mlxr_api::native::kv::KvMaps;
 use mlxr_api::native::models::{LoadAnswer, LoadRequest, PlanRequest, UnloadAnswer, UnloadRequest};
 use mlxr_api::native::requests::{CancelAnswer, RequestList};
 use mlxr_api::native::score::ScoreRequest;
 use mlxr_api::native::stats::Version;
-use mlxr_api::native::text::{DetokenizeRequest, TokenizeRequest};
+use mlxr_api::native::text::{DetokenizeRequest, TemplateRequest, TokenizeRequest};
 
 use super::{read_body, translate};
 use crate::app::App;
@@ -24,8 +25,9 @@ use crate::dialect::Dialect;
 use crate::generation::Generation;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
+use crate::translate::native::kv::KvQuery;
 use crate::translate::native::logs::{Form, LogQuery};
-use crate::translate::native::{cache, logs, metrics, models, score, text, unknown_fields};
+use crate::translate::native::{cache, kv, logs, metrics, models, score, template, text, unknown_fields};
 use crate::translate::ollama::keep_alive;
 use crate::translate::openai::json_response;
 use crate::{ServeError, ndjson, sse};
@@ -44,9 +46,11 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/mlxr/v1/requests/{model}/{id}", delete(cancel))
         .route("/mlxr/v1/cache", get(show_cache).delete(clear_cache))
         .route("/mlxr/v1/cache/explain", post(explain))
+        .route("/mlxr/v1/kv", get(show_kv))
         .route("/mlxr/v1/integrity", post(check_integrity))
         .route("/mlxr/v1/tokenize", post(tokenize))
         .route("/mlxr/v1/detokenize", post(detokenize))
+        .route("/mlxr/v1/apply-template", post(apply_template))
         .route("/mlxr/v1/score", post(score_texts))
         .route("/mlxr/v1/logs", get(show_logs))
         .route("/mlxr/v1/config", get(show_config))
@@ -201,6 +205,20 @@ async fn answer_explain(app: &App, request: Request) -> Answer {
     Ok(json_response(&cache::explained(&lease, found, notices.warnings()), &notices))
 }
 
+async fn show_kv(State(app): State<Arc<App>>, uri: Uri) -> Response {
+    or_error(answer_kv(&app, &uri).await)
+}
+
+async fn answer_kv(app: &App, uri: &Uri) -> Answer {
+    let query = KvQuery::read(uri)?;
+    let only = query.model.as_deref().map(|name| app.models.resolve(name)).transpose()?;
+    let mut models = Vec::new();
+    for model in working(app).iter().filter(|model| only.as_ref().is_none_or(|only| model.name == *only)) {
+        models.push(kv::map(model, &query).await?);
+    }
+    Ok(plain(&KvMaps { models }))
+}
+
 async fn check_integrity(State(app): State<Arc<App>>, request: Request) -> Response {
     or_error(answer_integrity(&app, request).await)
 }
@@ -243,6 +261,19 @@ async fn answer_detokenize(app: &App, request: Request) -> Answer {
     let strict = app.limits.strict;
     let (answer, notices) =
         translate(body.len(), move || text::detokenize(&wire, &hold.model, strict)).await?;
+    Ok(json_response(&answer, &notices))
+}
+
+async fn apply_template(State(app): State<Arc<App>>, request: Request) -> Response {
+    or_error(answer_template(&app, request).await)
+}
+
+async fn answer_template(app: &App, request: Request) -> Answer {
+    let body = read_body(request, &app.limits).await?;
+    let wire = TemplateRequest::parse(&body)?;
+    let lease = app.models.acquire(&wire.model).await?;
+    let strict = app.limits.strict;
+    let (answer, notices) = translate(body.len(), move || template::apply(&wire, &lease, strict)).await?;
     Ok(json_response(&answer, &notices))
 }
 

@@ -130,6 +130,14 @@ impl Conversation {
         Ok(ChatPrompt { tokens, output })
     }
 
+    /// The prompt's text.
+    ///
+    /// # Errors
+    /// What the template refuses.
+    pub fn written(&self, model: &LoadedModel) -> Result<String, ServeError> {
+        self.opened(&model.settings).text(&model.template, &Abilities::of(&model.template))
+    }
+
     /// The whole conversation, with what the model brings along.
     fn opened(&self, settings: &ModelSettings) -> Cow<'_, Conversation> {
         if self.is_continued || !settings.opens_conversations() {

@@ -150,8 +150,134 @@ async fn the_cache_is_shown_explained_and_cleared() {
         assert_eq!(code(&refused, 400), "invalid_request");
         assert!(refused.text.contains("exactly one of prompt, messages and tokens"), "{}", refused.text);
     }
+    let body = json!({"model": TINY, "tokens": [5, 9999]});
+    let refused = ask(&app, post("/mlxr/v1/cache/explain", body)).await;
+    assert!(refused.text.contains("tokens[1] is 9999"), "{}", refused.text);
     let refused = ask(&app, post("/mlxr/v1/cache/explain", json!({"model": TINY, "prompt": []}))).await;
     assert_eq!(code(&refused, 400), "invalid_request");
+}
+
+/// A conversation with a text of several blocks before the question, and one behind it.
+fn conversation(question: &str) -> Value {
+    let rules =
+        "Answer in one short sentence, kindly, without any numbers, and never speak of the sea. ".repeat(4);
+    let question = format!("{question} {rules}");
+    json!([{"role": "system", "content": rules}, {"role": "user", "content": question}])
+}
+
+#[tokio::test]
+async fn an_explanation_names_the_place_where_prompts_part_and_foretells_what_is_cached() {
+    let app = app();
+    let ask_chat = async |question: &str| -> Value {
+        let body = json!({"model": HOUSE, "messages": conversation(question), "max_tokens": 1});
+        ask_json(&app, "/v1/chat/completions", body).await["usage"].clone()
+    };
+    let (asked, other) = ("Where does a red fox sleep at night?", "Where does a red wolf sleep at night?");
+    ask_chat(asked).await;
+    assert_idle(&app, HOUSE).await;
+    let body = json!({"model": HOUSE, "messages": conversation(other)});
+    let explained = ask_json(&app, "/mlxr/v1/cache/explain", body.clone()).await;
+    assert_eq!(explained["reason"], "diverges", "{explained}");
+    let texts = [asked, other].map(async |question| {
+        let body = json!({"model": HOUSE, "messages": conversation(question)});
+        ask_json(&app, "/mlxr/v1/apply-template", body).await["prompt"].as_str().unwrap().to_owned()
+    });
+    let [cached, prompt] = texts;
+    let (cached, prompt) = (cached.await, prompt.await);
+    let n_chars = usize::try_from(explained["char_idx"].as_u64().unwrap()).unwrap();
+    let (is_same, is_other) = (prompt.chars().take(n_chars), prompt.chars().skip(n_chars));
+    assert!(is_same.eq(cached.chars().take(n_chars)), "what is before it is the same");
+    let (here, there) = (&explained["prompt"]["text"], &explained["cached"]["text"]);
+    assert!(is_other.collect::<String>().starts_with(here.as_str().unwrap()), "{explained}");
+    let behind: String = cached.chars().skip(n_chars).collect();
+    assert!(behind.starts_with(there.as_str().unwrap()) && here != there, "{explained}");
+    assert!(explained["explanation"].as_str().unwrap().contains(&format!("character {n_chars}")));
+    // What it foretells comes true.
+    let n_matched = explained["n_matched"].as_u64().unwrap();
+    assert!(n_matched > 0 && n_matched <= explained["token_idx"].as_u64().unwrap(), "{explained}");
+    assert_eq!(ask_chat(other).await["prompt_tokens_details"]["cached_tokens"], n_matched);
+    assert_idle(&app, HOUSE).await;
+    ask(&app, delete("/mlxr/v1/cache")).await;
+    let explained = ask_json(&app, "/mlxr/v1/cache/explain", body.clone()).await;
+    assert_eq!((&explained["reason"], &explained["n_matched"]), (&json!("evicted"), &json!(0)));
+}
+
+#[tokio::test]
+async fn the_blocks_of_an_arena_are_shown() {
+    let app = app();
+    assert_eq!(get(&app, "/mlxr/v1/kv").await.json(), json!({"models": []}));
+    let mut stream = send(&app, post("/v1/completions", endless(HOUSE))).await.into_body();
+    // It has a block once it has a token.
+    stream.frame().await.unwrap().unwrap();
+    let states = async |query: &str| -> (Value, Vec<String>) {
+        let map = get(&app, &format!("/mlxr/v1/kv?{query}")).await.json()["models"][0].clone();
+        let blocks = map["blocks"].as_array().unwrap().iter();
+        let states = blocks.map(|block| block["state"].as_str().unwrap().to_owned()).collect();
+        (map, states)
+    };
+    let (map, found) = states(&format!("model={HOUSE}&limit=65536")).await;
+    assert_eq!((found.len() as u64, &map["model"]), (map["n_blocks"].as_u64().unwrap(), &json!(HOUSE)));
+    assert!(map["block_bytes"].as_u64().unwrap() > 0);
+    let used = map["blocks"].as_array().unwrap().iter().find(|block| block["state"] == "used").unwrap();
+    let running = &get(&app, "/mlxr/v1/requests").await.json()["requests"][0];
+    let owner = map["seqs"].as_array().unwrap().iter().find(|seq| seq["seq"] == used["seq"]).unwrap();
+    assert_eq!((&owner["request"], &used["n_seqs"]), (&running["id"], &json!(1)));
+    assert!(used["n_tokens"].as_u64().unwrap() > 0);
+    drop(stream);
+    assert_idle(&app, HOUSE).await;
+    let (_, found) = states("limit=65536").await;
+    let cache = &get(&app, "/mlxr/v1/cache").await.json()["models"][0];
+    let count = |state: &str| found.iter().filter(|known| *known == state).count() as u64;
+    assert_eq!((count("used"), count("idle")), (0, cache["n_idle_blocks"].as_u64().unwrap()));
+    let (part, found) = states("first=1&limit=2").await;
+    assert_eq!((&part["blocks"][0]["block"], found.len()), (&json!(1), 2));
+    assert_eq!(states("first=99999999").await.1, Vec::<String>::new());
+    assert_eq!(code(&get(&app, "/mlxr/v1/kv?limit=0").await, 400), "invalid_request");
+    assert_eq!(code(&get(&app, "/mlxr/v1/kv?model=nobody").await, 404), "model_not_found");
+}
+
+#[tokio::test]
+async fn a_conversation_becomes_a_prompt() {
+    let app = app();
+    let apply = async |body: Value| ask_json(&app, "/mlxr/v1/apply-template", body).await;
+    let messages = json!([{"role": "user", "content": [{"type": "text", "text": "Hello, you!"}]}]);
+    let written = apply(json!({"model": HOUSE, "messages": messages})).await;
+    assert!(written["prompt"].as_str().unwrap().contains("Hello, you!"), "{written}");
+    assert_eq!(written["n_tokens"], written["tokens"].as_array().unwrap().len());
+    // As many as the chat route counts, and the same ones: all of them are found again but the last block.
+    let body = json!({"model": HOUSE, "messages": messages, "max_tokens": 1});
+    let usage = ask_json(&app, "/v1/chat/completions", body).await["usage"].clone();
+    assert_eq!(usage["prompt_tokens"], written["n_tokens"]);
+    let tokens = json!({"model": HOUSE, "tokens": written["tokens"]});
+    let text = ask_json(&app, "/mlxr/v1/detokenize", tokens).await;
+    assert_eq!(text["text"], written["prompt"]);
+    // An answer that has begun stays open at its end.
+    let begun = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Once upon"}]);
+    let open = apply(json!({"model": HOUSE, "messages": begun, "continue_final_message": true})).await;
+    assert!(open["prompt"].as_str().unwrap().ends_with("Once upon"), "{open}");
+    let closed = apply(json!({"model": HOUSE, "messages": begun})).await;
+    assert!(!closed["prompt"].as_str().unwrap().ends_with("Once upon"), "{closed}");
+    // Tools are shown to the model.
+    let tool =
+        json!({"type": "function", "function": {"name": "look_up_a_word", "parameters": {"type": "object"}}});
+    let shown = apply(json!({"model": HOUSE, "messages": messages, "tools": [tool]})).await;
+    assert!(shown["prompt"].as_str().unwrap().contains("look_up_a_word"), "{shown}");
+    let variables = json!({"model": HOUSE, "messages": messages, "chat_template_kwargs": {"colour": "red"}});
+    let warned = apply(variables.clone()).await;
+    assert!(warned["warnings"][0].as_str().unwrap().starts_with("colour"), "{warned}");
+    let mut strict = variables;
+    strict["strict"] = true.into();
+    assert_eq!(code(&ask(&app, post("/mlxr/v1/apply-template", strict)).await, 400), "unsupported_field");
+    for (messages, text) in [
+        (json!([]), "messages is empty"),
+        (json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "reads only text"),
+        (json!([{"role": "king", "content": "a"}]), "messages[0].role"),
+    ] {
+        let body = json!({"model": HOUSE, "messages": messages});
+        let refused = ask(&app, post("/mlxr/v1/apply-template", body)).await;
+        assert_eq!(code(&refused, 400), "invalid_request");
+        assert!(refused.text.contains(text), "{}", refused.text);
+    }
 }
 
 #[tokio::test]
@@ -397,6 +523,7 @@ async fn mistakes_are_told_in_one_shape() {
         "/mlxr/v1/cache/explain",
         "/mlxr/v1/tokenize",
         "/mlxr/v1/detokenize",
+        "/mlxr/v1/apply-template",
         "/mlxr/v1/score",
     ] {
         let of = async |body: &str| ask(&app, post(path, body)).await;

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
+use mlxr_engine::EngineOptions;
+use mlxr_server::Limits;
 
-use crate::harness::{app, ask, get};
+use crate::harness::{HOUSE, RANKER, app, app_with_embedders, ask, get, post};
 
 const METHODS: [&str; 9] = ["get", "head", "delete", "options", "patch", "post", "put", "trace", "connect"];
 
@@ -79,6 +81,39 @@ async fn what_is_described_is_answered() {
             assert!(is_known && !answer.status.is_server_error(), "{method} {path}: {}", answer.text);
         }
     }
+}
+
+/// Routes that need a catalogue, or that refuse whatever is asked.
+const APART: [&str; 5] = ["/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push"];
+
+#[tokio::test]
+async fn every_example_succeeds() {
+    let app = app_with_embedders(EngineOptions::default(), Limits::default());
+    let document = get(&app, "/openapi.json").await.json();
+    let mut n_sent = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let content = &operation["requestBody"]["content"]["application/json"];
+            if content.is_null() {
+                continue;
+            }
+            let examples = content["examples"].as_object();
+            let examples = examples.unwrap_or_else(|| panic!("{method} {path} has no example"));
+            for (name, example) in examples.iter().filter(|_| !APART.contains(&path.as_str())) {
+                let mut body = example["value"].clone();
+                body["model"] = match body["model"].as_str() {
+                    Some("mlxr-27m") => HOUSE.into(),
+                    Some("reranker") => RANKER.into(),
+                    other => panic!("{method} {path}: {name}: {other:?}"),
+                };
+                let answer = ask(&app, post(path, &body)).await;
+                assert_eq!(answer.status, StatusCode::OK, "{method} {path}: {name}: {}", answer.text);
+                assert!(!answer.text.contains("warnings"), "{method} {path}: {name}: {}", answer.text);
+                n_sent += 1;
+            }
+        }
+    }
+    assert!(n_sent > 20, "{n_sent}");
 }
 
 #[tokio::test]

@@ -6,13 +6,13 @@ use mlxr_api::native::cache::{
 use mlxr_api::native::requests::RunningRequest;
 use mlxr_engine::{PrefixExplanation, PrefixStop, Prompt, RequestInfo};
 use mlxr_text::EncodeOptions;
-use serde_json::Value;
 
+use super::template::Spoken;
+use super::text::check_ids;
 use super::unknown_fields;
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
-use crate::translate::conversation::Conversation;
 
 pub fn running(model: &str, info: RequestInfo) -> RunningRequest {
     RunningRequest {
@@ -58,34 +58,38 @@ pub fn prompt(
 ) -> Result<(Prompt, Notices), ServeError> {
     let mut notices = unknown_fields(&wire.unknown, strict || wire.strict == Some(true))?;
     if wire.messages.is_none() {
-        let names =
-            [("tools", wire.tools.is_some()), ("chat_template_kwargs", wire.chat_template_kwargs.is_some())];
+        let names = [
+            ("tools", wire.tools.is_some()),
+            ("chat_template_kwargs", wire.chat_template_kwargs.is_some()),
+            ("continue_final_message", wire.continue_final_message.is_some()),
+        ];
         for (name, _) in names.iter().filter(|(_, is_said)| *is_said) {
             notices.add(*name, "only messages go through the chat template");
         }
     }
-    notices.enforce(strict || wire.strict == Some(true))?;
     let prompt = match (&wire.prompt, &wire.messages, &wire.tokens) {
         (Some(text), None, None) => {
             Prompt::Text(text.clone(), EncodeOptions { add_special: true, parse_special: true })
         }
-        (None, None, Some(tokens)) => Prompt::Tokens(tokens.clone()),
+        (None, None, Some(tokens)) => {
+            check_ids("tokens", tokens, &model.tokenizer)?;
+            Prompt::Tokens(tokens.clone())
+        }
         (None, Some(messages), None) => {
-            let objects =
-                |list: &[serde_json::Map<String, Value>]| list.iter().cloned().map(Value::Object).collect();
-            let conversation = Conversation {
-                messages: objects(messages),
-                tools: wire.tools.as_deref().map(objects).unwrap_or_default(),
-                variables: wire.chat_template_kwargs.clone().unwrap_or_default(),
-                ..Conversation::default()
+            let spoken = Spoken {
+                messages,
+                tools: wire.tools.as_deref(),
+                variables: wire.chat_template_kwargs.as_ref(),
+                goes_on: wire.continue_final_message == Some(true),
             };
-            Prompt::Tokens(conversation.prompt(model, false)?.tokens)
+            Prompt::Tokens(spoken.written(model, &mut notices)?.tokens)
         }
         _ => {
             let reason = "exactly one of prompt, messages and tokens must be given";
             return Err(ServeError::Invalid { field: None, reason: reason.to_owned() });
         }
     };
+    notices.enforce(strict || wire.strict == Some(true))?;
     Ok((prompt, notices))
 }
 
@@ -139,10 +143,9 @@ fn reason(found: &PrefixExplanation) -> (ExplainReason, String) {
             );
             (ExplainReason::Diverges, text)
         }
-        PrefixStop::Evicted => (
-            ExplainReason::Evicted,
-            format!("what was cached from {place} on was given up for other prompts"),
-        ),
+        PrefixStop::Evicted => {
+            (ExplainReason::Evicted, format!("what was cached from {place} on was given up"))
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use futures_core::Stream;
 use mlxr_api::native::logs::{Level, LogEvent, LogLine, LogLines};
 use tokio::sync::mpsc;
 
+use super::query_pairs;
 use crate::ServeError;
 use crate::log_ring::{Batch, LogRing, MAX_LINES};
 use crate::stopping::Phase;
@@ -54,9 +55,7 @@ impl LogQuery {
     pub fn read(uri: &Uri) -> Result<LogQuery, ServeError> {
         let mut query =
             LogQuery { level: Level::Trace, limit: DEFAULT_LINES, since: 0, target: None, follow: false };
-        let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri)
-            .map_err(|error| ServeError::Invalid { field: None, reason: error.body_text() })?;
-        for (name, value) in pairs.0 {
+        for (name, value) in query_pairs(uri)? {
             let wrong = |expected: &str| {
                 ServeError::invalid(&name, format!("{name} is {value:?}, but must be {expected}"))
             };

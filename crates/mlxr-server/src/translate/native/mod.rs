@@ -1,12 +1,15 @@
 //! Our own dialect.
 
 pub mod cache;
+pub mod kv;
 pub mod logs;
 pub mod metrics;
 pub mod models;
 pub mod score;
+pub mod template;
 pub mod text;
 
+use axum::http::Uri;
 use axum::response::Response;
 use mlxr_api::native::error::{ErrorBody, ErrorDetail};
 use serde_json::{Map, Value};
@@ -90,6 +93,16 @@ pub fn unknown_fields(fields: &Map<String, Value>, strict: bool) -> Result<Notic
     }
     notices.enforce(strict)?;
     Ok(notices)
+}
+
+/// What stands behind `?`.
+///
+/// # Errors
+/// It cannot be read.
+fn query_pairs(uri: &Uri) -> Result<Vec<(String, String)>, ServeError> {
+    let pairs = axum::extract::Query::try_from_uri(uri);
+    let pairs = pairs.map_err(|error| ServeError::Invalid { field: None, reason: error.body_text() })?;
+    Ok(pairs.0)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use mlxr_engine::sampler::Logprobs;
 use mlxr_engine::{Prompt, PromptToken, Request};
 use mlxr_text::Tokenizer;
 
-use super::text::encode;
+use super::text::{check_ids, encode};
 use super::unknown_fields;
 use crate::ServeError;
 use crate::generation::Generation;
@@ -99,19 +99,8 @@ fn whole(
         let reason = format!("{field} has {} tokens, and the first has nothing before it", tokens.len());
         return Err(ServeError::invalid(field, reason));
     }
-    check_ids(field, &tokens, model)?;
+    check_ids(field, &tokens, &model.tokenizer)?;
     Ok((tokens, Part { text, start: 1 }))
-}
-
-fn check_ids(field: &str, tokens: &[u32], model: &LoadedModel) -> Result<(), ServeError> {
-    let n_vocab = model.tokenizer.n_vocab();
-    match tokens.iter().find(|&&id| id as usize >= n_vocab) {
-        Some(id) => Err(ServeError::invalid(
-            field,
-            format!("{field} names token {id}, but the vocabulary has {n_vocab}"),
-        )),
-        None => Ok(()),
-    }
 }
 
 /// Each choice begins where its tokens part from the context's own: a token that spans the border is the choice's.

@@ -47,6 +47,18 @@ pub fn encode(
     encoded.map_err(|error| ServeError::invalid(field, error.to_string()))
 }
 
+/// Refuses tokens that are none of the model's.
+///
+/// # Errors
+/// [`ServeError`] names the first.
+pub fn check_ids(field: &str, tokens: &[u32], tokenizer: &Tokenizer) -> Result<(), ServeError> {
+    let n_vocab = tokenizer.n_vocab();
+    let Some(i) = tokens.iter().position(|&id| id as usize >= n_vocab) else { return Ok(()) };
+    let field = format!("{field}[{i}]");
+    let reason = format!("{field} is {}, but the vocabulary has {n_vocab}", tokens[i]);
+    Err(ServeError::invalid(field, reason))
+}
+
 fn piece(tokenizer: &Tokenizer, id: u32) -> Piece {
     let bytes = tokenizer.token_bytes(id).unwrap_or_default().to_vec();
     let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -61,12 +73,7 @@ pub fn detokenize(
     strict: bool,
 ) -> Result<(DetokenizeAnswer, Notices), ServeError> {
     let notices = unknown_fields(&wire.unknown, strict || wire.strict == Some(true))?;
-    let n_vocab = model.tokenizer().n_vocab();
-    if let Some(i) = wire.tokens.iter().position(|&id| id as usize >= n_vocab) {
-        let field = format!("tokens[{i}]");
-        let reason = format!("{field} is {}, but the vocabulary has {n_vocab}", wire.tokens[i]);
-        return Err(ServeError::invalid(field, reason));
-    }
+    check_ids("tokens", &wire.tokens, model.tokenizer())?;
     let answer = DetokenizeAnswer {
         model: model.name().to_owned(),
         text: model.tokenizer().decode(&wire.tokens, wire.skip_special == Some(true)),

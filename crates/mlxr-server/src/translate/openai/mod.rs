@@ -7,12 +7,12 @@ pub mod embeddings;
 pub mod fill_in;
 mod form;
 pub mod logprobs;
-mod prompt;
+pub mod prompt;
 pub mod rerank;
 pub mod responses;
 mod sampling;
 mod thinking;
-mod tools;
+pub mod tools;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};

@@ -45,13 +45,8 @@ pub fn read(wire: &ChatCompletionRequest) -> Result<Tools, ServeError> {
             (of_functions(functions), function_choice(wire.function_call.as_ref()), CallStyle::Function)
         }
         None => {
-            let tools = wire.tools.as_deref().unwrap_or_default();
-            if let Some(i) = tools.iter().position(|tool| tool.r#type != "function") {
-                let (field, kind) = (format!("tools[{i}].type"), &tools[i].r#type);
-                let reason = format!("{field} is {kind:?}, but only functions can be called here");
-                return Err(ServeError::invalid(field, reason));
-            }
-            (tools.iter().map(shown).collect(), tool_choice(wire.tool_choice.as_ref()), CallStyle::Tools)
+            let tools = shown(wire.tools.as_deref().unwrap_or_default())?;
+            (tools, tool_choice(wire.tool_choice.as_ref()), CallStyle::Tools)
         }
     };
     let is_forced = matches!(choice, ToolChoice::Required | ToolChoice::Named(_));
@@ -79,9 +74,18 @@ pub fn check_all(tools: &[Value], field: impl Fn(usize) -> String) -> Result<(),
     Structure::check_tools(&specs, field)
 }
 
-fn shown(tool: &Tool) -> Value {
+/// What the model is shown of tools.
+///
+/// # Errors
+/// A tool that is no function.
+pub fn shown(tools: &[Tool]) -> Result<Vec<Value>, ServeError> {
+    if let Some(i) = tools.iter().position(|tool| tool.r#type != "function") {
+        let (field, kind) = (format!("tools[{i}].type"), &tools[i].r#type);
+        let reason = format!("{field} is {kind:?}, but only functions can be called here");
+        return Err(ServeError::invalid(field, reason));
+    }
     // Our own types always serialise.
-    json!(tool)
+    Ok(tools.iter().map(|tool| json!(tool)).collect())
 }
 
 fn of_functions(functions: &[FunctionDefinition]) -> Vec<Value> {

@@ -6,7 +6,7 @@ use super::fp8;
 use super::planes::{pack, unpack};
 
 /// E2M1 values times two. Code 8 is minus zero in the specification; GGML reads plain zero.
-const DOUBLED: [f32; 16] =
+pub const DOUBLED: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 /// E2M1 values.
@@ -41,7 +41,7 @@ fn half_e8m0(code: u8) -> f32 {
 }
 
 /// Half of an E4M3 number whose sign bit is ignored; the NaN code reads as 480, but 0x7f itself as zero.
-fn half_ue4m3(code: u8) -> f32 {
+pub fn half_ue4m3(code: u8) -> f32 {
     if code == 0x7f {
         return 0.0;
     }

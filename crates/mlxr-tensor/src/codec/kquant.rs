@@ -41,7 +41,7 @@ pub fn decode_q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 }
 
 /// Scales of Q3_K: low nibbles in bytes 0..8 (stride 8), high pairs of bits in bytes 8..12 (stride 4), less 32.
-fn q3_k_scales(packed: &[u8]) -> [i8; 16] {
+pub fn q3_k_scales(packed: &[u8]) -> [i8; 16] {
     let (mut low, mut high) = ([0; 16], [0; 16]);
     unpack::<4, 8>(&packed[..8], &mut low);
     unpack::<2, 4>(&packed[8..], &mut high);

@@ -68,8 +68,8 @@ pub fn decode_q8_1(block: &[u8; 36], out: &mut [f32; 32]) {
     }
 }
 
-/// Nibbles at byte 4, fifth bits at byte 0.
-fn five_bit_codes(bytes: &[u8]) -> [u8; 32] {
+/// The codes of Q5_0 and Q5_1: nibbles at byte 4, fifth bits at byte 0.
+pub fn five_bit_codes(bytes: &[u8]) -> [u8; 32] {
     let (mut codes, mut high) = ([0; 32], [0; 32]);
     unpack::<1, 1>(&bytes[..4], &mut high);
     unpack::<4, 16>(&bytes[4..], &mut codes);

@@ -1,0 +1,120 @@
+//! The pool that activations and other scratch live in.
+//!
+//! A buffer that comes back may be given out again at once: what still uses it was recorded before what comes next.
+//! Writes from the host overtake what is recorded and not submitted, so they need a buffer nothing recorded uses.
+//!
+//! Bound: the pool holds what was in use at one time, rounded up to powers of two.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mlxr_tensor::TensorError;
+
+use crate::device::Gpu;
+
+/// A pooled buffer; dropping it gives it back.
+pub(crate) struct Pooled {
+    buffer: Option<wgpu::Buffer>,
+    /// Tells buffers apart in caches of bind groups.
+    pub(crate) id: u64,
+    pool: Arc<Buffers>,
+}
+
+impl Pooled {
+    pub(crate) fn buffer(&self) -> &wgpu::Buffer {
+        self.buffer.as_ref().expect("there until dropped")
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.lock().used.entry(buffer.size()).or_default().push((buffer, self.id));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Shelves {
+    /// By size: given back since the last submission.
+    used: HashMap<u64, Vec<(wgpu::Buffer, u64)>>,
+    /// By size: nothing recorded uses them.
+    clean: HashMap<u64, Vec<(wgpu::Buffer, u64)>>,
+    next_id: u64,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Buffers(Mutex<Shelves>);
+
+impl Buffers {
+    fn lock(&self) -> MutexGuard<'_, Shelves> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number no buffer of this device has yet.
+    pub(crate) fn new_id(&self) -> u64 {
+        let mut shelves = self.lock();
+        shelves.next_id += 1;
+        shelves.next_id
+    }
+
+    /// At least `n_bytes` for the device to write.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`].
+    pub(crate) fn take(self: &Arc<Self>, gpu: &Gpu, n_bytes: usize) -> Result<Pooled, TensorError> {
+        let size = size_class(n_bytes);
+        let mut shelves = self.lock();
+        let found = shelves.used.get_mut(&size).and_then(Vec::pop);
+        let found = found.or_else(|| shelves.clean.get_mut(&size)?.pop());
+        drop(shelves);
+        self.wrap(gpu, size, found)
+    }
+
+    /// At least `n_bytes` that hold `bytes` once what is recorded from now on runs.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`].
+    pub(crate) fn take_with(self: &Arc<Self>, gpu: &Gpu, bytes: &[u8]) -> Result<Pooled, TensorError> {
+        let size = size_class(bytes.len());
+        let found = self.lock().clean.get_mut(&size).and_then(Vec::pop);
+        let pooled = self.wrap(gpu, size, found)?;
+        if !bytes.is_empty() {
+            gpu.queue.write_buffer(pooled.buffer(), 0, bytes);
+        }
+        Ok(pooled)
+    }
+
+    fn wrap(
+        self: &Arc<Self>,
+        gpu: &Gpu,
+        size: u64,
+        found: Option<(wgpu::Buffer, u64)>,
+    ) -> Result<Pooled, TensorError> {
+        let (buffer, id) = match found {
+            Some(found) => found,
+            None => (gpu.buffer("activations", size)?, self.new_id()),
+        };
+        Ok(Pooled { buffer: Some(buffer), id, pool: self.clone() })
+    }
+
+    /// Takes the place of a buffer that could not be had, on a device that has failed.
+    pub(crate) fn stand_in(self: &Arc<Self>, buffer: &wgpu::Buffer) -> Pooled {
+        Pooled { buffer: Some(buffer.clone()), id: self.new_id(), pool: self.clone() }
+    }
+
+    /// Everything recorded has been submitted.
+    pub(crate) fn submitted(&self) {
+        let mut shelves = self.lock();
+        let Shelves { used, clean, .. } = &mut *shelves;
+        for (size, buffers) in used.iter_mut() {
+            clean.entry(*size).or_default().append(buffers);
+        }
+    }
+}
+
+/// Sizes come in powers of two, so that batches of many sizes share buffers.
+fn size_class(n_bytes: usize) -> u64 {
+    (n_bytes as u64).next_power_of_two().max(256)
+}

@@ -1,0 +1,242 @@
+//! Adapters and the device made from one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mlxr_tensor::TensorError;
+use wgpu::{Features, Limits};
+
+/// The backend's name in errors.
+pub(crate) const BACKEND: &str = "gpu";
+
+/// What every adapter must have.
+const REQUIRED: Features = Features::SUBGROUP.union(Features::IMMEDIATES);
+
+/// Bytes of immediates a kernel may take.
+pub(crate) const IMMEDIATE_BYTES: u32 = 64;
+
+/// Which adapter to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AdapterChoice {
+    /// The fastest kind there is; a software driver only when nothing else is there and it is allowed.
+    #[default]
+    Best,
+    /// By its place in [`adapters`].
+    Index(usize),
+    /// The fastest kind, software drivers included.
+    BestOrSoftware,
+}
+
+/// What is known of an adapter without making a device of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterInfo {
+    pub name: String,
+    /// `vulkan` or `metal`.
+    pub api: &'static str,
+    pub driver: String,
+    /// Runs on the CPU.
+    pub is_software: bool,
+    /// Why it cannot be used, if so.
+    pub unusable: Option<String>,
+}
+
+/// Why there is no device.
+#[derive(Debug, thiserror::Error)]
+pub enum GpuError {
+    #[error("no GPU found that Vulkan or Metal can use\nhint: run on the CPU with --device cpu")]
+    None,
+    #[error("there is no GPU {index}: {n_adapters} found\nhint: `mlxr doctor` lists them")]
+    NoSuchAdapter { index: usize, n_adapters: usize },
+    #[error("{name} cannot be used: {reason}")]
+    Unusable { name: String, reason: String },
+    #[error("{name}: the driver gave no device: {reason}")]
+    Device { name: String, reason: String },
+    #[error("kernel {kernel}: {reason}")]
+    Kernel { kernel: &'static str, reason: String },
+}
+
+/// A device, its queue, and what went wrong on it.
+pub(crate) struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) info: AdapterInfo,
+    pub(crate) limits: Limits,
+    /// Lanes of a subgroup; kernels are compiled for it.
+    pub(crate) subgroup: u32,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+/// All adapters, in the order in which they are numbered.
+pub fn adapters() -> Vec<AdapterInfo> {
+    enumerate().iter().map(info).collect()
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
+    descriptor.flags = if cfg!(debug_assertions) {
+        wgpu::InstanceFlags::VALIDATION.with_env()
+    } else {
+        wgpu::InstanceFlags::empty()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+}
+
+fn info(adapter: &wgpu::Adapter) -> AdapterInfo {
+    let info = adapter.get_info();
+    let missing = REQUIRED - adapter.features();
+    let api = match info.backend {
+        wgpu::Backend::Metal => "metal",
+        _ => "vulkan",
+    };
+    let unusable = if !missing.is_empty() {
+        Some(format!("it lacks {missing:?}"))
+    } else if info.subgroup_min_size != info.subgroup_max_size && api == "vulkan" && info.subgroup_max_size > 32 {
+        // A kernel is compiled for one size and the driver would choose another at will.
+        Some(format!("its subgroups vary from {} to {}", info.subgroup_min_size, info.subgroup_max_size))
+    } else if info.subgroup_max_size < 8 {
+        Some(format!("its subgroups have {} lanes, fewer than 8", info.subgroup_max_size))
+    } else {
+        None
+    };
+    AdapterInfo {
+        name: info.name,
+        api,
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        is_software: info.device_type == wgpu::DeviceType::Cpu,
+        unusable,
+    }
+}
+
+impl Gpu {
+    /// A device of the chosen adapter.
+    ///
+    /// # Errors
+    /// [`GpuError`] when there is none or it lacks what the kernels need.
+    pub(crate) fn new(choice: AdapterChoice) -> Result<Gpu, GpuError> {
+        let adapter = choose(enumerate(), choice)?;
+        let info = info(&adapter);
+        if let Some(reason) = info.unusable {
+            return Err(GpuError::Unusable { name: info.name, reason });
+        }
+        let limits = Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let wanted = Features::TIMESTAMP_QUERY | Features::SUBGROUP_BARRIER;
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("mlxr"),
+            required_features: REQUIRED | (wanted & adapter.features()),
+            required_limits: limits.clone(),
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        });
+        let (device, queue) = pollster::block_on(request)
+            .map_err(|e| GpuError::Device { name: info.name.clone(), reason: e.to_string() })?;
+        let failure = Arc::<Mutex<Option<String>>>::default();
+        let note = |failure: &Arc<Mutex<Option<String>>>, text: String| {
+            tracing::error!(text, "GPU");
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+        };
+        let of_error = failure.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&of_error, error.to_string())));
+        let of_loss = failure.clone();
+        device.set_device_lost_callback(move |reason, text| {
+            // Dropping the device ends here too.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                note(&of_loss, format!("{reason:?}: {text}"));
+            }
+        });
+        let subgroup = adapter.get_info().subgroup_max_size.min(32);
+        Ok(Gpu { device, queue, info, limits, subgroup, failure })
+    }
+
+    /// Fails once anything on the device has failed.
+    ///
+    /// # Errors
+    /// [`TensorError::DeviceLost`] with the first reason.
+    pub(crate) fn check(&self) -> Result<(), TensorError> {
+        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(reason) => Err(self.lost(reason)),
+        }
+    }
+
+    /// Remembers a failure, if it is the first.
+    pub(crate) fn fail(&self, error: TensorError) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert_with(|| match error {
+            TensorError::DeviceLost { reason, .. } => reason,
+            other => other.to_string(),
+        });
+    }
+
+    pub(crate) fn lost(&self, reason: impl ToString) -> TensorError {
+        TensorError::DeviceLost { backend: BACKEND, reason: reason.to_string() }
+    }
+
+    /// A storage buffer of `n_bytes`, contents undefined.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`].
+    pub(crate) fn buffer(&self, what: &str, n_bytes: u64) -> Result<wgpu::Buffer, TensorError> {
+        let out_of_memory =
+            || TensorError::OutOfMemory { backend: BACKEND, what: what.to_owned(), needed_bytes: n_bytes };
+        if n_bytes > self.limits.max_buffer_size {
+            return Err(out_of_memory());
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size: n_bytes.next_multiple_of(16).max(16),
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(buffer),
+            Some(_) => Err(out_of_memory()),
+        }
+    }
+
+    /// A storage buffer that holds `bytes`.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`].
+    pub(crate) fn buffer_with(&self, what: &str, bytes: &[u8]) -> Result<wgpu::Buffer, TensorError> {
+        /// Staging memory in flight at a time.
+        const PIECE: usize = 64 << 20;
+        let buffer = self.buffer(what, bytes.len() as u64)?;
+        for (i, piece) in bytes.chunks(PIECE).enumerate() {
+            let at = (i * PIECE) as u64;
+            let (words, rest) = piece.split_at(piece.len() / 4 * 4);
+            self.queue.write_buffer(&buffer, at, words);
+            if !rest.is_empty() {
+                // Writes are whole words; buffers end on one.
+                let mut word = [0; 4];
+                word[..rest.len()].copy_from_slice(rest);
+                self.queue.write_buffer(&buffer, at + words.len() as u64, &word);
+            }
+            if bytes.len() > PIECE {
+                self.queue.submit([]);
+            }
+        }
+        Ok(buffer)
+    }
+}
+
+fn choose(mut all: Vec<wgpu::Adapter>, choice: AdapterChoice) -> Result<wgpu::Adapter, GpuError> {
+    if let AdapterChoice::Index(index) = choice {
+        let n_adapters = all.len();
+        if index >= n_adapters {
+            return Err(GpuError::NoSuchAdapter { index, n_adapters });
+        }
+        return Ok(all.swap_remove(index));
+    }
+    let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
+        _ if info(adapter).unusable.is_some() => 0,
+        wgpu::DeviceType::DiscreteGpu => 4,
+        wgpu::DeviceType::IntegratedGpu => 3,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Cpu if choice == AdapterChoice::BestOrSoftware => 1,
+        _ => 0,
+    };
+    all.into_iter().filter(|a| rank(a) > 0).max_by_key(rank).ok_or(GpuError::None)
+}

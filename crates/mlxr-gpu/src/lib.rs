@@ -1,0 +1,24 @@
+//! The GPU backend: WGSL compute kernels through wgpu, on Vulkan and Metal.
+//!
+//! [`GpuBackend`] implements [`mlxr_tensor::Backend`]. Ops are recorded into one compute pass and submitted in pieces
+//! while more is recorded; only `read` and `argmax` wait. `wgsl/` holds one kernel per file, [`kernels`] the typed
+//! parameters each is specialised by, [`layout`] how quantised weights lie on the device.
+//!
+//! Invariant: a row of a result comes from the same sequence of additions whatever rows are beside it.
+#![expect(unsafe_code, reason = "shaders without run-time checks, cooperative matrices")]
+
+mod backend;
+mod batch;
+mod buffers;
+mod device;
+mod kernels;
+mod kv;
+mod layout;
+mod ops;
+mod pipelines;
+mod recorder;
+mod repack;
+mod weight;
+
+pub use backend::GpuBackend;
+pub use device::{AdapterChoice, AdapterInfo, GpuError, adapters};

@@ -1,0 +1,280 @@
+//! Ops that take more than one dispatch or some thought: products and attention.
+
+use bytemuck::{Pod, Zeroable};
+use mlxr_tensor::{Act, AttentionSpec, Batch, Reach, TensorError, Weight};
+
+use crate::backend::{GpuBackend, act};
+use crate::batch::BatchTables;
+use crate::buffers::Pooled;
+use crate::kernels::{
+    Attend, AttendQ8, AttentionShape, MatvecCodes, MatvecFloats, MatvecShape, MergeAttention, PadRows, QuantiseRows,
+};
+use crate::kv::GpuKvLayer;
+use crate::layout::{CODES_CHUNK, FLOATS_CHUNK, Layout};
+use crate::recorder::{Bound, Grid};
+use crate::weight::GpuWeight;
+
+/// Tokens of a split of attention. Splits start at multiples of it, so it may not depend on the batch.
+const SPLIT: usize = 256;
+/// Lanes of an attention workgroup.
+const ATTENTION_LANES: u32 = 128;
+/// Query heads that share a workgroup.
+const MAX_HEADS: usize = 8;
+/// Scratch for the parts of attention; more rows go in several rounds.
+const MAX_PART_BYTES: usize = 64 << 20;
+
+/// The rows of x that a product meets, in the forms kernels take.
+pub(crate) struct Inputs<'a> {
+    x: &'a Act,
+    quantised: Option<(Pooled, Pooled)>,
+    padded: Option<Pooled>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MatvecParams {
+    n_chunks: u32,
+    n_groups: u32,
+    n_out: u32,
+    n_rows: u32,
+    y_stride: u32,
+    y_start: u32,
+    has_bias: u32,
+    choices_per_row: u32,
+    first_out: u32,
+    group: u32,
+}
+
+/// A product: which rows of the result come from which rows of the input.
+pub(crate) struct Product<'a> {
+    pub(crate) weight: &'a GpuWeight,
+    pub(crate) bias: Option<&'a Weight>,
+    /// Expert of each row of the result, and rows of the result per row of the input.
+    pub(crate) routing: Option<(&'a Pooled, usize)>,
+    pub(crate) n_rows: usize,
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn new(x: &'a Act) -> Self {
+        Self { x, quantised: None, padded: None }
+    }
+
+    /// 8-bit codes and their scales.
+    fn quantised(&mut self, backend: &GpuBackend) -> Result<[Bound<'_>; 2], TensorError> {
+        if self.quantised.is_none() {
+            let n = self.x.rows() * self.x.cols();
+            let (codes, scales) = (backend.take(n)?, backend.take(n / CODES_CHUNK * 16)?);
+            let n_quads = (n / 4) as u32;
+            let bound = [act(self.x), codes.bound(), scales.bound()];
+            backend.run(&QuantiseRows {}, &bound, &[n_quads], Grid::flat((n / 4).div_ceil(256)))?;
+            self.quantised = Some((codes, scales));
+        }
+        let (codes, scales) = self.quantised.as_ref().expect("just made");
+        Ok([codes.bound(), scales.bound()])
+    }
+
+    /// Rows filled up to whole chunks.
+    fn floats(&mut self, backend: &GpuBackend) -> Result<Bound<'_>, TensorError> {
+        let (rows, cols) = (self.x.rows(), self.x.cols());
+        if cols.is_multiple_of(FLOATS_CHUNK) {
+            return Ok(act(self.x));
+        }
+        if self.padded.is_none() {
+            let stride = cols.next_multiple_of(FLOATS_CHUNK);
+            let n = rows * stride;
+            let padded = backend.take(n * 4)?;
+            let params = [n as u32, cols as u32, stride as u32];
+            backend.run(&PadRows {}, &[act(self.x), padded.bound()], &params, Grid::flat(n.div_ceil(256)))?;
+            self.padded = Some(padded);
+        }
+        Ok(self.padded.as_ref().expect("just made").bound())
+    }
+}
+
+/// Rows of x that a workgroup meets. What does not divide evenly is computed and thrown away.
+fn row_tile(n_rows: usize) -> u32 {
+    match n_rows {
+        0..=1 => 1,
+        2 => 2,
+        3..=4 => 4,
+        _ => 8,
+    }
+}
+
+impl GpuBackend {
+    /// One product into `y`.
+    pub(crate) fn product(
+        &self,
+        inputs: &mut Inputs<'_>,
+        product: &Product<'_>,
+        y: Bound<'_>,
+    ) -> Result<(), TensorError> {
+        let Product { weight, bias, routing, n_rows } = *product;
+        let none = self.none();
+        let bias_bound = match bias {
+            Some(bias) => self.values(bias)?,
+            None => none,
+        };
+        let n_tile = if routing.is_some() { 1 } else { row_tile(n_rows) };
+        let shape = MatvecShape {
+            subgroup: self.subgroup(),
+            n_split: 4,
+            n_sets: 2,
+            n_out: 2,
+            n_rows: n_tile,
+            is_routed: routing.is_some(),
+        };
+        let routing_bound = routing.map_or(none, |(experts, _)| experts.bound());
+        for part in &weight.parts {
+            let n_out = if routing.is_some() { weight.n_out } else { part.n_rows };
+            let params = MatvecParams {
+                n_chunks: weight.cols.div_ceil(weight.layout.chunk()) as u32,
+                n_groups: weight.layout.groups(weight.cols) as u32,
+                n_out: n_out as u32,
+                n_rows: n_rows as u32,
+                y_stride: weight.n_out as u32,
+                y_start: part.first_row as u32,
+                has_bias: bias.is_some().into(),
+                choices_per_row: routing.map_or(1, |(_, n)| n as u32),
+                first_out: part.first_row as u32,
+                group: match weight.layout {
+                    Layout::Floats(floats) => floats.group.unwrap_or(weight.cols as u32),
+                    Layout::Codes(codes) => codes.group,
+                },
+            };
+            let per_group = (shape.n_sets * shape.n_out) as usize;
+            let grid = Grid::tiles(n_out.div_ceil(per_group), n_rows.div_ceil(n_tile as usize));
+            let (codes, high, scales) = (part.codes.bound(), part.high.bound(), part.scales.bound());
+            match weight.layout {
+                Layout::Codes(layout) => {
+                    let [x_codes, x_scales] = inputs.quantised(self)?;
+                    let bound = [codes, high, scales, x_codes, x_scales, bias_bound, routing_bound, y];
+                    self.run(&MatvecCodes { layout, shape }, &bound, &params, grid)?;
+                }
+                Layout::Floats(layout) => {
+                    let x = inputs.floats(self)?;
+                    let bound = [codes, scales, x, bias_bound, routing_bound, y];
+                    self.run(&MatvecFloats { layout, shape }, &bound, &params, grid)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct AttentionParams {
+    first_row: u32,
+    n_rows: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    max_splits: u32,
+    window: u32,
+    scale: f32,
+    softcap: f32,
+    sees_both: u32,
+    first_split: u32,
+}
+
+/// Attention of a batch over one layer of the cache.
+pub(crate) struct Attention<'a> {
+    pub(crate) q: &'a Act,
+    pub(crate) layer: &'a GpuKvLayer,
+    pub(crate) batch: &'a Batch,
+    pub(crate) tables: &'a BatchTables,
+    pub(crate) spec: &'a AttentionSpec,
+}
+
+impl Attention<'_> {
+    /// First and last position that a row sees, as `reach.wgsl` has it.
+    fn reach(&self, row: usize) -> (usize, usize) {
+        let position = self.batch.positions[row] as usize;
+        let mut last = if self.spec.reach == Reach::Both { self.tables.ends[row] as usize } else { position };
+        let mut first = 0;
+        if let Some(window) = self.spec.window {
+            first = (position + 1).saturating_sub(window as usize);
+            last = last.min(position + window as usize - 1);
+        }
+        (first, last)
+    }
+
+    /// The splits that rows from `first_row` on need, for as many rows as fit in the scratch: first split, number of
+    /// splits, number of rows.
+    fn round(&self, first_row: usize) -> (usize, usize, usize) {
+        let per_split = self.spec.n_heads * (self.layer.shape.v_dim as usize + 2) * 4;
+        let (mut first, mut end) = (usize::MAX, 0);
+        for row in first_row..self.batch.n_rows() {
+            let seen = self.reach(row);
+            let with = (first.min(seen.0 / SPLIT), end.max(seen.1 / SPLIT + 1));
+            let n_rows = row - first_row + 1;
+            if n_rows > 1 && n_rows * (with.1 - with.0) * per_split > MAX_PART_BYTES {
+                return (first, end - first, n_rows - 1);
+            }
+            (first, end) = with;
+        }
+        (first, end - first, self.batch.n_rows() - first_row)
+    }
+
+    /// Writes the result, `[rows, n_heads * v_dim]`.
+    pub(crate) fn run(&self, backend: &GpuBackend, y: Bound<'_>) -> Result<(), TensorError> {
+        let (layer, spec) = (self.layer, self.spec);
+        let v_dim = layer.shape.v_dim as usize;
+        let group = spec.n_heads / layer.n_kv_heads;
+        let n_heads = (1..=MAX_HEADS.min(group)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
+        let shape = AttentionShape {
+            n_heads: n_heads as u32,
+            split: SPLIT as u32,
+            lanes: ATTENTION_LANES,
+            n_subgroups: ATTENTION_LANES / backend.subgroup(),
+        };
+        let sinks = match &spec.sinks {
+            Some(sinks) => backend.values(sinks)?,
+            None => backend.none(),
+        };
+        let mut first_row = 0;
+        while first_row < self.batch.n_rows() {
+            let (first_split, max_splits, n_rows) = self.round(first_row);
+            let parts = backend.take(n_rows * spec.n_heads * max_splits * (v_dim + 2) * 4)?;
+            let params = AttentionParams {
+                first_row: first_row as u32,
+                n_rows: n_rows as u32,
+                n_heads: spec.n_heads as u32,
+                n_kv_heads: layer.n_kv_heads as u32,
+                max_splits: max_splits as u32,
+                window: spec.window.unwrap_or(0),
+                scale: spec.scale,
+                softcap: spec.softcap.unwrap_or(0.0),
+                sees_both: (spec.reach == Reach::Both).into(),
+                first_split: first_split as u32,
+            };
+            let (rows, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
+            let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
+            let grid = Grid::tiles(n_rows * spec.n_heads / n_heads, max_splits);
+            let bound = [rows, tables, act(self.q), keys, values, parts.bound()];
+            match &layer.scales {
+                None => backend.run(&Attend { heads: layer.shape, shape }, &bound, &params, grid)?,
+                Some((k, v)) => {
+                    let [a, b, c, d, e, f] = bound;
+                    let bound = [a, b, c, d, e, f, k.buffer.bound(), v.buffer.bound()];
+                    backend.run(&AttendQ8 { heads: layer.shape, shape }, &bound, &params, grid)?;
+                }
+            }
+            let params = [
+                first_row as u32,
+                n_rows as u32,
+                spec.n_heads as u32,
+                max_splits as u32,
+                params.window,
+                params.sees_both,
+                spec.sinks.is_some().into(),
+                first_split as u32,
+            ];
+            let merge = MergeAttention { split: SPLIT as u32, v_dim: layer.shape.v_dim };
+            let grid = Grid::flat(n_rows * spec.n_heads);
+            backend.run(&merge, &[rows, parts.bound(), sinks, y], &params, grid)?;
+            first_row += n_rows;
+        }
+        Ok(())
+    }
+}

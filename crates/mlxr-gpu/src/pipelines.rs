@@ -1,0 +1,183 @@
+//! Kernels made ready: the file specialised, compiled once and kept.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use minijinja::Environment;
+use minijinja::syntax::SyntaxConfig;
+use serde::Serialize;
+
+use crate::device::{Gpu, GpuError, IMMEDIATE_BYTES};
+
+/// Whether a kernel only reads a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+}
+
+/// A kernel: its file, and the values the file is specialised by (the implementing type's fields).
+pub(crate) trait Kernel: Serialize + Copy + Eq + Hash + Send + 'static {
+    /// The file's name in `wgsl/`.
+    const FILE: &'static str;
+    /// One entry per binding, in order.
+    const BINDINGS: &'static [Access];
+}
+
+macro_rules! sources {
+    ($($file:literal),* $(,)?) => {
+        /// Every file of `wgsl/`.
+        const SOURCES: &[(&str, &str)] = &[$(($file, include_str!(concat!("wgsl/", $file)))),*];
+    };
+}
+
+sources!(
+    "activate.wgsl",
+    "add.wgsl",
+    "argmax.wgsl",
+    "attention.wgsl",
+    "attention_merge.wgsl",
+    "combine.wgsl",
+    "copy_words.wgsl",
+    "embed.wgsl",
+    "functions.wgsl",
+    "gated.wgsl",
+    "gather_rows.wgsl",
+    "grid.wgsl",
+    "kv_types.wgsl",
+    "layer_norm.wgsl",
+    "matvec_codes.wgsl",
+    "matvec_end.wgsl",
+    "matvec_floats.wgsl",
+    "pad_rows.wgsl",
+    "quantise_rows.wgsl",
+    "reach.wgsl",
+    "rms_norm.wgsl",
+    "rope.wgsl",
+    "route.wgsl",
+    "scale.wgsl",
+    "store_kv.wgsl",
+    "weight_codes.wgsl",
+    "weight_floats.wgsl",
+);
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) layout: wgpu::BindGroupLayout,
+    /// Tells pipelines apart in caches.
+    pub(crate) id: usize,
+}
+
+/// The compiled kernels of a device.
+pub(crate) struct Pipelines {
+    templates: Environment<'static>,
+    compiled: Mutex<Compiled>,
+}
+
+/// By kernel type: a map from the type's values to pipelines.
+#[derive(Default)]
+struct Compiled {
+    by_type: HashMap<TypeId, Box<dyn Any + Send>>,
+    n_pipelines: usize,
+}
+
+/// The files, with `//#` before template statements so that they read as WGSL.
+fn templates() -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_syntax(SyntaxConfig::builder().line_statement_prefix("//#").build().expect("distinct delimiters"));
+    env.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+    for (name, source) in SOURCES {
+        env.add_template(name, source).expect("a well-formed template");
+    }
+    env
+}
+
+impl Pipelines {
+    pub(crate) fn new() -> Self {
+        Self { templates: templates(), compiled: Mutex::default() }
+    }
+
+    /// The kernel as `spec` asks for it, compiled on first use.
+    ///
+    /// # Errors
+    /// [`GpuError::Kernel`] when the driver refuses it.
+    pub(crate) fn get<K: Kernel>(&self, gpu: &Gpu, spec: &K) -> Result<Arc<Pipeline>, GpuError> {
+        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let Compiled { by_type, n_pipelines } = &mut *compiled;
+        let map = by_type.entry(TypeId::of::<K>()).or_insert_with(|| Box::new(HashMap::<K, Arc<Pipeline>>::new()));
+        let map: &mut HashMap<K, Arc<Pipeline>> = map.downcast_mut().expect("the map of this type");
+        if let Some(pipeline) = map.get(spec) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(compile(gpu, K::FILE, &self.render(spec)?, K::BINDINGS, *n_pipelines)?);
+        *n_pipelines += 1;
+        map.insert(*spec, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn render<K: Kernel>(&self, spec: &K) -> Result<String, GpuError> {
+        let failed = |e: minijinja::Error| GpuError::Kernel { kernel: K::FILE, reason: format!("{e:#}") };
+        self.templates.get_template(K::FILE).map_err(failed)?.render(minijinja::value::Serde(spec)).map_err(failed)
+    }
+}
+
+fn compile(
+    gpu: &Gpu,
+    file: &'static str,
+    source: &str,
+    bindings: &[Access],
+    id: usize,
+) -> Result<Pipeline, GpuError> {
+    let device = &gpu.device;
+    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let descriptor =
+        wgpu::ShaderModuleDescriptor { label: Some(file), source: wgpu::ShaderSource::Wgsl(source.into()) };
+    let module = if cfg!(debug_assertions) {
+        device.create_shader_module(descriptor)
+    } else {
+        // SAFETY: the same kernels run with bounds and loop checks in every development build, in the conformance
+        // suite; indices come from the shapes that the ops assert.
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    };
+    let entries: Vec<_> = (0..)
+        .zip(bindings)
+        .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(file),
+        entries: &entries,
+    });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(file),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: IMMEDIATE_BYTES,
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(file),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            zero_initialize_workgroup_memory: false,
+            ..Default::default()
+        },
+        cache: None,
+    });
+    match pollster::block_on(scope.pop()) {
+        None => Ok(Pipeline { pipeline, layout, id }),
+        Some(error) => Err(GpuError::Kernel { kernel: file, reason: error.to_string() }),
+    }
+}

@@ -1,0 +1,160 @@
+//! What is to run: one compute pass, submitted in pieces while the next is recorded.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use mlxr_tensor::TensorError;
+
+use crate::buffers::Buffers;
+use crate::device::{Gpu, IMMEDIATE_BYTES};
+use crate::pipelines::Pipeline;
+
+/// Dispatches after which a piece is submitted, so that the device starts while the rest is recorded.
+const PIECE: usize = 64;
+
+/// Bind groups kept; a model's step uses a few hundred, the same in every step.
+const MAX_BIND_GROUPS: usize = 8192;
+
+/// A buffer as a kernel sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Bound<'a> {
+    pub(crate) buffer: &'a wgpu::Buffer,
+    /// The buffer's number, see [`Buffers::new_id`].
+    pub(crate) id: u64,
+}
+
+/// Workgroups of a dispatch; more than the device takes along x continue along y.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) x: u32,
+    pub(crate) y: u32,
+    pub(crate) z: u32,
+}
+
+impl Grid {
+    /// `n` workgroups, numbered by `workgroup_index` in `grid.wgsl`.
+    pub(crate) fn flat(n: usize) -> Grid {
+        Grid::tiles(n, 1)
+    }
+
+    /// `n` workgroups for each of `n_tiles`.
+    pub(crate) fn tiles(n: usize, n_tiles: usize) -> Grid {
+        /// Every device takes as many along each axis.
+        const MAX: usize = 65_535;
+        let y = n.div_ceil(MAX).max(1);
+        Grid { x: n.div_ceil(y) as u32, y: y as u32, z: n_tiles as u32 }
+    }
+}
+
+/// The pass being recorded.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    open: Option<(wgpu::CommandEncoder, wgpu::ComputePass<'static>)>,
+    n_dispatches: usize,
+    bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
+}
+
+impl Recorder {
+    /// Records one dispatch.
+    pub(crate) fn dispatch(
+        &mut self,
+        gpu: &Gpu,
+        buffers: &Buffers,
+        pipeline: &Arc<Pipeline>,
+        bound: &[Bound<'_>],
+        immediates: &[u8],
+        grid: Grid,
+    ) {
+        if grid.x == 0 || grid.z == 0 {
+            return;
+        }
+        debug_assert!(immediates.len() <= IMMEDIATE_BYTES as usize, "immediates of {} bytes", immediates.len());
+        let mut padded = [0u8; IMMEDIATE_BYTES as usize];
+        padded[..immediates.len()].copy_from_slice(immediates);
+        let group = self.bind_group(gpu, pipeline, bound);
+        let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &group, &[]);
+        pass.set_immediates(0, &padded);
+        pass.dispatch_workgroups(grid.x, grid.y, grid.z);
+        self.n_dispatches += 1;
+        if self.n_dispatches == PIECE {
+            self.submit(gpu, buffers);
+        }
+    }
+
+    fn bind_group(&mut self, gpu: &Gpu, pipeline: &Pipeline, bound: &[Bound<'_>]) -> wgpu::BindGroup {
+        let key = (pipeline.id, bound.iter().map(|b| b.id).collect::<Vec<_>>());
+        if let Some(group) = self.bind_groups.get(&key) {
+            return group.clone();
+        }
+        let entries: Vec<_> = (0..)
+            .zip(bound)
+            .map(|(binding, b)| wgpu::BindGroupEntry { binding, resource: b.buffer.as_entire_binding() })
+            .collect();
+        let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        if self.bind_groups.len() == MAX_BIND_GROUPS {
+            self.bind_groups.clear();
+        }
+        self.bind_groups.insert(key, group.clone());
+        group
+    }
+
+    /// Hands what is recorded to the device.
+    pub(crate) fn submit(&mut self, gpu: &Gpu, buffers: &Buffers) {
+        if let Some((encoder, pass)) = self.open.take() {
+            drop(pass);
+            gpu.queue.submit([encoder.finish()]);
+        }
+        self.n_dispatches = 0;
+        buffers.submitted();
+    }
+
+    /// Submits, waits, and copies `n_bytes` of `buffer` out.
+    ///
+    /// # Errors
+    /// [`TensorError::DeviceLost`].
+    pub(crate) fn read(
+        &mut self,
+        gpu: &Gpu,
+        buffers: &Buffers,
+        buffer: &wgpu::Buffer,
+        n_bytes: usize,
+    ) -> Result<Vec<u8>, TensorError> {
+        let (mut encoder, pass) = self.open.take().unwrap_or_else(|| begin(gpu));
+        drop(pass);
+        let size = (n_bytes as u64).next_multiple_of(4);
+        let staging = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read back"),
+            size: size.max(4),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        if size > 0 {
+            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+        }
+        gpu.queue.submit([encoder.finish()]);
+        self.n_dispatches = 0;
+        buffers.submitted();
+        let (send, mapped) = std::sync::mpsc::channel();
+        staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
+            // The receiver waits below.
+            let _ = send.send(result);
+        });
+        gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| gpu.lost(e))?;
+        gpu.check()?;
+        mapped.recv().map_err(|e| gpu.lost(e))?.map_err(|e| gpu.lost(e))?;
+        let view = staging.get_mapped_range(..).map_err(|e| gpu.lost(e))?;
+        Ok(view[..n_bytes].to_vec())
+    }
+}
+
+fn begin(gpu: &Gpu) -> (wgpu::CommandEncoder, wgpu::ComputePass<'static>) {
+    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
+    let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
+    (encoder, pass)
+}

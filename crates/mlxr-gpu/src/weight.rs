@@ -1,0 +1,170 @@
+//! Weights on the device.
+
+use std::sync::OnceLock;
+
+use mlxr_tensor::{Format, HostTensor, TensorError, codec};
+
+use crate::buffers::Buffers;
+use crate::device::{BACKEND, Gpu};
+use crate::layout::Layout;
+use crate::recorder::Bound;
+use crate::repack::{Planes, repack};
+
+/// A buffer with its number.
+pub(crate) struct Numbered {
+    buffer: wgpu::Buffer,
+    id: u64,
+}
+
+impl Numbered {
+    pub(crate) fn new(gpu: &Gpu, buffers: &Buffers, what: &str, bytes: &[u8]) -> Result<Self, TensorError> {
+        Ok(Self { buffer: gpu.buffer_with(what, bytes)?, id: buffers.new_id() })
+    }
+
+    pub(crate) fn empty(gpu: &Gpu, buffers: &Buffers, what: &str, n_bytes: u64) -> Result<Self, TensorError> {
+        Ok(Self { buffer: gpu.buffer(what, n_bytes)?, id: buffers.new_id() })
+    }
+
+    pub(crate) fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+
+    pub(crate) fn bound(&self) -> Bound<'_> {
+        Bound { buffer: &self.buffer, id: self.id }
+    }
+}
+
+/// Rows of a weight that fit in one binding.
+pub(crate) struct Part {
+    pub(crate) first_row: usize,
+    pub(crate) n_rows: usize,
+    pub(crate) codes: Numbered,
+    pub(crate) high: Numbered,
+    pub(crate) scales: Numbered,
+}
+
+impl Part {
+    fn new(
+        gpu: &Gpu,
+        buffers: &Buffers,
+        name: &str,
+        first_row: usize,
+        n_rows: usize,
+        planes: &Planes,
+    ) -> Result<Self, TensorError> {
+        let buffer = |bytes: &[u8]| Numbered::new(gpu, buffers, name, bytes);
+        let (codes, high) = (buffer(&planes.codes)?, buffer(&planes.high)?);
+        Ok(Self { first_row, n_rows, codes, high, scales: buffer(&planes.scales)? })
+    }
+}
+
+/// Bytes a kernel sees of one buffer.
+fn binding_limit(gpu: &Gpu) -> u64 {
+    gpu.limits.max_storage_buffer_binding_size.min(gpu.limits.max_buffer_size)
+}
+
+/// A matrix, or the matrices of all experts one after the other; or a vector.
+pub(crate) struct GpuWeight {
+    pub(crate) layout: Layout,
+    pub(crate) cols: usize,
+    /// Rows of one matrix.
+    pub(crate) n_out: usize,
+    pub(crate) parts: Vec<Part>,
+    /// The file's form, for values that are needed as plain f32.
+    host: Vec<HostTensor>,
+    values: OnceLock<Numbered>,
+}
+
+impl GpuWeight {
+    /// A matrix or vector.
+    ///
+    /// # Errors
+    /// [`TensorError::Unsupported`] when the format has no layout, [`TensorError::OutOfMemory`].
+    pub(crate) fn new(gpu: &Gpu, buffers: &Buffers, tensor: &HostTensor) -> Result<Self, TensorError> {
+        let mut weight = Self::described(std::slice::from_ref(tensor))?;
+        // Vectors are only ever read as plain values.
+        if tensor.shape().len() > 1 {
+            weight.add_parts(gpu, buffers, tensor)?;
+        }
+        Ok(weight)
+    }
+
+    /// The matrices of experts, which are alike.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; all of them must fit in one binding.
+    pub(crate) fn stack(gpu: &Gpu, buffers: &Buffers, tensors: &[HostTensor]) -> Result<Self, TensorError> {
+        let mut weight = Self::described(tensors)?;
+        let mut planes = Planes::default();
+        for tensor in tensors {
+            planes.append(repack(tensor, &weight.layout));
+        }
+        let n_bytes = planes.codes.len() as u64;
+        if n_bytes > binding_limit(gpu) {
+            let what = "the experts of a layer (the device binds less at a time)".to_owned();
+            return Err(TensorError::OutOfMemory { backend: BACKEND, what, needed_bytes: n_bytes });
+        }
+        let n_rows = weight.n_out * tensors.len();
+        weight.parts.push(Part::new(gpu, buffers, tensors[0].name(), 0, n_rows, &planes)?);
+        Ok(weight)
+    }
+
+    /// Everything but the buffers.
+    fn described(tensors: &[HostTensor]) -> Result<Self, TensorError> {
+        let first = &tensors[0];
+        let cols = first.cols();
+        let fits = |layout: &Layout| match layout {
+            Layout::Codes(codes) => cols.is_multiple_of(codes.block()),
+            Layout::Floats(_) => true,
+        };
+        let is_vector = first.shape().len() < 2;
+        let layout = Layout::of(first.format()).filter(fits).or(is_vector.then_some(Layout::VECTOR));
+        let Some(layout) = layout else {
+            let format = first.format().name();
+            return Err(TensorError::Unsupported {
+                name: first.name().to_owned(),
+                backend: BACKEND,
+                reason: format!("there is no kernel for {format} with {cols} columns\nhint: use --device cpu"),
+            });
+        };
+        let n_out = first.rows();
+        Ok(Self { layout, cols, n_out, parts: Vec::new(), host: tensors.to_vec(), values: OnceLock::new() })
+    }
+
+    fn add_parts(&mut self, gpu: &Gpu, buffers: &Buffers, tensor: &HostTensor) -> Result<(), TensorError> {
+        let row_bytes = (tensor.data().len() / tensor.rows().max(1)).max(1) as u64;
+        // The device's form may be a little larger than the file's.
+        let max_rows = usize::try_from(binding_limit(gpu) / 2 / row_bytes).unwrap_or(usize::MAX).max(1);
+        for start in (0..tensor.rows()).step_by(max_rows) {
+            let n_rows = max_rows.min(tensor.rows() - start);
+            let planes = repack(&tensor.row_slice(start..start + n_rows), &self.layout);
+            self.parts.push(Part::new(gpu, buffers, tensor.name(), start, n_rows, &planes)?);
+        }
+        Ok(())
+    }
+
+    /// All elements as f32, row-major: for norms, biases and sinks.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`].
+    pub(crate) fn values(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Bound<'_>, TensorError> {
+        if self.values.get().is_none() {
+            let mut values = Vec::new();
+            for tensor in &self.host {
+                values.extend(codec::dequantise(tensor)?);
+            }
+            let numbered = Numbered::new(gpu, buffers, "vector", bytemuck::cast_slice(&values))?;
+            // When another thread was faster its buffer serves as well.
+            let _ = self.values.set(numbered);
+        }
+        Ok(self.values.get().expect("just set").bound())
+    }
+}
+
+/// Whether a vector or matrix of `format` can be read as numbers at all.
+pub(crate) fn has_numbers(format: Format) -> bool {
+    match format {
+        Format::Plain(dtype) => codec::row_decoder(dtype).is_some(),
+        _ => true,
+    }
+}

@@ -1,0 +1,24 @@
+// x += scale * y
+
+struct Params {
+    n_quads: u32,
+    scale: f32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> y: array<vec4<f32>>;
+
+//# include "grid.wgsl"
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) n_wg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = workgroup_index(wg, n_wg) * 256u + lane;
+    if (i < p.n_quads) {
+        x[i] = fma(vec4(p.scale), y[i], x[i]);
+    }
+}

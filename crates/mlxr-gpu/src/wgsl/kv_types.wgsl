@@ -1,0 +1,49 @@
+// How eight elements of keys or values are stored. Layouts are described in kv.rs.
+
+//# if dtype == "f32"
+alias Octet = mat2x4<f32>;
+//# elif dtype == "q8_0"
+alias Octet = vec2<u32>;
+//# else
+alias Octet = vec4<u32>;
+//# endif
+
+//# if dtype == "bf16"
+fn bf16_bits(v: vec4<f32>) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(v);
+    return (bits + vec4(0x7fffu) + ((bits >> vec4(16u)) & vec4(1u))) >> vec4(16u);
+}
+//# endif
+
+//# if dtype == "q8_0"
+fn encode(a: vec4<f32>, b: vec4<f32>, inverse: f32) -> Octet {
+    return vec2(pack4xI8(vec4<i32>(round(a * inverse))), pack4xI8(vec4<i32>(round(b * inverse))));
+}
+//# else
+fn encode(a: vec4<f32>, b: vec4<f32>) -> Octet {
+    //# if dtype == "f32"
+    return Octet(a, b);
+    //# elif dtype == "f16"
+    return vec4(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+    //# else
+    let low = bf16_bits(a);
+    let high = bf16_bits(b);
+    return vec4(low.x | (low.y << 16u), low.z | (low.w << 16u), high.x | (high.y << 16u), high.z | (high.w << 16u));
+    //# endif
+}
+//# endif
+
+// The first four elements, then the last four; those of q8_0 still lack their scale.
+fn decode(o: Octet) -> mat2x4<f32> {
+    //# if dtype == "f32"
+    return o;
+    //# elif dtype == "f16"
+    return mat2x4<f32>(vec4(unpack2x16float(o.x), unpack2x16float(o.y)), vec4(unpack2x16float(o.z), unpack2x16float(o.w)));
+    //# elif dtype == "bf16"
+    let even = bitcast<vec4<f32>>(o << vec4(16u));
+    let odd = bitcast<vec4<f32>>(o & vec4(0xffff0000u));
+    return mat2x4<f32>(vec4(even.x, odd.x, even.y, odd.y), vec4(even.z, odd.z, even.w, odd.w));
+    //# else
+    return mat2x4<f32>(vec4<f32>(unpack4xI8(o.x)), vec4<f32>(unpack4xI8(o.y)));
+    //# endif
+}

@@ -1,0 +1,71 @@
+// y = (x - mean) / sqrt(variance + eps) * weight + bias, one workgroup per row.
+
+struct Params {
+    n_rows: u32,
+    cols: u32,
+    eps: f32,
+    has_bias: u32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> weight: array<f32>;
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+var<workgroup> partial: array<f32, {{ n_subgroups }}>;
+
+//# include "grid.wgsl"
+
+@compute @workgroup_size({{ lanes }})
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) n_wg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) sublane: u32,
+) {
+    let row = workgroup_index(wg, n_wg);
+    if (row >= p.n_rows) {
+        return;
+    }
+    let start = row * p.cols;
+    var sum = 0.0;
+    for (var c = lane; c < p.cols; c += {{ lanes }}u) {
+        sum += x[start + c];
+    }
+    let sum_of_subgroup = subgroupAdd(sum);
+    if (sublane == 0u) {
+        partial[subgroup] = sum_of_subgroup;
+    }
+    workgroupBarrier();
+    var mean = 0.0;
+    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
+        mean += partial[i];
+    }
+    mean = mean / f32(p.cols);
+    workgroupBarrier();
+    var squares = 0.0;
+    for (var c = lane; c < p.cols; c += {{ lanes }}u) {
+        let d = x[start + c] - mean;
+        squares = fma(d, d, squares);
+    }
+    let squares_of_subgroup = subgroupAdd(squares);
+    if (sublane == 0u) {
+        partial[subgroup] = squares_of_subgroup;
+    }
+    workgroupBarrier();
+    var total = 0.0;
+    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
+        total += partial[i];
+    }
+    let factor = 1.0 / sqrt(total / f32(p.cols) + p.eps);
+    for (var c = lane; c < p.cols; c += {{ lanes }}u) {
+        let v = (x[start + c] - mean) * factor * weight[c];
+        if (p.has_bias != 0u) {
+            y[start + c] = v + bias[c];
+        } else {
+            y[start + c] = v;
+        }
+    }
+}

@@ -1,0 +1,28 @@
+// x *= factor, or x = cap * tanh(x / cap)
+
+struct Params {
+    n: u32,
+    factor: f32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;
+
+//# include "grid.wgsl"
+//# include "functions.wgsl"
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) n_wg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = workgroup_index(wg, n_wg) * 256u + lane;
+    if (i < p.n) {
+        //# if is_softcap
+        x[i] = p.factor * tanh_stable(x[i] / p.factor);
+        //# else
+        x[i] = x[i] * p.factor;
+        //# endif
+    }
+}

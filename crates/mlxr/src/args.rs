@@ -13,6 +13,7 @@ use crate::commands::embed::EmbedArgs;
 use crate::commands::keys::KeysArgs;
 use crate::commands::rerank::RerankArgs;
 use crate::commands::serve::ServeArgs;
+use crate::device::Device;
 use crate::logging;
 use crate::sampling::{ChoiceArgs, SamplingArgs};
 use crate::structure::StructureArgs;
@@ -93,6 +94,9 @@ pub struct LoadArgs {
     /// Tokens a sequence may have, prompt included [default: the model's own, at most 4096]
     #[arg(short = 'c', long = "ctx", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub n_ctx: Option<u32>,
+    /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -256,6 +260,9 @@ pub struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -284,6 +291,9 @@ pub struct PerplexityArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,

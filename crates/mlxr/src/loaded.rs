@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use mlxr_checkpoint::Checkpoint;
-use mlxr_kernels::{CpuBackend, CpuOptions};
 use mlxr_models::{Model, ModelError, ModelOptions};
 use mlxr_tensor::{Act, Backend, Batch, DType, KvCache};
 
@@ -12,12 +10,6 @@ use crate::failure::failure;
 
 /// Tokens per KV block.
 pub const BLOCK_TOKENS: usize = 16;
-
-/// The backend every command computes on.
-pub fn backend(n_threads: Option<usize>) -> anyhow::Result<Arc<dyn Backend>> {
-    let options = CpuOptions { n_threads, ..CpuOptions::default() };
-    Ok(Arc::new(CpuBackend::new(options).context("cannot set up the CPU backend")?))
-}
 
 /// Whether a model generates, which one made for vectors or scores does not.
 pub fn check_generates(ckpt: &Checkpoint) -> anyhow::Result<()> {

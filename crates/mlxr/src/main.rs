@@ -5,6 +5,7 @@ mod args;
 mod bundled;
 mod commands;
 mod conversation;
+mod device;
 mod embedder;
 mod failure;
 mod folders;

@@ -26,7 +26,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let tests = Test::all(args)?;
     let source = ModelSource::named(args.model.as_deref());
     let ckpt = source.open()?;
-    let backend = loaded::backend(args.threads)?;
+    let backend = args.device.backend(args.threads)?;
     let description = format!("{}, {}", backend.name(), backend.describe());
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;

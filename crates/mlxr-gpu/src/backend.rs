@@ -10,6 +10,7 @@ use mlxr_tensor::{
 };
 
 use crate::batch::BatchTables;
+use crate::bindings::Bound;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
 use crate::kernels::{
@@ -20,7 +21,7 @@ use crate::kv::GpuKv;
 use crate::layout::Layout;
 use crate::ops::{Attention, Inputs, Product};
 use crate::pipelines::{Kernel, Pipelines};
-use crate::recorder::{Bound, Grid, Recorder};
+use crate::recorder::{Dispatch, Grid, Recorder};
 use crate::weight::{GpuWeight, Numbered, has_numbers};
 
 /// Records ops for a GPU and runs them.
@@ -108,7 +109,8 @@ impl GpuBackend {
     ) -> Result<(), TensorError> {
         self.gpu.check()?;
         let pipeline = self.pipelines.get(&self.gpu, kernel).map_err(|e| self.gpu.lost(e))?;
-        self.record().dispatch(&self.gpu, &self.buffers, &pipeline, bound, bytemuck::bytes_of(params), grid);
+        let dispatch = Dispatch { pipeline: &pipeline, bound, immediates: bytemuck::bytes_of(params), grid };
+        self.record().dispatch(&self.gpu, &self.buffers, &dispatch);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlxr_tensor::TensorError;
 
+use crate::bindings::BindGroups;
 use crate::device::Gpu;
 
 /// A pooled buffer; dropping it gives it back.
@@ -45,11 +46,15 @@ struct Shelves {
 
 /// See the module.
 #[derive(Default)]
-pub(crate) struct Buffers(Mutex<Shelves>);
+pub(crate) struct Buffers {
+    shelves: Mutex<Shelves>,
+    /// How buffers are bound.
+    pub(crate) groups: BindGroups,
+}
 
 impl Buffers {
     fn lock(&self) -> MutexGuard<'_, Shelves> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number no buffer of this device has yet.

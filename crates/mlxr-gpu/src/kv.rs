@@ -4,6 +4,8 @@
 //! neighbouring tokens read neighbouring memory; values are `[block][kv_head][token][v_dim / 8]` octets. The scales of
 //! q8_0 are f32 in buffers of their own, one per 32 elements, in the same order.
 
+use std::sync::Arc;
+
 use mlxr_tensor::{DType, KvLayerSpec, KvSpec, TensorError};
 
 use crate::buffers::Buffers;
@@ -36,7 +38,7 @@ pub(crate) struct Region {
 impl GpuKv {
     /// # Errors
     /// [`TensorError::Quantise`] for a type or head size without kernels, [`TensorError::OutOfMemory`].
-    pub(crate) fn new(gpu: &Gpu, buffers: &Buffers, spec: &KvSpec) -> Result<Self, TensorError> {
+    pub(crate) fn new(gpu: &Gpu, buffers: &Arc<Buffers>, spec: &KvSpec) -> Result<Self, TensorError> {
         let refuse = |reason: String| TensorError::Quantise { dtype: spec.dtype, reason };
         let dtype = kv_type(spec.dtype)
             .ok_or_else(|| refuse("the KV cache holds F32, F16, BF16 or Q8_0".to_owned()))?;

@@ -9,11 +9,14 @@
 
 mod backend;
 mod batch;
+mod bindings;
 mod buffers;
 mod device;
 mod kernels;
 mod kv;
 mod layout;
+#[cfg(test)]
+mod metal_tests;
 mod ops;
 mod pipelines;
 mod recorder;

@@ -11,7 +11,8 @@ use crate::kernels::{
 };
 use crate::kv::GpuKvLayer;
 use crate::layout::{CODES_CHUNK, FLOATS_CHUNK, Layout};
-use crate::recorder::{Bound, Grid};
+use crate::bindings::Bound;
+use crate::recorder::Grid;
 use crate::weight::GpuWeight;
 
 /// Tokens of a split of attention. Splits start at multiples of it, so it may not depend on the batch.

@@ -101,6 +101,12 @@ impl Pipelines {
         Self { templates: templates(), compiled: Mutex::default() }
     }
 
+    /// The files that hold a kernel and not a part of several.
+    #[cfg(test)]
+    pub(crate) fn kernel_files() -> impl Iterator<Item = &'static str> {
+        SOURCES.iter().filter(|(_, source)| source.contains("@compute")).map(|(name, _)| *name)
+    }
+
     /// The kernel as `spec` asks for it, compiled on first use.
     ///
     /// # Errors
@@ -119,7 +125,7 @@ impl Pipelines {
         Ok(pipeline)
     }
 
-    fn render<K: Kernel>(&self, spec: &K) -> Result<String, GpuError> {
+    pub(crate) fn render<K: Kernel>(&self, spec: &K) -> Result<String, GpuError> {
         let failed = |e: minijinja::Error| GpuError::Kernel { kernel: K::FILE, reason: format!("{e:#}") };
         self.templates.get_template(K::FILE).map_err(failed)?.render(minijinja::value::Serde(spec)).map_err(failed)
     }

@@ -1,27 +1,14 @@
 //! What is to run: one compute pass, submitted in pieces while the next is recorded.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use mlxr_tensor::TensorError;
 
+use crate::bindings::Bound;
 use crate::buffers::Buffers;
 use crate::device::{Gpu, IMMEDIATE_BYTES};
 use crate::pipelines::Pipeline;
 
 /// Dispatches after which a piece is submitted, so that the device starts while the rest is recorded.
 const PIECE: usize = 64;
-
-/// Bind groups kept; a model's step uses a few hundred, the same in every step.
-const MAX_BIND_GROUPS: usize = 8192;
-
-/// A buffer as a kernel sees it.
-#[derive(Clone, Copy)]
-pub(crate) struct Bound<'a> {
-    pub(crate) buffer: &'a wgpu::Buffer,
-    /// The buffer's number, see [`Buffers::new_id`].
-    pub(crate) id: u64,
-}
 
 /// Workgroups of a dispatch; more than the device takes along x continue along y.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,32 +33,32 @@ impl Grid {
     }
 }
 
+/// One dispatch.
+pub(crate) struct Dispatch<'a> {
+    pub(crate) pipeline: &'a Pipeline,
+    pub(crate) bound: &'a [Bound<'a>],
+    pub(crate) immediates: &'a [u8],
+    pub(crate) grid: Grid,
+}
+
 /// The pass being recorded.
 #[derive(Default)]
 pub(crate) struct Recorder {
     open: Option<(wgpu::CommandEncoder, wgpu::ComputePass<'static>)>,
     n_dispatches: usize,
-    bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
 }
 
 impl Recorder {
     /// Records one dispatch.
-    pub(crate) fn dispatch(
-        &mut self,
-        gpu: &Gpu,
-        buffers: &Buffers,
-        pipeline: &Arc<Pipeline>,
-        bound: &[Bound<'_>],
-        immediates: &[u8],
-        grid: Grid,
-    ) {
+    pub(crate) fn dispatch(&mut self, gpu: &Gpu, buffers: &Buffers, dispatch: &Dispatch<'_>) {
+        let Dispatch { pipeline, bound, immediates, grid } = *dispatch;
         if grid.x == 0 || grid.z == 0 {
             return;
         }
         debug_assert!(immediates.len() <= IMMEDIATE_BYTES as usize, "immediates of {} bytes", immediates.len());
         let mut padded = [0u8; IMMEDIATE_BYTES as usize];
         padded[..immediates.len()].copy_from_slice(immediates);
-        let group = self.bind_group(gpu, pipeline, bound);
+        let group = buffers.groups.get(gpu, pipeline, bound);
         let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
         pass.set_pipeline(&pipeline.pipeline);
         pass.set_bind_group(0, &group, &[]);
@@ -81,27 +68,6 @@ impl Recorder {
         if self.n_dispatches == PIECE {
             self.submit(gpu, buffers);
         }
-    }
-
-    fn bind_group(&mut self, gpu: &Gpu, pipeline: &Pipeline, bound: &[Bound<'_>]) -> wgpu::BindGroup {
-        let key = (pipeline.id, bound.iter().map(|b| b.id).collect::<Vec<_>>());
-        if let Some(group) = self.bind_groups.get(&key) {
-            return group.clone();
-        }
-        let entries: Vec<_> = (0..)
-            .zip(bound)
-            .map(|(binding, b)| wgpu::BindGroupEntry { binding, resource: b.buffer.as_entire_binding() })
-            .collect();
-        let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        if self.bind_groups.len() == MAX_BIND_GROUPS {
-            self.bind_groups.clear();
-        }
-        self.bind_groups.insert(key, group.clone());
-        group
     }
 
     /// Hands what is recorded to the device.

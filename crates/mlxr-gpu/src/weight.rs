@@ -1,28 +1,36 @@
 //! Weights on the device.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{Format, HostTensor, TensorError, codec};
 
+use crate::bindings::Bound;
 use crate::buffers::Buffers;
 use crate::device::{BACKEND, Gpu};
 use crate::layout::Layout;
-use crate::recorder::Bound;
+
 use crate::repack::{Planes, repack};
 
 /// A buffer with its number.
 pub(crate) struct Numbered {
     buffer: wgpu::Buffer,
     id: u64,
+    buffers: Arc<Buffers>,
+}
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        self.buffers.groups.forget(self.id);
+    }
 }
 
 impl Numbered {
-    pub(crate) fn new(gpu: &Gpu, buffers: &Buffers, what: &str, bytes: &[u8]) -> Result<Self, TensorError> {
-        Ok(Self { buffer: gpu.buffer_with(what, bytes)?, id: buffers.new_id() })
+    pub(crate) fn new(gpu: &Gpu, buffers: &Arc<Buffers>, what: &str, bytes: &[u8]) -> Result<Self, TensorError> {
+        Ok(Self { buffer: gpu.buffer_with(what, bytes)?, id: buffers.new_id(), buffers: buffers.clone() })
     }
 
-    pub(crate) fn empty(gpu: &Gpu, buffers: &Buffers, what: &str, n_bytes: u64) -> Result<Self, TensorError> {
-        Ok(Self { buffer: gpu.buffer(what, n_bytes)?, id: buffers.new_id() })
+    pub(crate) fn empty(gpu: &Gpu, buffers: &Arc<Buffers>, what: &str, n_bytes: u64) -> Result<Self, TensorError> {
+        Ok(Self { buffer: gpu.buffer(what, n_bytes)?, id: buffers.new_id(), buffers: buffers.clone() })
     }
 
     pub(crate) fn buffer(&self) -> &wgpu::Buffer {
@@ -46,7 +54,7 @@ pub(crate) struct Part {
 impl Part {
     fn new(
         gpu: &Gpu,
-        buffers: &Buffers,
+        buffers: &Arc<Buffers>,
         name: &str,
         first_row: usize,
         n_rows: usize,
@@ -80,7 +88,7 @@ impl GpuWeight {
     ///
     /// # Errors
     /// [`TensorError::Unsupported`] when the format has no layout, [`TensorError::OutOfMemory`].
-    pub(crate) fn new(gpu: &Gpu, buffers: &Buffers, tensor: &HostTensor) -> Result<Self, TensorError> {
+    pub(crate) fn new(gpu: &Gpu, buffers: &Arc<Buffers>, tensor: &HostTensor) -> Result<Self, TensorError> {
         let mut weight = Self::described(std::slice::from_ref(tensor))?;
         // Vectors are only ever read as plain values.
         if tensor.shape().len() > 1 {
@@ -93,7 +101,7 @@ impl GpuWeight {
     ///
     /// # Errors
     /// As [`Self::new`]; all of them must fit in one binding.
-    pub(crate) fn stack(gpu: &Gpu, buffers: &Buffers, tensors: &[HostTensor]) -> Result<Self, TensorError> {
+    pub(crate) fn stack(gpu: &Gpu, buffers: &Arc<Buffers>, tensors: &[HostTensor]) -> Result<Self, TensorError> {
         let mut weight = Self::described(tensors)?;
         let mut planes = Planes::default();
         for tensor in tensors {
@@ -131,7 +139,7 @@ impl GpuWeight {
         Ok(Self { layout, cols, n_out, parts: Vec::new(), host: tensors.to_vec(), values: OnceLock::new() })
     }
 
-    fn add_parts(&mut self, gpu: &Gpu, buffers: &Buffers, tensor: &HostTensor) -> Result<(), TensorError> {
+    fn add_parts(&mut self, gpu: &Gpu, buffers: &Arc<Buffers>, tensor: &HostTensor) -> Result<(), TensorError> {
         let row_bytes = (tensor.data().len() / tensor.rows().max(1)).max(1) as u64;
         // The device's form may be a little larger than the file's.
         let max_rows = usize::try_from(binding_limit(gpu) / 2 / row_bytes).unwrap_or(usize::MAX).max(1);
@@ -147,7 +155,7 @@ impl GpuWeight {
     ///
     /// # Errors
     /// [`TensorError::OutOfMemory`].
-    pub(crate) fn values(&self, gpu: &Gpu, buffers: &Buffers) -> Result<Bound<'_>, TensorError> {
+    pub(crate) fn values(&self, gpu: &Gpu, buffers: &Arc<Buffers>) -> Result<Bound<'_>, TensorError> {
         if self.values.get().is_none() {
             let mut values = Vec::new();
             for tensor in &self.host {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope, RopePairing,
-    RouterSpec, Routing, TensorError, Weight,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
+    RopePairing, RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::batch::BatchTables;
@@ -14,8 +14,8 @@ use crate::bindings::Bound;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
 use crate::kernels::{
-    Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, GatherRows, Gated, LayerNorm,
-    RmsNorm, RmsNormInPlace, RotateHeads, Route, Scale, StoreKv, StoreKvQ8, activation, gate,
+    Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows,
+    LayerNorm, RmsNorm, RmsNormInPlace, RotateHeads, Route, Scale, StoreKv, StoreKvQ8, activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::Layout;
@@ -242,10 +242,11 @@ impl Backend for GpuBackend {
 
     fn act(&self, rows: usize, cols: usize, values: &[f32]) -> Act {
         assert_eq!(values.len(), rows * cols, "values of an activation");
-        let buffer = self.buffers.take_with(&self.gpu, bytemuck::cast_slice(values)).unwrap_or_else(|error| {
-            self.gpu.fail(error);
-            self.buffers.stand_in(self.none.buffer())
-        });
+        let buffer =
+            self.buffers.take_with(&self.gpu, bytemuck::cast_slice(values)).unwrap_or_else(|error| {
+                self.gpu.fail(error);
+                self.buffers.stand_in(self.none.buffer())
+            });
         Act::new(rows, cols, GpuAct(buffer))
     }
 

@@ -91,7 +91,10 @@ fn info(adapter: &wgpu::Adapter) -> AdapterInfo {
     };
     let unusable = if !missing.is_empty() {
         Some(format!("it lacks {missing:?}"))
-    } else if info.subgroup_min_size != info.subgroup_max_size && api == "vulkan" && info.subgroup_max_size > 32 {
+    } else if info.subgroup_min_size != info.subgroup_max_size
+        && api == "vulkan"
+        && info.subgroup_max_size > 32
+    {
         // A kernel is compiled for one size and the driver would choose another at will.
         Some(format!("its subgroups vary from {} to {}", info.subgroup_min_size, info.subgroup_max_size))
     } else if info.subgroup_max_size < 8 {

@@ -148,12 +148,8 @@ impl Codes {
 
 impl Layout {
     /// Of vectors in formats without a layout; their values are dequantised on the host.
-    pub(crate) const VECTOR: Layout = Layout::Floats(Floats {
-        element: Element::F32,
-        has_scales: false,
-        table: None,
-        group: None,
-    });
+    pub(crate) const VECTOR: Layout =
+        Layout::Floats(Floats { element: Element::F32, has_scales: false, table: None, group: None });
 
     /// The layout of a format, or `None` when there is none.
     pub(crate) fn of(format: Format) -> Option<Layout> {
@@ -192,7 +188,9 @@ impl Layout {
                 let affine = Codes::affine(bits.into(), scale);
                 codes(Codes { group: group_size.into(), zero, ..affine })
             }
-            Format::MlxFloat(MlxFloat::Mxfp4) => codes(Codes { is_doubled: true, ..Codes::table(Scale::E8m0, fp4) }),
+            Format::MlxFloat(MlxFloat::Mxfp4) => {
+                codes(Codes { is_doubled: true, ..Codes::table(Scale::E8m0, fp4) })
+            }
             Format::MlxFloat(MlxFloat::Nvfp4) => codes(Codes::table(Scale::FloatHalves, fp4).halves()),
             Format::MlxFloat(MlxFloat::Mxfp8) => {
                 let group = Some(MlxFloat::Mxfp8.group_size() as u32);

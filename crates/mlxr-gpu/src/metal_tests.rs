@@ -80,13 +80,8 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
 
 fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     let layouts: Vec<Layout> = data::formats().into_iter().filter_map(Layout::of).collect();
-    let shapes = [(1, false), (2, false), (4, false), (8, false), (1, true)].map(|(n_rows, is_routed)| MatvecShape {
-        subgroup: SUBGROUP,
-        n_split: 4,
-        n_sets: 2,
-        n_out: 2,
-        n_rows,
-        is_routed,
+    let shapes = [(1, false), (2, false), (4, false), (8, false), (1, true)].map(|(n_rows, is_routed)| {
+        MatvecShape { subgroup: SUBGROUP, n_split: 4, n_sets: 2, n_out: 2, n_rows, is_routed }
     });
     for layout in layouts {
         match layout {

@@ -5,13 +5,14 @@ use mlxr_tensor::{Act, AttentionSpec, Batch, Reach, TensorError, Weight};
 
 use crate::backend::{GpuBackend, act};
 use crate::batch::BatchTables;
+use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::kernels::{
-    Attend, AttendQ8, AttentionShape, MatvecCodes, MatvecFloats, MatvecShape, MergeAttention, PadRows, QuantiseRows,
+    Attend, AttendQ8, AttentionShape, MatvecCodes, MatvecFloats, MatvecShape, MergeAttention, PadRows,
+    QuantiseRows,
 };
 use crate::kv::GpuKvLayer;
 use crate::layout::{CODES_CHUNK, FLOATS_CHUNK, Layout};
-use crate::bindings::Bound;
 use crate::recorder::Grid;
 use crate::weight::GpuWeight;
 

@@ -88,7 +88,9 @@ struct Compiled {
 /// The files, with `//#` before template statements so that they read as WGSL.
 fn templates() -> Environment<'static> {
     let mut env = Environment::new();
-    env.set_syntax(SyntaxConfig::builder().line_statement_prefix("//#").build().expect("distinct delimiters"));
+    env.set_syntax(
+        SyntaxConfig::builder().line_statement_prefix("//#").build().expect("distinct delimiters"),
+    );
     env.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
     for (name, source) in SOURCES {
         env.add_template(name, source).expect("a well-formed template");
@@ -114,7 +116,8 @@ impl Pipelines {
     pub(crate) fn get<K: Kernel>(&self, gpu: &Gpu, spec: &K) -> Result<Arc<Pipeline>, GpuError> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let Compiled { by_type, n_pipelines } = &mut *compiled;
-        let map = by_type.entry(TypeId::of::<K>()).or_insert_with(|| Box::new(HashMap::<K, Arc<Pipeline>>::new()));
+        let map =
+            by_type.entry(TypeId::of::<K>()).or_insert_with(|| Box::new(HashMap::<K, Arc<Pipeline>>::new()));
         let map: &mut HashMap<K, Arc<Pipeline>> = map.downcast_mut().expect("the map of this type");
         if let Some(pipeline) = map.get(spec) {
             return Ok(pipeline.clone());
@@ -127,7 +130,11 @@ impl Pipelines {
 
     pub(crate) fn render<K: Kernel>(&self, spec: &K) -> Result<String, GpuError> {
         let failed = |e: minijinja::Error| GpuError::Kernel { kernel: K::FILE, reason: format!("{e:#}") };
-        self.templates.get_template(K::FILE).map_err(failed)?.render(minijinja::value::Serde(spec)).map_err(failed)
+        self.templates
+            .get_template(K::FILE)
+            .map_err(failed)?
+            .render(minijinja::value::Serde(spec))
+            .map_err(failed)
     }
 }
 
@@ -162,10 +169,8 @@ fn compile(
             count: None,
         })
         .collect();
-    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-        label: Some(file),
-        entries: &entries,
-    });
+    let layout = device
+        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(file), entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(file),
         bind_group_layouts: &[Some(&layout)],

@@ -55,7 +55,11 @@ impl Recorder {
         if grid.x == 0 || grid.z == 0 {
             return;
         }
-        debug_assert!(immediates.len() <= IMMEDIATE_BYTES as usize, "immediates of {} bytes", immediates.len());
+        debug_assert!(
+            immediates.len() <= IMMEDIATE_BYTES as usize,
+            "immediates of {} bytes",
+            immediates.len()
+        );
         let mut padded = [0u8; IMMEDIATE_BYTES as usize];
         padded[..immediates.len()].copy_from_slice(immediates);
         let group = buffers.groups.get(gpu, pipeline, bound);
@@ -120,7 +124,8 @@ impl Recorder {
 }
 
 fn begin(gpu: &Gpu) -> (wgpu::CommandEncoder, wgpu::ComputePass<'static>) {
-    let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
+    let mut encoder =
+        gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
     let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
     (encoder, pass)
 }

@@ -25,11 +25,21 @@ impl Drop for Numbered {
 }
 
 impl Numbered {
-    pub(crate) fn new(gpu: &Gpu, buffers: &Arc<Buffers>, what: &str, bytes: &[u8]) -> Result<Self, TensorError> {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        buffers: &Arc<Buffers>,
+        what: &str,
+        bytes: &[u8],
+    ) -> Result<Self, TensorError> {
         Ok(Self { buffer: gpu.buffer_with(what, bytes)?, id: buffers.new_id(), buffers: buffers.clone() })
     }
 
-    pub(crate) fn empty(gpu: &Gpu, buffers: &Arc<Buffers>, what: &str, n_bytes: u64) -> Result<Self, TensorError> {
+    pub(crate) fn empty(
+        gpu: &Gpu,
+        buffers: &Arc<Buffers>,
+        what: &str,
+        n_bytes: u64,
+    ) -> Result<Self, TensorError> {
         Ok(Self { buffer: gpu.buffer(what, n_bytes)?, id: buffers.new_id(), buffers: buffers.clone() })
     }
 
@@ -101,7 +111,11 @@ impl GpuWeight {
     ///
     /// # Errors
     /// As [`Self::new`]; all of them must fit in one binding.
-    pub(crate) fn stack(gpu: &Gpu, buffers: &Arc<Buffers>, tensors: &[HostTensor]) -> Result<Self, TensorError> {
+    pub(crate) fn stack(
+        gpu: &Gpu,
+        buffers: &Arc<Buffers>,
+        tensors: &[HostTensor],
+    ) -> Result<Self, TensorError> {
         let mut weight = Self::described(tensors)?;
         let mut planes = Planes::default();
         for tensor in tensors {
@@ -132,14 +146,21 @@ impl GpuWeight {
             return Err(TensorError::Unsupported {
                 name: first.name().to_owned(),
                 backend: BACKEND,
-                reason: format!("there is no kernel for {format} with {cols} columns\nhint: use --device cpu"),
+                reason: format!(
+                    "there is no kernel for {format} with {cols} columns\nhint: use --device cpu"
+                ),
             });
         };
         let n_out = first.rows();
         Ok(Self { layout, cols, n_out, parts: Vec::new(), host: tensors.to_vec(), values: OnceLock::new() })
     }
 
-    fn add_parts(&mut self, gpu: &Gpu, buffers: &Arc<Buffers>, tensor: &HostTensor) -> Result<(), TensorError> {
+    fn add_parts(
+        &mut self,
+        gpu: &Gpu,
+        buffers: &Arc<Buffers>,
+        tensor: &HostTensor,
+    ) -> Result<(), TensorError> {
         let row_bytes = (tensor.data().len() / tensor.rows().max(1)).max(1) as u64;
         // The device's form may be a little larger than the file's.
         let max_rows = usize::try_from(binding_limit(gpu) / 2 / row_bytes).unwrap_or(usize::MAX).max(1);

@@ -29,9 +29,10 @@ impl FromStr for Device {
             "cpu" => Ok(Device::Cpu),
             "auto" => Ok(Device::Auto),
             "gpu" => Ok(Device::Gpu),
-            _ => text.parse().map(Device::Index).map_err(|_| {
-                "expected cpu, gpu, auto or the number of a GPU".to_owned()
-            }),
+            _ => text
+                .parse()
+                .map(Device::Index)
+                .map_err(|_| "expected cpu, gpu, auto or the number of a GPU".to_owned()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use mlxr_checkpoint::Checkpoint;
 use mlxr_models::{Model, ModelError, ModelOptions};
 use mlxr_tensor::{Act, Backend, Batch, DType, KvCache};

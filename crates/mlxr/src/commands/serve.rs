@@ -18,7 +18,7 @@ use mlxr_server::{
 
 use crate::failure::{EXIT_INTERRUPTED, failure, usage};
 use crate::settings::{self, SettingArgs};
-use crate::{bundled, folders, loaded, logging, output, service_manager};
+use crate::{bundled, folders, logging, output, service_manager};
 
 /// Threads that serve connections; the work is the engines'.
 const NETWORK_THREADS: usize = 2;

@@ -5,7 +5,7 @@
 //! parameters each is specialised by, [`layout`] how quantised weights lie on the device.
 //!
 //! Invariant: a row of a result comes from the same sequence of additions whatever rows are beside it.
-#![expect(unsafe_code, reason = "shaders without run-time checks, cooperative matrices")]
+#![expect(unsafe_code, reason = "shaders without run-time checks")]
 
 mod backend;
 mod batch;

@@ -1,15 +1,19 @@
 //! The backend against the suite that every backend passes.
 
-use std::sync::OnceLock;
+#![allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
+
+mod greedy;
+
+use std::sync::{Arc, OnceLock};
 
 use mlxr_gpu::{AdapterChoice, GpuBackend, GpuError};
 use mlxr_tensor::conformance;
 
 /// The device under test; tests on a machine without one say so and pass.
-fn backend() -> Option<&'static GpuBackend> {
-    static BACKEND: OnceLock<Option<GpuBackend>> = OnceLock::new();
+fn backend() -> Option<Arc<GpuBackend>> {
+    static BACKEND: OnceLock<Option<Arc<GpuBackend>>> = OnceLock::new();
     let open = || match GpuBackend::new(AdapterChoice::BestOrSoftware) {
-        Ok(backend) => Some(backend),
+        Ok(backend) => Some(Arc::new(backend)),
         Err(error @ GpuError::None) => {
             assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "{error}");
             eprintln!("skipped: no GPU and no software driver");
@@ -17,7 +21,7 @@ fn backend() -> Option<&'static GpuBackend> {
         }
         Err(error) => panic!("{error}"),
     };
-    BACKEND.get_or_init(open).as_ref()
+    BACKEND.get_or_init(open).clone()
 }
 
 macro_rules! checks {
@@ -26,7 +30,7 @@ macro_rules! checks {
         fn $test() {
             if let Some(backend) = backend() {
                 let check = conformance::CHECKS.iter().find(|check| check.name == $name).expect($name);
-                conformance::run_check(backend, check);
+                conformance::run_check(&*backend, check);
             }
         }
     )*};

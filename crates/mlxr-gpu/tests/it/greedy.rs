@@ -1,0 +1,120 @@
+//! Whole models: the GPU chooses the tokens that the CPU chooses.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mlxr_checkpoint::Checkpoint;
+use mlxr_gpu::GpuBackend;
+use mlxr_kernels::{CpuBackend, CpuOptions};
+use mlxr_models::{Model, ModelOptions};
+use mlxr_tensor::{Backend, Batch, DType, KvCache};
+
+use crate::backend;
+
+const N_PROMPT: usize = 21;
+const N_GREEDY: usize = 24;
+const BLOCK_TOKENS: usize = 16;
+/// CPU and GPU round activations to eight bits in the same way. Sums in another order differ in the last bit, and rarely
+/// that moves a value to the next code; what follows is then rounded anew. The difference, relative to the largest
+/// logit, is that of two roundings.
+const TOLERANCE: f32 = 1e-1;
+/// Best logits closer than this, relative to the largest, may change places after that.
+const TIE: f32 = 1e-2;
+
+/// A sequence of one model.
+struct Session {
+    model: Model,
+    kv: KvCache,
+    table: Vec<u32>,
+    n_stored: u32,
+}
+
+impl Session {
+    fn open(path: &Path, backend: Arc<dyn Backend>) -> Session {
+        let ckpt = Checkpoint::open(path).unwrap();
+        let model = Model::load(&ckpt, backend.clone(), &ModelOptions::default())
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let n_blocks = (N_PROMPT + N_GREEDY).div_ceil(BLOCK_TOKENS);
+        let kv = backend.kv_cache(&model.kv_spec(n_blocks, BLOCK_TOKENS, DType::F16)).unwrap();
+        Session { model, kv, table: (0..n_blocks as u32).rev().collect(), n_stored: 0 }
+    }
+
+    /// The logits after `tokens`.
+    fn feed(&mut self, tokens: &[u32]) -> Vec<f32> {
+        let mut batch = Batch::new();
+        batch.push(tokens, self.n_stored, &self.table, BLOCK_TOKENS);
+        batch.want_last();
+        self.n_stored += tokens.len() as u32;
+        let logits = self.model.forward(&batch, &mut self.kv);
+        self.model.backend().read(&logits).unwrap()
+    }
+}
+
+/// The largest logit's id, and how far ahead it is of the second.
+fn best(logits: &[f32]) -> (u32, f32) {
+    let id = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap();
+    let others = logits.iter().enumerate().filter(|(i, _)| *i != id).map(|(_, v)| *v);
+    (id as u32, logits[id] - others.fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// Runs both until the end or a tie. Returns how many tokens they chose alike, or where they differ.
+fn compare(path: &Path, gpu: &Arc<GpuBackend>, cpu: &Arc<CpuBackend>) -> Result<usize, String> {
+    let (mut ours, mut theirs) = (Session::open(path, gpu.clone()), Session::open(path, cpu.clone()));
+    let vocab = ours.model.config().vocab;
+    let prompt: Vec<u32> = (0..N_PROMPT).map(|i| ((i * 37 + 5) % vocab) as u32).collect();
+    let (mut row, mut expected) = (ours.feed(&prompt), theirs.feed(&prompt));
+    for step in 0..N_GREEDY {
+        let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let error = row.iter().zip(&expected).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest;
+        let ((id, _), (wanted, margin)) = (best(&row), best(&expected));
+        let margin = margin / largest;
+        let is_wrong = id != wanted && margin > TIE;
+        if is_wrong || error > TOLERANCE {
+            let path = path.display();
+            return Err(format!(
+                "{path}, step {step}: {id} for {wanted}, off by {error:e}, ahead by {margin:e}"
+            ));
+        }
+        if id != wanted {
+            return Ok(step);
+        }
+        (row, expected) = (ours.feed(&[id]), theirs.feed(&[id]));
+    }
+    Ok(N_GREEDY)
+}
+
+/// Checkpoints under a folder.
+fn checkpoints(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir() || path.extension().is_some_and(|e| e == "gguf"))
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn every_family_and_the_bundled_models_choose_what_the_cpu_chooses() {
+    let Some(gpu) = backend() else { return };
+    let options = CpuOptions { n_threads: Some(2), isa: None };
+    let cpu = Arc::new(CpuBackend::new(options).unwrap());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut found = Vec::new();
+    for family in checkpoints(&root.join("golden/tiny")) {
+        for checkpoint in checkpoints(&family) {
+            if checkpoint.ends_with("split") {
+                continue;
+            }
+            found.push(compare(&checkpoint, &gpu, &cpu));
+        }
+    }
+    for bundled in checkpoints(&root.join("models")) {
+        found.push(compare(&bundled, &gpu, &cpu));
+    }
+    assert!(found.len() > 40, "{} checkpoints", found.len());
+    let n_same = found.iter().filter(|result| **result == Ok(N_GREEDY)).count();
+    let differ: Vec<String> = found.iter().filter_map(|result| result.clone().err()).collect();
+    assert!(differ.is_empty(), "{}", differ.join("\n"));
+    assert!(n_same * 10 >= found.len() * 9, "only {n_same} of {} ran to the end alike", found.len());
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxr_checkpoint::FileType;
+use mlxr_server::config::Device;
 use mlxr_tensor::DType;
 
 use crate::commands::catalogue::{CatalogueArgs, CopyArgs, CreateArgs, ListArgs, RemoveArgs};
@@ -13,7 +14,6 @@ use crate::commands::embed::EmbedArgs;
 use crate::commands::keys::KeysArgs;
 use crate::commands::rerank::RerankArgs;
 use crate::commands::serve::ServeArgs;
-use crate::device::Device;
 use crate::logging;
 use crate::sampling::{ChoiceArgs, SamplingArgs};
 use crate::structure::StructureArgs;

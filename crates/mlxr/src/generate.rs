@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::args::LoadArgs;
 use crate::failure::failure;
-use crate::{interrupt, loaded, units};
+use crate::{device, interrupt, loaded, units};
 
 /// Context a model is opened with when nobody says, unless its own is smaller.
 const DEFAULT_CTX: u32 = 4096;
@@ -55,7 +55,7 @@ impl Generator {
     ) -> anyhow::Result<Generator> {
         let n_ctx_train = DecoderConfig::for_checkpoint(ckpt)?.n_ctx_train;
         let n_ctx = args.n_ctx.unwrap_or(n_ctx_train.min(DEFAULT_CTX));
-        let backend = args.device.backend(args.threads)?;
+        let backend = device::backend(args.device, args.threads)?;
         let model = loaded::model(ckpt, backend, Some(n_ctx))?;
         let options = EngineOptions { kv_dtype: args.kv_type, max_seqs, ..EngineOptions::default() };
         let kv_spec = model.kv_spec(1, options.block_tokens, args.kv_type);

@@ -11,7 +11,7 @@ use mlxr_tensor::DType;
 
 use super::layers::{self, Resolved};
 use super::problem::Problem;
-use super::value::{Bytes, LogFormat, NamedPath, Setting, Socket, Span, Text};
+use super::value::{Bytes, Device, LogFormat, NamedPath, Setting, Socket, Span, Text};
 use crate::KeepAlive;
 
 /// A flag of `mlxr serve`.
@@ -128,6 +128,8 @@ settings! {
     /// Memory of all models together, such as 12G [default: nine tenths of what there is]
     memory: Option<Bytes> = "auto", "models.memory", [takes("memory", "SIZE")];
 
+    /// What computes: cpu, gpu, the number of a GPU, or auto for a GPU where there is one
+    device: Device = "cpu", "engine.device", [takes("device", "DEVICE")];
     /// CPU threads [default: one per physical core]
     threads: Option<usize> = "auto", "engine.threads", [short('t', takes("threads", "N"))];
     /// Tokens a sequence may have, prompt included [default: the model's own, at most 4096]

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use mlxr_tensor::DType;
@@ -266,6 +267,50 @@ impl Setting for DType {
 
     fn to_json(&self) -> Value {
         json!(self.name().to_lowercase())
+    }
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// A GPU if there is one that can be used, else the CPU.
+    Auto,
+    /// The fastest GPU.
+    Gpu,
+    /// A GPU by its number.
+    Index(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" => Ok(Device::Cpu),
+            "auto" => Ok(Device::Auto),
+            "gpu" => Ok(Device::Gpu),
+            _ => text
+                .parse()
+                .map(Device::Index)
+                .map_err(|_| "expected cpu, gpu, auto or a GPU's number".to_owned()),
+        }
+    }
+}
+
+impl Setting for Device {
+    fn read_one(text: Text<'_>) -> Result<Self, String> {
+        text.text.parse()
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            Device::Cpu => json!("cpu"),
+            Device::Auto => json!("auto"),
+            Device::Gpu => json!("gpu"),
+            Device::Index(index) => json!(index.to_string()),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::failure::{EXIT_INTERRUPTED, usage};
 use crate::loaded::{self, Sequences};
 use crate::model_source::ModelSource;
 use crate::output::{self, DIM, HEADING};
-use crate::{interrupt, progress, units};
+use crate::{device, interrupt, progress, units};
 
 /// Rows of one prefill pass.
 const MAX_BATCH_ROWS: u32 = 512;
@@ -26,7 +26,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let tests = Test::all(args)?;
     let source = ModelSource::named(args.model.as_deref());
     let ckpt = source.open()?;
-    let backend = args.device.backend(args.threads)?;
+    let backend = device::backend(args.device, args.threads)?;
     let description = format!("{}, {}", backend.name(), backend.describe());
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;

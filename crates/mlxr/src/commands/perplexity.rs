@@ -16,7 +16,7 @@ use crate::args::PerplexityArgs;
 use crate::failure::{EXIT_INTERRUPTED, failure};
 use crate::loaded::{self, Sequences};
 use crate::model_source::ModelSource;
-use crate::{interrupt, output, progress, stdin, text};
+use crate::{device, interrupt, output, progress, stdin, text};
 
 /// Rows of one forward pass, so that the logits of a pass stay small.
 const MAX_BATCH_ROWS: usize = 256;
@@ -37,7 +37,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
             "give a longer text or a smaller --ctx",
         ));
     }
-    let backend = args.device.backend(args.threads)?;
+    let backend = device::backend(args.device, args.threads)?;
     let model = loaded::model(&ckpt, backend.clone(), Some(args.n_ctx))?;
     let mut sequences = Sequences::new(model, backend, args.kv_type, 1, args.n_ctx)?;
     interrupt::install(interrupt::JOB_PATIENCE)?;

@@ -18,7 +18,7 @@ use mlxr_server::{
 
 use crate::failure::{EXIT_INTERRUPTED, failure, usage};
 use crate::settings::{self, SettingArgs};
-use crate::{bundled, folders, logging, output, service_manager};
+use crate::{bundled, device, folders, logging, output, service_manager};
 
 /// Threads that serve connections; the work is the engines'.
 const NETWORK_THREADS: usize = 2;
@@ -132,7 +132,7 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         max_waiting: config.max_waiting,
         ..defaults
     };
-    let setup = EngineSetup { backend: config.device.backend(config.threads)?, options };
+    let setup = EngineSetup { backend: device::backend(config.device, config.threads)?, options };
     let memory = config.memory.map_or_else(Memory::detect, |Bytes(limit_bytes)| Memory { limit_bytes });
     let models = Models::with_list(list, setup, memory, config.keep_alive);
     let models = models.with_pins(&config.pin).map_err(|error| {

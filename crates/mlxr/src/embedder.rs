@@ -7,11 +7,12 @@ use clap::Args;
 use mlxr_checkpoint::EmbeddingFiles;
 use mlxr_engine::{EmbedError, EmbedderHandle, EmbedderLimits, TextReader};
 use mlxr_models::{DecoderConfig, Embedder, EmbedderHead, ModelError, ModelOptions, Text};
+use mlxr_server::config::Device;
 use mlxr_text::Tokenizer;
 
 use crate::failure::failure;
 use crate::model_source::ModelSource;
-use crate::{loaded, text};
+use crate::{device, text};
 
 /// The context of a generating model when nobody says, unless its own is smaller.
 const DEFAULT_CTX: u32 = 4096;
@@ -23,6 +24,9 @@ pub struct EmbedderArgs {
     /// Tokens a text may have [default: as the model's files say; at most 4096 if it generates]
     #[arg(short = 'c', long = "ctx", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub n_ctx: Option<u32>,
+    /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = crate::args::parse_threads)]
     pub threads: Option<usize>,
@@ -49,7 +53,7 @@ impl LoadedEmbedder {
             }
             asked => asked,
         };
-        let backend = loaded::backend(args.threads)?;
+        let backend = device::backend(args.device, args.threads)?;
         let embedder = Embedder::load(&ckpt, backend, &ModelOptions { n_ctx }).map_err(|error| {
             let hint = match &error {
                 ModelError::ContextTooLong { n_ctx_max, .. } => {

@@ -74,6 +74,10 @@ pub fn is_structured(asked: &Asked) -> bool {
 pub fn read(asked: Asked, model: &LoadedModel, strict: bool) -> Result<Task, ServeError> {
     check(&asked.wire)?;
     let Understood { wire, input, prompt, structure, notices, is_kept } = understand(asked, model, strict)?;
+    if wire.background == Some(true) && !is_kept {
+        let reason = "background needs store, but the conversation is larger than what is stored here";
+        return Err(ServeError::invalid("background", reason));
+    }
     let is_logprobs_wanted = wire.include.iter().flatten().any(|name| name == INCLUDE_LOGPROBS);
     let logprobs = wire.top_logprobs.or_else(|| is_logprobs_wanted.then_some(0));
     let mut request = Request {

@@ -116,5 +116,5 @@ fn every_family_and_the_bundled_models_choose_what_the_cpu_chooses() {
     let n_same = found.iter().filter(|result| **result == Ok(N_GREEDY)).count();
     let differ: Vec<String> = found.iter().filter_map(|result| result.clone().err()).collect();
     assert!(differ.is_empty(), "{}", differ.join("\n"));
-    assert!(n_same * 10 >= found.len() * 9, "only {n_same} of {} ran to the end alike", found.len());
+    assert!(n_same * 5 >= found.len() * 4, "only {n_same} of {} ran to the end alike", found.len());
 }

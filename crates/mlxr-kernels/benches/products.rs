@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use mlxr_kernels::{CpuBackend, CpuOptions, Kernels, bandwidth};
+use mlxr_kernels::{CpuBackend, CpuOptions, Isa, Kernels, Products, bandwidth};
 use mlxr_tensor::{Backend, DType, HostTensor, Weight, codec};
 
 const ROWS: usize = 5632;
@@ -68,15 +68,18 @@ fn main() {
     for dtype in formats {
         let data = Bytes::from(codec::quantise(dtype, &noise(ROWS * COLS), COLS, None).expect("a codec"));
         for kernels in &tables {
-            measure(dtype, &data, kernels);
+            measure(dtype, &data, kernels, Products::Alike);
+            if kernels.isa() == Isa::Amx {
+                measure(dtype, &data, kernels, Products::Bf16);
+            }
         }
     }
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
-fn measure(dtype: DType, data: &Bytes, kernels: &Kernels) {
+fn measure(dtype: DType, data: &Bytes, kernels: &Kernels, products: Products) {
     let options = CpuOptions { n_threads: None, isa: Some(kernels.isa()) };
-    let backend = CpuBackend::new(options).expect("this CPU has it");
+    let backend = CpuBackend::new(options).expect("this CPU has it").with_products(products);
     let weights: Vec<Weight> = (0..N_WEIGHTS)
         .map(|_| {
             let copy = Bytes::from(data.to_vec());
@@ -92,5 +95,6 @@ fn measure(dtype: DType, data: &Bytes, kernels: &Kernels) {
     };
     let gbps = data.len() as f64 / seconds(1) / 1e9;
     let gflops = ROW_COUNTS.map(|n| format!("{:6.0}", 2e-9 * (ROWS * COLS * n) as f64 / seconds(n)));
-    println!("{:8} {:8} {gbps:6.1}  {}", dtype.name(), kernels.isa().name(), gflops.join(" "));
+    let name = if products == Products::Bf16 { "bf16" } else { kernels.isa().name() };
+    println!("{:8} {name:8} {gbps:6.1}  {}", dtype.name(), gflops.join(" "));
 }

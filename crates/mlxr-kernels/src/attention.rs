@@ -11,7 +11,7 @@ use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, Span};
 
 use crate::aligned::{as_bytes, prefetch};
 use crate::disjoint::{Disjoint, split};
-use crate::kernels::{DotFloats, Kernels, TILE};
+use crate::kernels::{Attend, DotFloats, Kernels, Softmax, TILE, Unit, UnitScratch};
 use crate::kv::{LayerKv, decode};
 use crate::pool::ThreadPool;
 use crate::weight::vector;
@@ -24,6 +24,9 @@ const UNIT_TOKENS: usize = 16;
 
 /// Queries (rows times heads of one KV head) that share one pass over the keys.
 const TILE_QUERIES: usize = 32;
+
+/// Queries that one call of a kernel takes at most.
+const MAX_QUERIES: usize = 64;
 
 /// One attention op.
 pub(crate) struct Attention<'a> {
@@ -60,6 +63,7 @@ struct Scratch {
     scores: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
+    unit: UnitScratch,
 }
 
 thread_local! {
@@ -209,6 +213,10 @@ impl Attention<'_> {
         let next = (next < seen_end).then(|| self.stored(tile, next, unit_tokens.min(seen_end - next)));
         // Units lie anywhere in the arena, so that nobody else knows what comes next.
         next.inspect(|(keys, _)| prefetch(keys));
+        if let Some(attend) = self.attend() {
+            next.inspect(|(_, values)| prefetch(values));
+            return self.unit_at_once(attend, tile, (first, n_keys), (keys, values), scratch);
+        }
         self.scores(tile, keys, n_keys, scratch);
         next.inspect(|(_, values)| prefetch(values));
         scratch.values.resize(unit_tokens * v_dim, 0.0);
@@ -249,6 +257,68 @@ impl Attention<'_> {
         let values = &self.layer.bytes()[layout.values(block, tile.kv_head)];
         let rows = |bytes: usize| offset * bytes..(offset + n) * bytes;
         (&keys[rows(layout.k_bytes)], &values[rows(layout.v_bytes)])
+    }
+
+    /// The kernel that takes a unit at once, where there is one for these shapes.
+    fn attend(&self) -> Option<Attend> {
+        let layout = &self.layer.layout;
+        let fits = self.unit_tokens() == UNIT_TOKENS
+            && layout.k_dim.is_multiple_of(UNIT_TOKENS)
+            && layout.v_dim.is_multiple_of(UNIT_TOKENS);
+        self.kernels.attend.filter(|_| fits)
+    }
+
+    /// As [`Self::unit`], by a kernel of its own: `n_keys` keys and values from position `first` on.
+    fn unit_at_once(
+        &self,
+        attend: Attend,
+        tile: &Tile<'_>,
+        (first, n_keys): (usize, usize),
+        (keys, values): (&[u8], &[u8]),
+        scratch: &mut Scratch,
+    ) {
+        let layout = &self.layer.layout;
+        let (n_queries, group) = (tile.rows.len() * self.group(), self.group());
+        let mut queries: [&[f32]; MAX_QUERIES] = [&[]; MAX_QUERIES];
+        let mut masks = [0u16; MAX_QUERIES];
+        let mut floats = (layout.dtype, keys, values);
+        if layout.dtype == DType::Q8_0 {
+            scratch.keys.resize(n_keys * layout.k_dim, 0.0);
+            scratch.values.resize(n_keys * layout.v_dim, 0.0);
+            decode(self.kernels, layout.dtype, keys, &mut scratch.keys);
+            decode(self.kernels, layout.dtype, values, &mut scratch.values);
+            floats = (DType::F32, as_bytes(&scratch.keys), as_bytes(&scratch.values));
+        }
+        for start in (0..n_queries).step_by(MAX_QUERIES) {
+            let n = MAX_QUERIES.min(n_queries - start);
+            for i in 0..n {
+                queries[i] = self.query(tile, start + i);
+                let visible = self.visible(tile.span, tile.rows.start + (start + i) / group);
+                let from = visible.start.max(first) - first;
+                let to = visible.end.min(first + n_keys).saturating_sub(first);
+                masks[i] = (from..to).fold(0, |mask, key| mask | 1 << key);
+            }
+            let unit = Unit {
+                dtype: floats.0,
+                keys: floats.1,
+                values: floats.2,
+                n_keys,
+                k_dim: layout.k_dim,
+                v_dim: layout.v_dim,
+                queries: &queries[..n],
+                masks: &masks[..n],
+                scale: self.spec.scale,
+                softcap: self.spec.softcap,
+            };
+            let state = &mut scratch.segment;
+            let mut softmax = Softmax {
+                max: &mut state.max[start..start + n],
+                sum: &mut state.sum[start..start + n],
+                acc: &mut state.acc[start * layout.v_dim..(start + n) * layout.v_dim],
+            };
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { attend(&unit, &mut scratch.unit, &mut softmax) };
+        }
     }
 
     /// Dot products of all queries of a tile with `n_keys` stored keys.

@@ -11,7 +11,7 @@ use mlxr_tensor::{
 use crate::acts::{ActPool, values, values_mut};
 use crate::attention::Attention;
 use crate::disjoint::{for_each_row, split};
-use crate::kernels::{Isa, Kernels};
+use crate::kernels::{Isa, Kernels, Products};
 use crate::kv::CpuKv;
 use crate::linear::{Inputs, Output, Product, RowMap, matmul};
 use crate::moe::{CpuRouting, combine, group_by_expert, route};
@@ -54,7 +54,20 @@ impl CpuBackend {
             })?,
         };
         let pool = ThreadPool::new(options.n_threads.unwrap_or_else(ThreadPool::default_threads));
-        Ok(Self { kernels, pool, acts: Arc::default() })
+        Ok(Self { kernels: Kernels { wide: None, ..kernels }, pool, acts: Arc::default() })
+    }
+
+    /// Computes products of many rows in another way; a CPU that has no such way goes on as before.
+    #[must_use]
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.kernels.wide = match products {
+            Products::Alike => None,
+            Products::Bf16 => {
+                let tables = Kernels::available();
+                tables.iter().find(|k| k.isa() == self.kernels.isa()).and_then(|k| k.wide)
+            }
+        };
+        self
     }
 
     /// Calls `work` on every row of `x`.
@@ -71,7 +84,8 @@ impl Backend for CpuBackend {
 
     fn describe(&self) -> String {
         let n = self.pool.n_threads();
-        format!("{}, {n} thread{}", self.kernels.isa().name(), if n == 1 { "" } else { "s" })
+        let products = if self.kernels.wide.is_some() { ", bf16 products" } else { "" };
+        format!("{}{products}, {n} thread{}", self.kernels.isa().name(), if n == 1 { "" } else { "s" })
     }
 
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {

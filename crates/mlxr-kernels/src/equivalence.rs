@@ -8,6 +8,8 @@ use crate::kernels::{CodeKernels, Kernels, TILE, TILE_ROWS};
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::PackedRows;
 use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use crate::linear::{Inputs, Output, Product, RowMap, matmul};
+use crate::pool::ThreadPool;
 use crate::scalar;
 
 /// Difference of two sums of the same terms in different orders, relative to the sum of their magnitudes.
@@ -242,6 +244,55 @@ proptest! {
             both(&|k, x| k.norm_in_place(x, &w, 0.7));
             both(&|k, x| { let n = x.len() / 2; k.rotate_half(&mut x[..2 * n], &w[..n], &w[n..2 * n]) });
             both(&|k, x| { let n = x.len() / 2; k.rotate_pairs(&mut x[..2 * n], &w[..n], &w[n..2 * n]) });
+        }
+    }
+}
+
+proptest! {
+    // Every case goes through all formats.
+    #![proptest_config(ProptestConfig::with_cases(6))]
+    #[test]
+    fn bf16_products_are_those_of_rounded_values(
+        n_w in 1usize..300, n_blocks in 1usize..6, n_x in 1usize..70, seed: u64,
+    ) {
+        let mut noise = Noise::new(seed);
+        let pool = ThreadPool::new(2);
+        for mut kernels in Kernels::available() {
+            let Some(wide) = &mut kernels.wide else { continue };
+            wide.from_rows = 1;
+            for format in data::formats() {
+                // Plain floats may have any number of columns.
+                let ragged = if let Format::Plain(DType::F32 | DType::F16 | DType::BF16) = format { 5 } else { 0 };
+                let cols = n_blocks * 256 + ragged;
+                let weight = data::unaligned(&data::tensor(format, &[n_w, cols], &mut noise));
+                let Ok(values) = weight.to_f32() else { continue };
+                let x = noise.values(n_x * cols);
+                let products = |x: &[f32], rows: RowMap<'_>, n: usize| {
+                    let mut out = vec![0f32; n * n_w];
+                    let outputs = [Output::new(&mut out, n_w)];
+                    let product = Product { weight: &weight, bias: None, rows, result: 0 };
+                    matmul(&kernels, &pool, &mut Inputs::new(x, cols), &[product], &outputs);
+                    out
+                };
+                let got = products(&x, RowMap::All(n_x), n_x);
+                for (i, &got) in got.iter().enumerate() {
+                    let terms = x[i / n_w * cols..][..cols].iter().zip(&values[i % n_w * cols..][..cols]);
+                    let (sum, size) = terms.fold((0f64, 0f64), |(sum, size), (&x, &w)| {
+                        let term = f64::from(x) * f64::from(w);
+                        (sum + term, size + term.abs())
+                    });
+                    // Each factor is rounded to eight bits, by at most 1/256 of it.
+                    let limit = size * (2f64.powi(-7) + 1e-4) + 1e-30;
+                    prop_assert!((f64::from(got) - sum).abs() <= limit, "{} {}: {} {}", format.name(), i, got, sum);
+                }
+                let last = products(&x[(n_x - 1) * cols..], RowMap::All(1), 1);
+                prop_assert_eq!(&got[(n_x - 1) * n_w..], &last, "{} alone and together", format.name());
+                let pairs: Vec<(u32, u32)> = (0..n_x as u32).map(|i| (n_x as u32 - 1 - i, i)).collect();
+                let gathered = products(&x, RowMap::Pairs(&pairs), n_x);
+                for (row, turned) in got.chunks_exact(n_w).zip(gathered.rchunks_exact(n_w)) {
+                    prop_assert_eq!(row, turned, "{} gathered", format.name());
+                }
+            }
         }
     }
 }

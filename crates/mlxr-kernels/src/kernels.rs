@@ -7,6 +7,7 @@ use mlxr_tensor::{DType, Format};
 use crate::lanes::Lanes;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
 use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use crate::linear::wide::{WideActs, WideRows};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::scalar;
@@ -48,6 +49,59 @@ pub(crate) enum CodeKernels {
         /// Activation rows from which on the kernels want them packed as well.
         packs_from: usize,
     },
+}
+
+/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16: `out[x * WIDE_ROWS + w]`,
+/// activation rows rounded up to whole blocks. A product does not depend on the numbers of rows.
+pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs, &mut TileScratch, &mut [f32]);
+
+/// Up to sixteen consecutive keys and values of a KV head, and the queries that meet them.
+pub(crate) struct Unit<'a> {
+    /// F32, F16 or BF16.
+    pub(crate) dtype: DType,
+    /// `[n_keys, k_dim]`, as stored.
+    pub(crate) keys: &'a [u8],
+    /// `[n_keys, v_dim]`, as stored.
+    pub(crate) values: &'a [u8],
+    pub(crate) n_keys: usize,
+    pub(crate) k_dim: usize,
+    pub(crate) v_dim: usize,
+    pub(crate) queries: &'a [&'a [f32]],
+    /// Which keys each query sees, the first in the lowest bit.
+    pub(crate) masks: &'a [u16],
+    pub(crate) scale: f32,
+    pub(crate) softcap: Option<f32>,
+}
+
+/// One thread's memory for [`Attend`].
+#[derive(Default)]
+pub(crate) struct UnitScratch {
+    pub(crate) keys: Vec<f32>,
+    pub(crate) values: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
+}
+
+/// The softmax of each query so far: largest score, sum of exponentials, weighted values.
+pub(crate) struct Softmax<'a> {
+    pub(crate) max: &'a mut [f32],
+    pub(crate) sum: &'a mut [f32],
+    /// `[queries, v_dim]`
+    pub(crate) acc: &'a mut [f32],
+}
+
+/// Adds a unit to the softmax of its queries, each computed the same way whatever their number is.
+pub(crate) type Attend = unsafe fn(&Unit<'_>, &mut UnitScratch, &mut Softmax<'_>);
+
+/// How weights of any format meet many activation rows in bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct WideKernels {
+    /// Activation rows from which on they are used.
+    pub(crate) from_rows: usize,
+    /// The kernel of a format it reads as stored.
+    pub(crate) stored: fn(Format) -> Option<DotWide>,
+    pub(crate) unpacked: fn(CodeKind) -> DotWide,
+    /// Puts up to `BLOCK_ROWS` rows in a block of [`WideActs`].
+    pub(crate) pack: unsafe fn(&[&[f32]], &mut [u8]),
 }
 
 impl CodeKernels {
@@ -96,6 +150,17 @@ impl Isa {
     }
 }
 
+/// How products of many rows are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// By the operations of products of one row, so a row's result is the same bits in any company.
+    #[default]
+    Alike,
+    /// In bf16 from 32 rows on, where the CPU has tiles of it: several times as fast, and rounded to other bits than
+    /// products of fewer rows.
+    Bf16,
+}
+
 /// The kernels of one instruction set, chosen once; this CPU has what they need.
 #[derive(Clone, Copy)]
 pub struct Kernels {
@@ -106,6 +171,10 @@ pub struct Kernels {
     pub(crate) widen_f16: WidenHalves,
     pub(crate) narrow_f16: NarrowHalves,
     pub(crate) codes: CodeKernels,
+    /// Only used where a backend was asked for [`Products::Bf16`].
+    pub(crate) wide: Option<WideKernels>,
+    /// Attention to sixteen keys at once, of floats in multiples of sixteen; without it keys meet queries by `dot_*`.
+    pub(crate) attend: Option<Attend>,
     /// The unpacking kernel of a format, if it has one.
     pub(crate) unpack: fn(Format) -> Option<(CodeKind, Unpack)>,
     pub(crate) lanes: Lanes,
@@ -127,7 +196,7 @@ impl Kernels {
             if avx512::is_available() {
                 tables.push(avx512::TABLE);
                 if amx::is_available() {
-                    tables.push(amx::TABLE);
+                    tables.push(Kernels { wide: amx::wide(), ..amx::TABLE });
                 }
             }
         }

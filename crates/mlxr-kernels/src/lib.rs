@@ -38,5 +38,5 @@ mod unpack;
 mod weight;
 
 pub use backend::{CpuBackend, CpuOptions};
-pub use kernels::{Isa, Kernels};
+pub use kernels::{Isa, Kernels, Products};
 pub use pool::ThreadPool;

@@ -100,6 +100,9 @@ pub struct LoadArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company
+    #[arg(long)]
+    pub bf16_products: bool,
     /// How keys and values are stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_kv_type)]
     pub kv_type: DType,
@@ -266,6 +269,9 @@ pub struct BenchArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company
+    #[arg(long)]
+    pub bf16_products: bool,
     /// How keys and values are stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_kv_type)]
     pub kv_type: DType,
@@ -297,6 +303,9 @@ pub struct PerplexityArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company
+    #[arg(long)]
+    pub bf16_products: bool,
     /// How keys and values are stored
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_kv_type)]
     pub kv_type: DType,

@@ -4,28 +4,38 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use mlxr_gpu::{AdapterChoice, GpuBackend};
-use mlxr_kernels::{CpuBackend, CpuOptions};
+use mlxr_kernels::{CpuBackend, CpuOptions, Products};
 use mlxr_server::config::Device;
 use mlxr_tensor::Backend;
 
-/// The backend of a device; `n_threads` counts on the CPU alone.
+/// How products of many rows are computed, where `bf16` says what was asked for.
+pub fn products(bf16: bool) -> Products {
+    if bf16 { Products::Bf16 } else { Products::Alike }
+}
+
+/// The backend of a device; `n_threads` and `products` count on the CPU alone.
 ///
 /// # Errors
 /// There is no such device, or it cannot be used.
-pub fn backend(device: Device, n_threads: Option<usize>) -> anyhow::Result<Arc<dyn Backend>> {
+pub fn backend(
+    device: Device,
+    n_threads: Option<usize>,
+    products: Products,
+) -> anyhow::Result<Arc<dyn Backend>> {
     let gpu = |choice| GpuBackend::new(choice).map(|backend| Arc::new(backend) as Arc<dyn Backend>);
     match device {
-        Device::Cpu => cpu(n_threads),
+        Device::Cpu => cpu(n_threads, products),
         Device::Gpu => Ok(gpu(AdapterChoice::Best)?),
         Device::Index(index) => Ok(gpu(AdapterChoice::Index(index))?),
         Device::Auto => gpu(AdapterChoice::Best).or_else(|reason| {
             tracing::info!(%reason, "computing on the CPU");
-            cpu(n_threads)
+            cpu(n_threads, products)
         }),
     }
 }
 
-fn cpu(n_threads: Option<usize>) -> anyhow::Result<Arc<dyn Backend>> {
+fn cpu(n_threads: Option<usize>, products: Products) -> anyhow::Result<Arc<dyn Backend>> {
     let options = CpuOptions { n_threads, ..CpuOptions::default() };
-    Ok(Arc::new(CpuBackend::new(options).context("cannot set up the CPU backend")?))
+    let backend = CpuBackend::new(options).context("cannot set up the CPU backend")?;
+    Ok(Arc::new(backend.with_products(products)))
 }

@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use mlxr_checkpoint::EmbeddingFiles;
 use mlxr_engine::{EmbedError, EmbedderHandle, EmbedderLimits, TextReader};
+use mlxr_kernels::Products;
 use mlxr_models::{DecoderConfig, Embedder, EmbedderHead, ModelError, ModelOptions, Text};
 use mlxr_server::config::Device;
 use mlxr_text::Tokenizer;
@@ -53,7 +54,7 @@ impl LoadedEmbedder {
             }
             asked => asked,
         };
-        let backend = device::backend(args.device, args.threads)?;
+        let backend = device::backend(args.device, args.threads, Products::Alike)?;
         let embedder = Embedder::load(&ckpt, backend, &ModelOptions { n_ctx }).map_err(|error| {
             let hint = match &error {
                 ModelError::ContextTooLong { n_ctx_max, .. } => {

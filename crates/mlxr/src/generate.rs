@@ -55,7 +55,7 @@ impl Generator {
     ) -> anyhow::Result<Generator> {
         let n_ctx_train = DecoderConfig::for_checkpoint(ckpt)?.n_ctx_train;
         let n_ctx = args.n_ctx.unwrap_or(n_ctx_train.min(DEFAULT_CTX));
-        let backend = device::backend(args.device, args.threads)?;
+        let backend = device::backend(args.device, args.threads, device::products(args.bf16_products))?;
         let model = loaded::model(ckpt, backend, Some(n_ctx))?;
         let options = EngineOptions { kv_dtype: args.kv_type, max_seqs, ..EngineOptions::default() };
         let kv_spec = model.kv_spec(1, options.block_tokens, args.kv_type);

@@ -5,9 +5,10 @@
 
 mod panel;
 mod unit;
+mod wide;
 
 use crate::avx512;
-use crate::kernels::{CodeKernels, Isa, Kernels};
+use crate::kernels::{CodeKernels, Isa, Kernels, WideKernels};
 
 /// Whether this CPU, known to run the AVX-512 table, runs this one, and the system lets it.
 pub(crate) fn is_available() -> bool {
@@ -26,3 +27,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     },
     ..avx512::TABLE
 };
+
+/// Products in bf16, where the unit has them.
+pub(crate) fn wide() -> Option<WideKernels> {
+    unit::has_bf16_tiles().then_some(wide::KERNELS)
+}

@@ -75,6 +75,12 @@ fn has_int8_tiles() -> bool {
     edx & AMX_TILE != 0 && edx & AMX_INT8 != 0
 }
 
+/// Whether the unit, known to be available, multiplies bf16 as well, and vectors convert to it.
+pub(super) fn has_bf16_tiles() -> bool {
+    const AMX_BF16: u32 = 1 << 22;
+    __cpuid_count(7, 0).edx & AMX_BF16 != 0 && is_x86_feature_detected!("avx512bf16")
+}
+
 /// Asks Linux for the tile registers: they enlarge a thread's saved state, so a process has them only on request
 /// (`Documentation/arch/x86/xstate.rst`). Threads that run already are covered.
 #[cfg(target_os = "linux")]

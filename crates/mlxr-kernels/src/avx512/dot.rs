@@ -6,7 +6,7 @@ use crate::kernels::TILE;
 use crate::tiles::for_micro_tiles;
 
 /// How sixteen stored elements become a vector of f32.
-trait Element {
+pub(super) trait Element {
     const BYTES: usize;
     /// The sixteen elements at the start of `bytes`.
     fn load(bytes: &[u8]) -> __m512;
@@ -14,9 +14,9 @@ trait Element {
     fn load_first(mask: u16, bytes: &[u8]) -> __m512;
 }
 
-struct F32;
-struct F16;
-struct Bf16;
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
 
 impl Element for F32 {
     const BYTES: usize = 4;

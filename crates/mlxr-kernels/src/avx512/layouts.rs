@@ -41,6 +41,15 @@ impl Zero {
         }
     }
 
+    pub(crate) const fn value(self) -> u8 {
+        match self {
+            Zero::Is0 => 0,
+            Zero::Is8 => 8,
+            Zero::Is32 => 32,
+            Zero::Is128 => 128,
+        }
+    }
+
     /// Codes less it, as signed bytes.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]

@@ -1,5 +1,6 @@
 //! x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI; includes everything the AVX2 table needs.
 
+mod attend;
 mod dot;
 mod halves;
 pub(crate) mod layouts;
@@ -31,6 +32,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     widen_f16: halves::widen,
     narrow_f16: halves::narrow,
     codes: CodeKernels::Tiles { stored: tile::stored, unpacked: tile::dot_unpacked, packs_from: usize::MAX },
+    wide: None,
+    attend: Some(attend::attend),
     unpack,
     lanes: LANES,
 };

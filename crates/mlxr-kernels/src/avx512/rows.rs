@@ -126,3 +126,36 @@ pub(crate) fn bits_of<const N: usize>(mut vectors: [__m512i; N], n: u32, mask: i
     }
     vectors
 }
+
+/// Sixteen by sixteen 32-bit values, rows and columns exchanged.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
+    let zero = _mm512_setzero_si512();
+    let (mut pairs, mut fours, mut eights, mut out) = ([zero; 16], [zero; 16], [zero; 16], [zero; 16]);
+    for i in 0..8 {
+        pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+    }
+    for i in 0..4 {
+        let [a, b, c, d] = [pairs[4 * i], pairs[4 * i + 1], pairs[4 * i + 2], pairs[4 * i + 3]];
+        fours[4 * i] = _mm512_unpacklo_epi64(a, c);
+        fours[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+        fours[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+        fours[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    // Quarter `q` of `fours[4 * i + j]` holds column `4 * q + j` of rows `4 * i..4 * i + 4`.
+    for j in 0..4 {
+        eights[j] = _mm512_shuffle_i32x4::<0x88>(fours[j], fours[4 + j]);
+        eights[4 + j] = _mm512_shuffle_i32x4::<0xdd>(fours[j], fours[4 + j]);
+        eights[8 + j] = _mm512_shuffle_i32x4::<0x88>(fours[8 + j], fours[12 + j]);
+        eights[12 + j] = _mm512_shuffle_i32x4::<0xdd>(fours[8 + j], fours[12 + j]);
+    }
+    for j in 0..4 {
+        out[j] = _mm512_shuffle_i32x4::<0x88>(eights[j], eights[8 + j]);
+        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(eights[j], eights[8 + j]);
+        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(eights[4 + j], eights[12 + j]);
+        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(eights[4 + j], eights[12 + j]);
+    }
+    out
+}

@@ -20,7 +20,7 @@ use crate::linear::codes::{CodeKind, QuantRow};
 use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
 
 /// Activation rows that meet the codes in registers at most.
-const MAX_FUSED: usize = 4;
+const MAX_FUSED: usize = 8;
 
 /// Activation rows that share a load from the panel at most.
 const MAX_BLOCK: usize = 6;
@@ -189,6 +189,7 @@ impl<R: Copy> Job<R> {
         match M::few(xs) {
             Some(xs @ [_]) => self.fused::<L, 1>(xs, out),
             Some(xs @ [_, _]) => self.fused::<L, 2>(xs, out),
+            Some(xs) if xs.len() <= 4 => self.fused::<L, 4>(xs, out),
             Some(xs) => self.fused::<L, MAX_FUSED>(xs, out),
             None => self.through_panel::<L, M>(xs, &mut out[..n_rows * TILE_ROWS], panel),
         }

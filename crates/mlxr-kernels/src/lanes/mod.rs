@@ -4,7 +4,7 @@
 //! features. `Madd` says whether that set has a fused multiply-add. Reductions keep [`LANES`] partial results, so
 //! their order does not depend on the vector width.
 
-mod math;
+pub(crate) mod math;
 pub(crate) mod quantise;
 
 use mlxr_tensor::{Activation, Gate};

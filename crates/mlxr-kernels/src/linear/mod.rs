@@ -7,22 +7,25 @@
 pub(crate) mod codes;
 pub(crate) mod packed;
 pub(crate) mod tile;
+pub(crate) mod wide;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use mlxr_tensor::{Format, HostTensor};
+use mlxr_tensor::{DType, Format, HostTensor};
 
 use crate::aligned::as_bytes;
 use crate::disjoint::{Disjoint, split};
 use crate::kernels::{
-    CodeKernels, DotCodes, DotFloats, DotTile, DotUnpacked, Kernels, TILE, TILE_ROWS, Unpack,
+    CodeKernels, DotCodes, DotFloats, DotTile, DotUnpacked, DotWide, Kernels, TILE, TILE_ROWS, Unpack,
+    WideKernels,
 };
 use crate::pool::ThreadPool;
 use crate::weight::dequantise_row;
 use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use packed::{BLOCK_ROWS, PackedRows, pack_block};
 use tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use wide::{WIDE_ROWS, WideActs, WideRows};
 
 /// Activation rows `[rows, cols]`, with their quantised form once something asked for it.
 pub(crate) struct Inputs<'a> {
@@ -31,6 +34,8 @@ pub(crate) struct Inputs<'a> {
     quantised: Option<QuantActs>,
     /// All rows once more, if the kernels want so many packed.
     packed: Option<PackedRows>,
+    /// All rows in bf16, if that is how they are multiplied.
+    wide: Option<WideActs>,
 }
 
 /// Which rows of the inputs a matrix meets, and which rows of the result it writes.
@@ -81,7 +86,7 @@ impl RowMap<'_> {
 
 impl<'a> Inputs<'a> {
     pub(crate) fn new(values: &'a [f32], cols: usize) -> Self {
-        Self { values, cols, quantised: None, packed: None }
+        Self { values, cols, quantised: None, packed: None, wide: None }
     }
 
     fn n_rows(&self) -> usize {
@@ -116,6 +121,24 @@ impl<'a> Inputs<'a> {
         }
         self.quantised = Some(acts);
     }
+}
+
+/// All rows in bf16.
+fn widened(wide: &WideKernels, inputs: &Inputs<'_>, pool: &ThreadPool) -> WideActs {
+    let n_rows = inputs.n_rows();
+    let mut acts = WideActs::zeroed(n_rows, inputs.cols);
+    let n = acts.block_bytes();
+    let (n_blocks, bytes) = (acts.n_blocks(), Disjoint::new(acts.bytes_mut()));
+    pool.run(|part, n_parts| {
+        for block in split(n_blocks, part, n_parts, 1) {
+            let rows = block * wide::BLOCK_ROWS..n_rows.min((block + 1) * wide::BLOCK_ROWS);
+            let rows: Vec<&[f32]> = rows.map(|row| inputs.row(row)).collect();
+            // SAFETY: `split` gives each block to one part only; a table is only handed out where the CPU has its
+            // features (`Kernels::available`).
+            unsafe { (wide.pack)(&rows, bytes.slice(block * n..(block + 1) * n)) };
+        }
+    });
+    acts
 }
 
 /// The first `n_rows` of `acts`, packed.
@@ -161,8 +184,16 @@ pub(crate) fn matmul(
     products: &[Product<'_>],
     outputs: &[Output<'_>],
 ) {
-    if products.iter().any(|p| (kernels.unpack)(p.weight.format()).is_some()) {
-        inputs.quantise(kernels, pool);
+    let all = products.iter().all(|p| matches!(p.rows, RowMap::All(_)));
+    match kernels.wide {
+        // Rows that are gathered for each product are widened there.
+        Some(wide) if all && wide.from_rows <= inputs.n_rows() => {
+            inputs.wide = Some(widened(&wide, inputs, pool));
+        }
+        _ if products.iter().any(|p| (kernels.unpack)(p.weight.format()).is_some()) => {
+            inputs.quantise(kernels, pool);
+        }
+        _ => {}
     }
     let inputs = &*inputs;
     pool.run(|part, n_parts| {
@@ -191,6 +222,14 @@ impl Pass<'_> {
             let end = columns.end;
             columns.clone().step_by(n).map(move |start| start..(start + n).min(end))
         };
+        if let Some(wide) = &self.kernels.wide
+            && wide.from_rows <= self.product.rows.len()
+        {
+            let gathered = self.gathered_wide(wide);
+            let acts = gathered.as_ref().or(self.inputs.wide.as_ref()).expect("widened before the pass");
+            tiles(WIDE_ROWS).for_each(|tile| self.wide_tile(wide, acts, tile, scratch));
+            return;
+        }
         if let Some(dot) = self.kernels.dot_floats(format) {
             tiles(TILE).for_each(|tile| self.float_tile(dot, tile));
             return;
@@ -234,6 +273,56 @@ impl Pass<'_> {
         }
     }
 
+    /// The rows in bf16, where they are not all rows of the inputs in order.
+    fn gathered_wide(&self, wide: &WideKernels) -> Option<WideActs> {
+        let RowMap::Pairs(pairs) = self.product.rows else { return None };
+        let mut acts = WideActs::zeroed(pairs.len(), self.inputs.cols);
+        let n = acts.block_bytes();
+        for (pairs, block) in pairs.chunks(wide::BLOCK_ROWS).zip(acts.bytes_mut().chunks_exact_mut(n.max(1)))
+        {
+            let rows: Vec<&[f32]> = pairs.iter().map(|pair| self.inputs.row(pair.0 as usize)).collect();
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { (wide.pack)(&rows, block) };
+        }
+        Some(acts)
+    }
+
+    fn wide_tile(&self, wide: &WideKernels, acts: &WideActs, tile: Range<usize>, scratch: &mut Scratch) {
+        let weight = self.product.weight;
+        let Scratch { panel, floats, tile: memory, products } = scratch;
+        products.resize(acts.n_blocks() * wide::BLOCK_ROWS * WIDE_ROWS, 0.0);
+        let mut run = |dot: DotWide, rows: &WideRows<'_>| {
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { dot(rows, acts, memory, products) };
+        };
+        if let Some(dot) = (wide.stored)(weight.format()) {
+            let row_bytes = weight.data().len() / weight.rows();
+            let data = &weight.data()[tile.start * row_bytes..tile.end * row_bytes];
+            run(dot, &WideRows::Stored(&Tile { data, row_bytes }));
+        } else if let Some((kind, unpack)) = (self.kernels.unpack)(weight.format()) {
+            self.unpack(kind, unpack, tile.clone(), WIDE_ROWS, panel);
+            run((wide.unpacked)(kind), &WideRows::Unpacked(&UnpackedTile { panel, n_rows: tile.len() }));
+        } else {
+            self.dequantise(tile.clone(), floats);
+            let dot = (wide.stored)(Format::Plain(DType::F32)).expect("floats are known");
+            let row_bytes = self.inputs.cols * 4;
+            run(
+                dot,
+                &WideRows::Stored(&Tile { data: &as_bytes(floats)[..tile.len() * row_bytes], row_bytes }),
+            );
+        }
+        self.write(0, self.product.rows.len(), &tile, products, WIDE_ROWS);
+    }
+
+    /// The rows of a tile as floats, at the beginning of `floats`.
+    fn dequantise(&self, tile: Range<usize>, floats: &mut Vec<f32>) {
+        let cols = self.inputs.cols;
+        floats.resize(floats.len().max(tile.len() * cols), 0.0);
+        for (row, column) in floats.chunks_exact_mut(cols.max(1)).zip(tile) {
+            dequantise_row(self.product.weight, column, row);
+        }
+    }
+
     fn float_tile(&self, dot: DotFloats, tile: Range<usize>) {
         let data = self.product.weight.data();
         let row_bytes = data.len() / self.product.weight.rows();
@@ -246,10 +335,7 @@ impl Pass<'_> {
 
     fn dequantised_tile(&self, tile: Range<usize>, floats: &mut Vec<f32>) {
         let cols = self.inputs.cols;
-        floats.resize(TILE * cols, 0.0);
-        for (row, column) in floats.chunks_exact_mut(cols.max(1)).zip(tile.clone()) {
-            dequantise_row(self.product.weight, column, row);
-        }
+        self.dequantise(tile.clone(), floats);
         let mut rows: [&[u8]; TILE] = [&[]; TILE];
         for (row, values) in rows.iter_mut().zip(floats.chunks_exact(cols.max(1))) {
             *row = as_bytes(values);

@@ -23,6 +23,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     widen_f16: scalar::halves::widen,
     narrow_f16: scalar::halves::narrow,
     codes: CodeKernels::Rows(dot::dot_codes),
+    wide: None,
+    attend: None,
     unpack,
     lanes: LANES,
 };

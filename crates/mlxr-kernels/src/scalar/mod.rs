@@ -18,6 +18,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     widen_f16: halves::widen,
     narrow_f16: halves::narrow,
     codes: CodeKernels::Rows(dot::dot_codes),
+    wide: None,
+    attend: None,
     unpack,
     lanes: LANES,
 };

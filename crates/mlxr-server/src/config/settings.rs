@@ -136,6 +136,9 @@ settings! {
     n_ctx: Option<u32> = "auto", "engine.n_ctx", [short('c', takes("ctx", "TOKENS"))];
     /// How keys and values are stored: f32, f16, bf16 or q8_0
     kv_type: DType = "f16", "engine.kv_type", [takes("kv-type", "TYPE")];
+    /// Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company
+    bf16_products: bool = "false", "engine.bf16_products",
+        [means("bf16-products", "true", "Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company")];
     /// Memory of a model's keys and values, such as 512M [default: as many as 8 full sequences]
     kv_size: Option<Bytes> = "auto", "engine.kv_size", [takes("kv-size", "SIZE")];
     /// Sequences a model runs at a time

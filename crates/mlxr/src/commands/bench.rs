@@ -26,7 +26,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let tests = Test::all(args)?;
     let source = ModelSource::named(args.model.as_deref());
     let ckpt = source.open()?;
-    let backend = device::backend(args.device, args.threads)?;
+    let backend = device::backend(args.device, args.threads, device::products(args.bf16_products))?;
     let description = format!("{}, {}", backend.name(), backend.describe());
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;

@@ -37,7 +37,7 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
             "give a longer text or a smaller --ctx",
         ));
     }
-    let backend = device::backend(args.device, args.threads)?;
+    let backend = device::backend(args.device, args.threads, device::products(args.bf16_products))?;
     let model = loaded::model(&ckpt, backend.clone(), Some(args.n_ctx))?;
     let mut sequences = Sequences::new(model, backend, args.kv_type, 1, args.n_ctx)?;
     interrupt::install(interrupt::JOB_PATIENCE)?;

@@ -132,7 +132,8 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         max_waiting: config.max_waiting,
         ..defaults
     };
-    let setup = EngineSetup { backend: device::backend(config.device, config.threads)?, options };
+    let backend = device::backend(config.device, config.threads, device::products(config.bf16_products))?;
+    let setup = EngineSetup { backend, options };
     let memory = config.memory.map_or_else(Memory::detect, |Bytes(limit_bytes)| Memory { limit_bytes });
     let models = Models::with_list(list, setup, memory, config.keep_alive);
     let models = models.with_pins(&config.pin).map_err(|error| {

@@ -118,6 +118,9 @@ Model options:
   -t, --threads <N>
           CPU threads [default: one per physical core]
 
+      --bf16-products
+          Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company
+
       --kv-type <TYPE>
           How keys and values are stored
           

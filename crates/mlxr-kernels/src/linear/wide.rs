@@ -1,0 +1,70 @@
+//! Activation rows as bf16 tiles, for units that multiply floats in tiles of sixteen rows by 32 columns.
+
+use crate::aligned::AlignedBytes;
+use crate::linear::tile::{Tile, UnpackedTile};
+
+/// Activation rows that share a load of weights: two tiles. There are always so many; those too many are zero.
+pub(crate) const BLOCK_ROWS: usize = 32;
+
+/// Columns of a tile.
+pub(crate) const STEP_COLS: usize = 32;
+
+/// Bytes of a tile.
+pub(crate) const TILE_BYTES: usize = 1024;
+
+/// Weight rows met at once: how far the rows of a result are apart.
+pub(crate) const WIDE_ROWS: usize = 256;
+
+/// Weight rows as they are stored, or unpacked.
+pub(crate) enum WideRows<'a> {
+    /// In the format the kernel was chosen for.
+    Stored(&'a Tile<'a>),
+    Unpacked(&'a UnpackedTile<'a>),
+}
+
+impl WideRows<'_> {
+    pub(crate) fn n_rows(&self) -> usize {
+        match self {
+            WideRows::Stored(tile) => tile.data.len() / tile.row_bytes.max(1),
+            WideRows::Unpacked(tile) => tile.n_rows,
+        }
+    }
+}
+
+/// Blocks of [`BLOCK_ROWS`] rows: for every [`STEP_COLS`] columns two tiles, each of sixteen rows of 64 bytes.
+pub(crate) struct WideActs {
+    n_rows: usize,
+    n_steps: usize,
+    memory: AlignedBytes,
+}
+
+impl WideActs {
+    pub(crate) fn zeroed(n_rows: usize, cols: usize) -> Self {
+        let n_steps = cols.div_ceil(STEP_COLS);
+        let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * n_steps * 2 * TILE_BYTES;
+        let memory = AlignedBytes::zeroed(n_bytes)
+            .unwrap_or_else(|| panic!("out of memory: {n_bytes} bytes of bf16 activations"));
+        Self { n_rows, n_steps, memory }
+    }
+
+    /// Groups of [`STEP_COLS`] columns.
+    pub(crate) fn n_steps(&self) -> usize {
+        self.n_steps
+    }
+
+    pub(crate) fn n_blocks(&self) -> usize {
+        self.n_rows.div_ceil(BLOCK_ROWS)
+    }
+
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.n_steps * 2 * TILE_BYTES
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.bytes_mut()
+    }
+}

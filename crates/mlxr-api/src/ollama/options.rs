@@ -30,7 +30,6 @@ pub struct Options {
     pub penalize_newline: Option<bool>,
     pub stop: Option<Vec<String>>,
     // How to load.
-    #[schema(minimum = 1)]
     pub num_ctx: Option<usize>,
     pub num_batch: Option<i64>,
     pub num_gpu: Option<i64>,

@@ -10,10 +10,15 @@ use mlxr_tensor::DType;
 
 use crate::commands::catalogue::{CatalogueArgs, CopyArgs, CreateArgs, ListArgs, RemoveArgs};
 use crate::commands::config::ConfigArgs;
+use crate::commands::doctor::DoctorArgs;
 use crate::commands::embed::EmbedArgs;
 use crate::commands::keys::KeysArgs;
+use crate::commands::logs::LogsArgs;
+use crate::commands::ps::PsArgs;
 use crate::commands::rerank::RerankArgs;
 use crate::commands::serve::ServeArgs;
+use crate::commands::stop::StopArgs;
+use crate::commands::top::TopArgs;
 use crate::logging;
 use crate::sampling::{ChoiceArgs, SamplingArgs};
 use crate::structure::StructureArgs;
@@ -69,6 +74,11 @@ pub enum Command {
     Run(Box<RunArgs>),
     Serve(Box<ServeArgs>),
     Config(ConfigArgs),
+    Ps(PsArgs),
+    Stop(StopArgs),
+    Logs(LogsArgs),
+    Top(TopArgs),
+    Doctor(DoctorArgs),
     Keys(KeysArgs),
     List(ListArgs),
     Create(Box<CreateArgs>),

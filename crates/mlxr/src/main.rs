@@ -3,9 +3,11 @@
 mod app;
 mod args;
 mod bundled;
+mod client;
 mod commands;
 mod conversation;
 mod device;
+mod doctor;
 mod embedder;
 mod failure;
 mod folders;
@@ -23,6 +25,7 @@ mod settings;
 mod stdin;
 mod structure;
 mod text;
+mod top;
 mod units;
 
 use std::process::ExitCode;

@@ -11,5 +11,6 @@ pub mod metrics;
 pub mod models;
 pub mod requests;
 pub mod score;
+pub mod shutdown;
 pub mod stats;
 pub mod text;

@@ -152,6 +152,7 @@ mod tests {
         check(Method::POST, "/mlxr/v1/models/{name}/load", Needs::Scope(Scope::Models));
         check(Method::GET, "/metrics", Needs::Scope(Scope::Metrics));
         check(Method::GET, "/mlxr/v1/requests", Needs::Scope(Scope::Admin));
+        check(Method::POST, "/mlxr/v1/shutdown", Needs::Scope(Scope::Admin));
         check(Method::POST, "/nobody/thought/of/it", Needs::Scope(Scope::Admin));
         assert_eq!(needed(&Method::GET, None), Needs::AnyKey);
     }

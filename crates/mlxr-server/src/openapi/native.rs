@@ -13,6 +13,7 @@ use mlxr_api::native::models::{
 };
 use mlxr_api::native::requests::{CancelAnswer, RequestList};
 use mlxr_api::native::score::{ScoreAnswer, ScoreRequest};
+use mlxr_api::native::shutdown::{ShutdownAnswer, ShutdownRequest};
 use mlxr_api::native::stats::{Stats, Version};
 use mlxr_api::native::text::{
     DetokenizeAnswer, DetokenizeRequest, TemplateAnswer, TemplateRequest, TokenizeAnswer, TokenizeRequest,
@@ -123,5 +124,9 @@ fn server() -> Vec<Endpoint> {
         Endpoint::get("/mlxr/v1/config", "Show the settings in effect and where each came from")
             .answer::<ConfigReport>(),
         Endpoint::get("/mlxr/v1/version", "Who answers").answer::<Version>(),
+        Endpoint::post("/mlxr/v1/shutdown", "End the server")
+            .body::<ShutdownRequest>()
+            .example("plain", json!({"force": false}))
+            .answer::<ShutdownAnswer>(),
     ]
 }

@@ -16,6 +16,7 @@ use mlxr_api::native::kv::KvMaps;
 use mlxr_api::native::models::{LoadAnswer, LoadRequest, PlanRequest, UnloadAnswer, UnloadRequest};
 use mlxr_api::native::requests::{CancelAnswer, RequestList};
 use mlxr_api::native::score::ScoreRequest;
+use mlxr_api::native::shutdown::{ShutdownAnswer, ShutdownRequest};
 use mlxr_api::native::stats::Version;
 use mlxr_api::native::text::{DetokenizeRequest, TemplateRequest, TokenizeRequest};
 
@@ -25,6 +26,7 @@ use crate::dialect::Dialect;
 use crate::generation::Generation;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
+use crate::stopping::Phase;
 use crate::translate::native::kv::KvQuery;
 use crate::translate::native::logs::{Form, LogQuery};
 use crate::translate::native::{cache, kv, logs, metrics, models, score, template, text, unknown_fields};
@@ -55,6 +57,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/mlxr/v1/logs", get(show_logs))
         .route("/mlxr/v1/config", get(show_config))
         .route("/mlxr/v1/version", get(version))
+        .route("/mlxr/v1/shutdown", post(shutdown))
 }
 
 fn or_error(answer: Answer) -> Response {
@@ -325,4 +328,21 @@ async fn version(State(app): State<Arc<App>>) -> Response {
         arch: std::env::consts::ARCH.to_owned(),
         backend: app.models.backend_name(),
     })
+}
+
+async fn shutdown(State(app): State<Arc<App>>, request: Request) -> Response {
+    or_error(answer_shutdown(&app, request).await)
+}
+
+async fn answer_shutdown(app: &App, request: Request) -> Answer {
+    let body = read_body(request, &app.limits).await?;
+    // Nothing said is no force.
+    let wire = ShutdownRequest::parse(if body.is_empty() { b"{}" } else { &body })?;
+    let notices = unknown_fields(&wire.unknown, app.limits.strict || wire.strict == Some(true))?;
+    let stats = app.models.resident().into_iter().map(|model| model.engine.stats());
+    let n_running = stats.map(|stats| stats.n_running + stats.n_waiting).sum();
+    tracing::info!(force = wire.force == Some(true), n_running, "told to end by a client");
+    app.stopper.enter(if wire.force == Some(true) { Phase::Cancelling } else { Phase::Finishing });
+    let answer = ShutdownAnswer { pid: std::process::id(), n_running, warnings: notices.warnings() };
+    Ok(json_response(&answer, &notices))
 }

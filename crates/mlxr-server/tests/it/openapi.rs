@@ -83,8 +83,9 @@ async fn what_is_described_is_answered() {
     }
 }
 
-/// Routes that need a catalogue, or that refuse whatever is asked.
-const APART: [&str; 5] = ["/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push"];
+/// Routes that need a catalogue, that refuse whatever is asked, or that end the server.
+const APART: [&str; 6] =
+    ["/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push", "/mlxr/v1/shutdown"];
 
 #[tokio::test]
 async fn every_example_succeeds() {

@@ -216,3 +216,27 @@ async fn a_server_that_must_not_wait_cancels_its_answers() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.contains("\"cancelled\"") && !answer.contains("[DONE]"), "{answer}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_ends_the_server_and_what_runs_finishes_or_not() {
+    for (force, n_tokens, end) in
+        [("{}", "200", "data: [DONE]"), (r#"{"force": true}"#, "1500", "shutting_down")]
+    {
+        let server = plain();
+        let lease = server.app.models.acquire(HOUSE).await.unwrap();
+        let mut running = server.connect().await;
+        let body = endless(HOUSE).replace("1500", n_tokens);
+        running.write_all(request("POST", "/v1/completions", "", &body).as_bytes()).await.unwrap();
+        until(|| lease.engine.stats().n_running == 1).await;
+        drop(lease);
+        let mut stream = server.connect().await;
+        stream.write_all(request("POST", "/mlxr/v1/shutdown", "", force).as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(r#""n_running":1"#), "{answer}");
+        server.done.await.unwrap().unwrap();
+        let mut answer = String::new();
+        running.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains(end), "{answer}");
+    }
+}

@@ -5,15 +5,20 @@ pub mod catalogue;
 pub mod completions;
 pub mod config;
 pub mod convert;
+pub mod doctor;
 pub mod embed;
 pub mod keys;
+pub mod logs;
 pub mod perplexity;
+pub mod ps;
 pub mod quantize;
 pub mod rerank;
 pub mod run;
 pub mod serve;
 pub mod show;
+pub mod stop;
 pub mod tokenize;
+pub mod top;
 
 /// Adds what this build computes with to `--version` (`-V` stays one line).
 pub fn with_version(command: clap::Command) -> clap::Command {

@@ -20,6 +20,11 @@ Commands:
   run          Generate text: from a prompt, from standard input, or in a chat
   serve        Answer requests over HTTP, in the dialects of OpenAI, Ollama and Anthropic
   config       Show, check and change the settings of `mlxr serve`
+  ps           List the models in memory and the requests that run
+  stop         Stop the server, or take models out of its memory
+  logs         Show the last lines of a server's log, and those that come
+  top          Watch a running server: models, requests, tokens per second, latencies
+  doctor       Look for what may keep models or the server from working here
   keys         Create, list, revoke and rotate the keys clients show to a server
   list         List the models that `mlxr serve` would serve: the catalogue's and the bundled one
   create       Make a model of the catalogue: from another model or from files, with a system

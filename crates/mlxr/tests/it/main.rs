@@ -19,6 +19,12 @@ mod show;
 mod tokenize;
 
 #[cfg(unix)]
+mod control;
+#[cfg(unix)]
+mod doctor;
+#[cfg(unix)]
 mod repl;
+#[cfg(unix)]
+mod server;
 #[cfg(unix)]
 mod service;

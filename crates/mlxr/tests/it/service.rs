@@ -1,62 +1,16 @@
 //! `mlxr serve` under a service manager: sockets it is passed, what it reports, how it ends.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::command::{binary, json, mlxr};
-
-/// Ends the server when a test fails before it did.
-struct Server {
-    child: Child,
-    /// Where it listens.
-    addresses: Vec<String>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended already when all went well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    /// Waits for so many lines of where it listens.
-    fn start(command: &mut Command, n_addresses: usize) -> Server {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let strip = |line: String| line.strip_prefix("listening on ").unwrap().to_owned();
-        let addresses: Vec<String> = lines.take(n_addresses).map(strip).collect();
-        assert_eq!(addresses.len(), n_addresses, "the server did not start");
-        Server { child, addresses }
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
-    }
-
-    fn code(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
-    }
-}
-
-fn serve() -> Command {
-    let mut command = Command::new(binary());
-    command
-        .arg("serve")
-        .env_remove("HOME")
-        .env_remove("XDG_CONFIG_HOME")
-        .env_remove("XDG_DATA_HOME")
-        .stderr(Stdio::null());
-    command
-}
+use crate::server::{Server, begin_stream, rest, serve};
 
 /// `mlxr serve` with sockets 3 and 4, as systemd starts it: the process id is known once the shell has become it.
 fn activated(tcp: TcpListener, unix: UnixListener, args: &[&str]) -> Command {
@@ -146,31 +100,6 @@ fn the_service_manager_hears_how_it_is() {
     }
     assert_eq!(heard.last().unwrap(), "STOPPING=1");
     assert_eq!(server.code(), Some(0));
-}
-
-/// Starts a stream of many tokens and reads until the first of them.
-fn begin_stream(address: &str, n_tokens: usize) -> TcpStream {
-    let mut stream = TcpStream::connect(address.strip_prefix("http://").unwrap()).unwrap();
-    let body = format!(
-        r#"{{"model":"mlxr-27m","prompt":"Once","max_tokens":{n_tokens},"ignore_eos":true,"stream":true}}"#
-    );
-    let head =
-        format!("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
-    stream.write_all(format!("{head}\r\n{body}").as_bytes()).unwrap();
-    let mut seen = Vec::new();
-    while !String::from_utf8_lossy(&seen).contains("data: {") {
-        let mut piece = [0; 1024];
-        let n = stream.read(&mut piece).unwrap();
-        assert!(n > 0, "{}", String::from_utf8_lossy(&seen));
-        seen.extend(&piece[..n]);
-    }
-    stream
-}
-
-fn rest(mut stream: TcpStream) -> String {
-    let mut rest = String::new();
-    stream.read_to_string(&mut rest).unwrap();
-    rest
 }
 
 #[test]

@@ -1,0 +1,184 @@
+//! The processor, the memory and the limits of this process.
+
+use mlxr_gpu::AdapterInfo;
+use mlxr_kernels::{Isa, Kernels, ThreadPool};
+use sysinfo::System;
+
+use super::Finding;
+use crate::units::bytes;
+
+/// Less than this and even small models have no room.
+const SMALL_MEMORY: u64 = 1 << 30;
+
+/// Files a process has open before the first connection comes.
+const OTHER_FILES: u64 = 64;
+
+pub fn program() -> Finding {
+    let version = env!("CARGO_PKG_VERSION");
+    let message = format!("mlxr {version} on {} {}", std::env::consts::OS, std::env::consts::ARCH);
+    if cfg!(debug_assertions) {
+        let next = "build it with `cargo build --release`";
+        return Finding::note("program", format!("{message}, built without optimisation"), next);
+    }
+    Finding::ok("program", message)
+}
+
+pub fn processor() -> Finding {
+    let names: Vec<&str> = Kernels::available().iter().map(|kernels| kernels.isa().name()).collect();
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    describe_processor(Kernels::best().isa(), &names, ThreadPool::default_threads(), n_threads)
+}
+
+fn describe_processor(best: Isa, names: &[&str], n_cores: usize, n_threads: usize) -> Finding {
+    let message = format!("{n_cores} cores, {n_threads} threads; kernels: {}", names.join(", "));
+    match best {
+        Isa::Scalar if cfg!(target_arch = "x86_64") => Finding::note(
+            "processor",
+            format!("{message}; there is no AVX2, so models compute many times slower than they could"),
+            "use a machine with AVX2; in a virtual machine, let it see the host's processor (QEMU: -cpu host)",
+        ),
+        Isa::Scalar => Finding::note(
+            "processor",
+            format!("{message}; there are no kernels for this processor, only plain ones"),
+            "use an x86-64 machine with AVX2 or an AArch64 machine with the dot product extension",
+        ),
+        _ => Finding::ok("processor", message),
+    }
+}
+
+/// GPUs, by the numbers that `--device` knows them by.
+pub fn adapters() -> Vec<Finding> {
+    let found = mlxr_gpu::adapters();
+    if found.is_empty() {
+        return vec![Finding::ok("gpu", "none that Vulkan or Metal can use: models run on the CPU")];
+    }
+    found.iter().enumerate().map(|(index, adapter)| describe_adapter(index, adapter)).collect()
+}
+
+fn describe_adapter(index: usize, adapter: &AdapterInfo) -> Finding {
+    let AdapterInfo { name, api, driver, is_software, unusable } = adapter;
+    let message = format!("{index}: {name} ({api}, driver {driver})");
+    match unusable {
+        Some(reason) => {
+            let next = "use another or the CPU (--device); a newer driver may offer what is missing";
+            Finding::note("gpu", format!("{message} cannot be used: {reason}"), next)
+        }
+        None if *is_software => Finding::ok("gpu", format!("{message}, computed by the CPU itself")),
+        None => Finding::ok("gpu", format!("{message}: --device {index} chooses it")),
+    }
+}
+
+pub fn memory() -> Finding {
+    let mut system = System::new();
+    system.refresh_memory();
+    let container = system.cgroup_limits().map(|limits| (limits.total_memory, limits.free_memory));
+    describe_memory(system.total_memory(), system.available_memory(), container)
+}
+
+/// `container` is its limit and what is left of it.
+fn describe_memory(total: u64, available: u64, container: Option<(u64, u64)>) -> Finding {
+    let container = container.filter(|(limit, _)| (1..total).contains(limit));
+    let (mut message, available) = match container {
+        Some((limit, free)) => (
+            format!("{} of the {} this container may use are free", bytes(free), bytes(limit)),
+            free.min(available),
+        ),
+        None => (format!("{} of {} are available", bytes(available), bytes(total)), available),
+    };
+    if available < SMALL_MEMORY {
+        let next = "end other programs, or load small models with a short context (mlxr serve --ctx 1024)";
+        return Finding::note("memory", message, next);
+    }
+    message += "; `mlxr show MODEL` says what a model takes";
+    Finding::ok("memory", message)
+}
+
+/// Whether as many connections as the server takes can be open.
+pub fn open_files(max_connections: u64) -> Option<Finding> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    Some(describe_open_files(soft_limit(&limits)?, max_connections))
+}
+
+/// The soft limit of open files in the kernel's table of limits.
+fn soft_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
+fn describe_open_files(limit: u64, max_connections: u64) -> Finding {
+    let needed = max_connections + OTHER_FILES;
+    if limit < needed {
+        return Finding::note(
+            "open files",
+            format!(
+                "a process may have {limit}; a server that is to take {max_connections} connections needs more"
+            ),
+            format!(
+                "`ulimit -n {needed}` before `mlxr serve`, LimitNOFILE={needed} in a systemd unit, or fewer with \
+                 --max-connections"
+            ),
+        );
+    }
+    Finding::ok("open files", "a process may have as many as the server takes connections")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    #[test]
+    fn a_processor_without_vectors_is_noted() {
+        assert_eq!(describe_processor(Isa::Avx2, &["scalar", "AVX2"], 4, 8).level, Level::Ok);
+        let finding = describe_processor(Isa::Scalar, &["scalar"], 4, 8);
+        assert_eq!((finding.level, finding.next.is_some()), (Level::Note, true));
+    }
+
+    #[test]
+    fn a_gpu_is_told_by_its_number_or_why_it_cannot_be_used() {
+        let adapter = |is_software, unusable: Option<&str>| AdapterInfo {
+            name: "Card".to_owned(),
+            api: "vulkan",
+            driver: "1.2".to_owned(),
+            is_software,
+            unusable: unusable.map(str::to_owned),
+        };
+        let finding = describe_adapter(1, &adapter(false, None));
+        assert_eq!(finding, Finding::ok("gpu", "1: Card (vulkan, driver 1.2): --device 1 chooses it"));
+        assert_eq!(describe_adapter(0, &adapter(true, None)).level, Level::Ok);
+        let finding = describe_adapter(0, &adapter(false, Some("it lacks SUBGROUP")));
+        assert_eq!((finding.level, finding.message.ends_with("it lacks SUBGROUP")), (Level::Note, true));
+    }
+
+    #[test]
+    fn the_memory_of_a_container_counts() {
+        const GIB: u64 = 1 << 30;
+        let check = |container, level, text: &str| {
+            let finding = describe_memory(64 * GIB, 32 * GIB, container);
+            assert_eq!(finding.level, level, "{}", finding.message);
+            assert!(finding.message.contains(text), "{}", finding.message);
+        };
+        check(None, Level::Ok, "32.0 GiB of 64.0 GiB are available");
+        check(Some((8 * GIB, 2 * GIB)), Level::Ok, "2.0 GiB of the 8.0 GiB this container");
+        check(Some((8 * GIB, GIB / 2)), Level::Note, "512 MiB of the 8.0 GiB");
+        // A limit beyond the machine is none.
+        check(Some((u64::MAX, u64::MAX)), Level::Ok, "of 64.0 GiB are available");
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_read_and_compared() {
+        let table = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                     Max cpu time              unlimited            unlimited            seconds   \n\
+                     Max open files            1024                 524288               files     \n";
+        assert_eq!(soft_limit(table), Some(1024));
+        assert_eq!(soft_limit("Max open files  unlimited  unlimited files"), Some(u64::MAX));
+        assert_eq!(soft_limit("nonsense"), None);
+        assert_eq!(describe_open_files(8192, 4096).level, Level::Ok);
+        let finding = describe_open_files(1024, 4096);
+        assert_eq!(finding.level, Level::Note);
+        assert!(finding.next.unwrap().contains("ulimit -n 4160"));
+    }
+}

@@ -1,0 +1,72 @@
+//! `mlxr doctor`.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::command::{json, mlxr, repo};
+
+fn doctor(home: &Path) -> snapbox::cmd::Command {
+    let state = home.join("state");
+    mlxr(["doctor", "--json"]).env("HOME", home).env_remove("XDG_RUNTIME_DIR").env("XDG_STATE_HOME", state)
+}
+
+fn find<'a>(report: &'a Value, check: &str) -> &'a Value {
+    let findings = report["findings"].as_array().unwrap();
+    findings
+        .iter()
+        .find(|finding| finding["check"] == check)
+        .unwrap_or_else(|| panic!("no {check}: {report}"))
+}
+
+#[test]
+fn a_machine_that_works_has_no_problems() {
+    let home = tempfile::tempdir().unwrap();
+    let model = repo("golden/tiny/llama/hf");
+    let report = json(doctor(home.path()).arg(&model));
+    assert_eq!(report["ok"], true, "{report}");
+    assert_eq!(find(&report, "arithmetic")["level"], "ok");
+    assert_eq!(find(&report, "keys")["level"], "ok");
+    let found = find(&report, "model");
+    assert!(found["message"].as_str().unwrap().contains("can be read and takes"), "{found}");
+    for finding in report["findings"].as_array().unwrap() {
+        let has_next = finding["next"].is_string();
+        assert_eq!(
+            has_next,
+            finding["level"] != "ok",
+            "everything that is not well has a next step: {finding}"
+        );
+    }
+}
+
+#[test]
+fn what_does_not_work_is_told_with_the_next_step_and_the_exit_code() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let home = tempfile::tempdir().unwrap();
+    let keys = home.path().join("config/mlxr/keys.json");
+    std::fs::create_dir_all(keys.parent().unwrap()).unwrap();
+    std::fs::write(&keys, "{}").unwrap();
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let broken = home.path().join("broken.gguf");
+    std::fs::write(&broken, "no model").unwrap();
+    let run = doctor(home.path()).env("XDG_CONFIG_HOME", home.path().join("config")).arg(&broken);
+    let output = run.args(["--server", "http://127.0.0.1:1"]).assert().code(1).get_output().stdout.clone();
+    let report: Value = serde_json::from_slice(&output).unwrap();
+    assert_eq!(report["ok"], false);
+    for (check, next) in [("keys", "chmod 600"), ("model", ""), ("server", "mlxr serve")] {
+        let finding = find(&report, check);
+        assert_eq!(finding["level"], "problem", "{finding}");
+        assert!(finding["next"].as_str().unwrap().contains(next), "{finding}");
+    }
+}
+
+#[test]
+fn findings_are_printed_line_by_line() {
+    let home = tempfile::tempdir().unwrap();
+    let run = mlxr(["doctor"]).env("HOME", home.path()).env_remove("XDG_RUNTIME_DIR");
+    let output = run.assert().success().stderr_eq("").get_output().stdout.clone();
+    let text = String::from_utf8(output).unwrap();
+    assert!(text.lines().any(|line| line.starts_with("ok       arithmetic")), "{text}");
+    assert!(text.trim_end().lines().last().unwrap().starts_with("0 problems, "), "{text}");
+}

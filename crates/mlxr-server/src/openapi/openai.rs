@@ -54,7 +54,7 @@ pub fn section() -> Section {
             .example("plain", json!({"model": MODEL, "input": BEGINNING, "max_output_tokens": 16}))
             .example(
                 "streamed",
-                json!({"model": MODEL, "input": question(), "max_output_tokens": 16, "stream": true}),
+                json!({"model": MODEL, "input": BEGINNING, "max_output_tokens": 16, "stream": true}),
             )
             .answer::<Response>()
             .events::<StreamEvent>("With `stream`: named events, the last with the whole response.")

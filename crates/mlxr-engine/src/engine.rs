@@ -18,7 +18,7 @@ use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
 use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, PoolStats};
 use crate::loop_guard::LoopGuard;
-use crate::pacing::{Pace, Pacer};
+use crate::pacing::{Pace, PaceStats, Pacer};
 use crate::request::{Prompt, Request, SubmitError};
 use crate::runner::{ModelRunner, Runner};
 use crate::sampler::{Sampler, SamplingParams};
@@ -114,6 +114,8 @@ pub struct EngineStats {
     pub n_block_copies: u64,
     pub blocks: PoolStats,
     pub cache: CacheStats,
+    /// Where there is a target for the time between two tokens.
+    pub pace: Option<PaceStats>,
 }
 
 /// See the module.
@@ -259,6 +261,7 @@ impl Engine {
             n_block_copies: self.scheduler.tables().n_copies(),
             blocks: self.scheduler.tables().stats(),
             cache: self.scheduler.tables().cache_stats(),
+            pace: self.pacer.as_ref().map(Pacer::stats),
         }
     }
 

@@ -28,6 +28,7 @@ pub use ids::{BlockId, RequestId, SeqId};
 pub use inspect::{PrefixExplanation, RequestInfo, RequestState, TokenText};
 pub use kv::{BlockInfo, BlockState, CacheStats, KvMap, MAX_MAP_BLOCKS, PrefixStop, SeqOwner};
 pub use loop_guard::{LoopGuard, LoopLimits};
+pub use pacing::PaceStats;
 pub use request::{
     MAX_LABEL_BYTES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError,
 };

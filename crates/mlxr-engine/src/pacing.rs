@@ -22,6 +22,18 @@ pub struct Pace {
     pub max_seqs: usize,
 }
 
+/// How steps are kept short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PaceStats {
+    pub target: Duration,
+    /// What 95 of 100 times between two tokens were at most, of the last steps that were judged; `None` before.
+    pub p95: Option<Duration>,
+    /// Rows of prompts beside sequences that decode.
+    pub max_prompt_rows: usize,
+    /// Sequences up to which new ones may start.
+    pub max_seqs: usize,
+}
+
 /// One step that sequences waited for between two of their tokens.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
@@ -37,6 +49,7 @@ pub struct Pacer {
     limits: Pace,
     pace: Pace,
     window: Vec<Sample>,
+    last_p95: Option<Duration>,
 }
 
 impl Pacer {
@@ -46,11 +59,16 @@ impl Pacer {
             max_prompt_rows: MIN_PROMPT_ROWS.min(limits.max_prompt_rows),
             max_seqs: 1.min(limits.max_seqs),
         };
-        Self { target, limits, pace, window: Vec::with_capacity(WINDOW) }
+        Self { target, limits, pace, window: Vec::with_capacity(WINDOW), last_p95: None }
     }
 
     pub fn pace(&self) -> Pace {
         self.pace
+    }
+
+    pub fn stats(&self) -> PaceStats {
+        let Pace { max_prompt_rows, max_seqs } = self.pace;
+        PaceStats { target: self.target, p95: self.last_p95, max_prompt_rows, max_seqs }
     }
 
     /// Takes in a step after which `n_seqs` sequences had their next token, `time` after the one before, beside
@@ -65,7 +83,9 @@ impl Pacer {
 
     fn adjust(&mut self) {
         let Pace { max_prompt_rows, max_seqs } = &mut self.pace;
-        if p95(self.window.iter()) <= self.target {
+        let now = p95(self.window.iter());
+        self.last_p95 = Some(now);
+        if now <= self.target {
             // Only what was used has been tried, so nothing grows beyond a step ahead of it.
             let most = |of: fn(&Sample) -> usize| self.window.iter().map(of).max().unwrap_or(0);
             if most(|sample| sample.n_prompt_rows) >= *max_prompt_rows {
@@ -132,8 +152,10 @@ mod tests {
     fn a_pace_without_trouble_reaches_its_limits() {
         let mut pacer = Pacer::new(10 * MS, LIMITS);
         assert_eq!(pacer.pace(), Pace { max_prompt_rows: 16, max_seqs: 1 });
+        assert_eq!(pacer.stats().p95, None);
         settle(&mut pacer, 40, |_| MS);
         assert_eq!(pacer.pace(), LIMITS);
+        assert_eq!((pacer.stats().p95, pacer.stats().target), (Some(MS), 10 * MS));
     }
 
     #[test]

@@ -239,6 +239,17 @@ fn record_engine(model: &LoadedModel) {
         let rows = stats.n_rows as f64 / stats.n_steps as f64;
         gauge!("mlxr_engine_rows_per_step", "model" => name.clone()).set(rows);
     }
+    if let Some(pace) = stats.pace {
+        set("mlxr_pace_max_prompt_rows", pace.max_prompt_rows);
+        set("mlxr_pace_max_seqs", pace.max_seqs);
+        let seconds = |metric: &'static str, time: Duration| {
+            gauge!(metric, "model" => name.clone()).set(time.as_secs_f64());
+        };
+        seconds("mlxr_pace_target_seconds", pace.target);
+        if let Some(p95) = pace.p95 {
+            seconds("mlxr_pace_p95_seconds", p95);
+        }
+    }
     total("mlxr_prefix_cache_lookups_total", stats.cache.n_lookups);
     total("mlxr_prefix_cache_lookup_tokens_total", stats.cache.n_lookup_tokens);
     total("mlxr_prefix_cache_hit_tokens_total", stats.cache.n_hit_tokens);
@@ -281,6 +292,10 @@ fn describe() {
         "mlxr_engine_preemptions_total",
         "Sequences that lost their blocks and were computed again"
     );
+    describe_gauge!("mlxr_pace_max_prompt_rows", "Rows of prompts that a step may take beside who generates");
+    describe_gauge!("mlxr_pace_max_seqs", "Sequences up to which new ones may start");
+    describe_gauge!("mlxr_pace_target_seconds", "The time between two tokens that is aimed at");
+    describe_gauge!("mlxr_pace_p95_seconds", "What 95 of 100 times between two tokens were at most lately");
     describe_counter!("mlxr_prefix_cache_lookups_total", "Sequences looked for in the prefix cache");
     describe_counter!("mlxr_prefix_cache_lookup_tokens_total", "Tokens looked for in the prefix cache");
     describe_counter!("mlxr_prefix_cache_hit_tokens_total", "Tokens found there and not computed again");

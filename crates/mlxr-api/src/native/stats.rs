@@ -5,8 +5,22 @@ use utoipa::ToSchema;
 
 use super::models::MemoryUse;
 
+/// How steps are kept short for a target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::Pace)]
+pub struct Pace {
+    /// The time between two tokens that 95 of 100 should not exceed.
+    pub target_ms: f64,
+    /// What 95 of 100 were at most, of the last steps that were judged; null before.
+    pub p95_ms: Option<f64>,
+    /// Rows of prompts beside sequences that generate.
+    pub max_prompt_rows: usize,
+    /// Sequences up to which new ones may start.
+    pub max_seqs: usize,
+}
+
 /// What an engine has done and holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[schema(as = native::EngineStats)]
 pub struct EngineStats {
     pub model: String,
@@ -28,6 +42,8 @@ pub struct EngineStats {
     /// The most blocks in use at one time so far.
     pub n_blocks_used_peak: usize,
     pub n_ctx: usize,
+    /// Null without a target.
+    pub pace: Option<Pace>,
     /// Bytes the model was planned to take.
     pub memory_bytes: u64,
     pub n_leases: usize,

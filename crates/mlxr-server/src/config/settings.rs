@@ -147,6 +147,11 @@ settings! {
     max_waiting: usize = "256", "engine.max_waiting", [takes("max-waiting", "N")];
     /// Tokens a model computes per step: more read prompts faster, fewer keep the time between tokens short
     max_batch_tokens: usize = "512", "engine.max_batch_tokens", [takes("max-batch-tokens", "N")];
+    /// The time between two tokens of an answer that 95 of 100 should not exceed, such as 50ms: while it is missed, fewer requests run side by side and prompts are read in smaller parts [default: none]
+    target_itl: Option<Span> = "auto", "engine.target_itl", [takes("target-itl", "TIME")];
+    /// Whether computed prompts are kept for later requests that begin alike
+    prefix_cache: bool = "true", "engine.prefix_cache",
+        [means("no-prefix-cache", "false", "Do not keep computed prompts for later requests")];
 
     /// The largest body of a request
     max_body: Bytes = "32M", "limits.max_body", [takes("max-body", "SIZE")];

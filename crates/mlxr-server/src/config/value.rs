@@ -181,23 +181,27 @@ impl Setting for Bytes {
     }
 }
 
-/// Units of time, the largest first.
-const TIMES: [(char, u64); 5] = [('w', 604_800), ('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
+/// Units of time in milliseconds, the largest first.
+const TIMES: [(&str, u64); 6] =
+    [("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
-/// `90`, `90s`, `5m`, `1h`, `7d`, `2w`.
+/// `90`, `90s`, `50ms`, `5m`, `1h`, `7d`, `2w`.
 impl Setting for Duration {
     fn read_one(text: Text<'_>) -> Result<Self, String> {
         let text = text.text;
-        let unit = TIMES.iter().find(|(unit, _)| text.ends_with(*unit));
-        let (digits, factor) = unit.map_or((text, 1), |(_, factor)| (&text[..text.len() - 1], *factor));
+        let mut units = TIMES.iter().rev();
+        let unit = units.find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)));
+        let (digits, factor) = unit.unwrap_or((text, 1000));
         let parsed = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
-        parsed.map(Duration::from_secs).ok_or_else(|| "expected a time such as 90s, 5m, 1h or 7d".to_owned())
+        parsed
+            .map(Duration::from_millis)
+            .ok_or_else(|| "expected a time such as 90s, 5m, 1h or 7d".to_owned())
     }
 
     fn to_json(&self) -> Value {
-        let seconds = self.as_secs();
-        let whole = TIMES.iter().find(|(_, factor)| seconds > 0 && seconds.is_multiple_of(*factor));
-        json!(whole.map_or_else(|| "0s".to_owned(), |(unit, factor)| format!("{}{unit}", seconds / factor)))
+        let ms = u64::try_from(self.as_millis()).unwrap_or(u64::MAX);
+        let whole = TIMES.iter().find(|(_, factor)| ms > 0 && ms.is_multiple_of(*factor));
+        json!(whole.map_or_else(|| "0s".to_owned(), |(unit, factor)| format!("{}{unit}", ms / factor)))
     }
 }
 
@@ -407,7 +411,9 @@ mod tests {
         assert_eq!(read("7d"), Ok(Duration::from_secs(604_800)));
         assert_eq!(read::<Duration>("7d").unwrap().to_json(), "1w");
         assert_eq!(read::<Duration>("90s").unwrap().to_json(), "90s");
-        for bad in ["", "s", "5y", "5\u{fc}", "-1s", "99999999999999999999d"] {
+        assert_eq!(read("50ms"), Ok(Duration::from_millis(50)));
+        assert_eq!(read::<Duration>("1500ms").unwrap().to_json(), "1500ms");
+        for bad in ["", "s", "ms", "5sm", "5y", "5\u{fc}", "-1s", "99999999999999999999d"] {
             assert!(read::<Duration>(bad).is_err(), "{bad}");
         }
         assert!(read::<KeepAlive>("soon").is_err() && read::<Span>("0s").is_err());

@@ -10,7 +10,7 @@ use clap::{Args, ValueHint};
 use mlxr_engine::EngineOptions;
 #[cfg(unix)]
 use mlxr_server::Inherited;
-use mlxr_server::config::{Bytes, Loaded, NamedPath, ServerConfig, Socket};
+use mlxr_server::config::{Bytes, Loaded, NamedPath, ServerConfig, Socket, Span};
 use mlxr_server::{
     App, ClientLimits, EngineSetup, KeyFile, Keys, Limits, Listeners, Memory, ModelList, ModelSource,
     ModelSpec, Models, Phase, Surroundings, Tokens, serve,
@@ -130,6 +130,8 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         max_logit_rows: defaults.max_logit_rows.max(config.max_seqs),
         max_seqs: config.max_seqs,
         max_waiting: config.max_waiting,
+        target_itl: config.target_itl.map(|Span(time)| time),
+        prefix_cache: config.prefix_cache,
         ..defaults
     };
     let backend = device::backend(config.device, config.threads, device::products(config.bf16_products))?;

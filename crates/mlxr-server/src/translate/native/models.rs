@@ -1,7 +1,7 @@
 //! Models in memory and the memory they take.
 
 use mlxr_api::native::models as wire;
-use mlxr_api::native::stats::{EmbedderStats, EngineStats, Stats};
+use mlxr_api::native::stats::{EmbedderStats, EngineStats, Pace, Stats};
 use mlxr_engine::EngineOptions;
 use mlxr_tensor::DType;
 
@@ -82,9 +82,20 @@ fn engine_stats(residence: &Residence) -> Option<EngineStats> {
         n_blocks_shared: stats.blocks.n_shared,
         n_blocks_used_peak: stats.blocks.peak_used,
         n_ctx: model.engine.n_ctx(),
+        pace: stats.pace.map(pace),
         memory_bytes: residence.model.total_bytes(),
         n_leases: residence.n_leases,
     })
+}
+
+fn pace(stats: mlxr_engine::PaceStats) -> Pace {
+    let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+    Pace {
+        target_ms: ms(stats.target),
+        p95_ms: stats.p95.map(ms),
+        max_prompt_rows: stats.max_prompt_rows,
+        max_seqs: stats.max_seqs,
+    }
 }
 
 /// What has made vectors or scores.

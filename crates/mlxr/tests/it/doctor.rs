@@ -65,7 +65,8 @@ fn what_does_not_work_is_told_with_the_next_step_and_the_exit_code() {
 fn findings_are_printed_line_by_line() {
     let home = tempfile::tempdir().unwrap();
     let run = mlxr(["doctor"]).env("HOME", home.path()).env_remove("XDG_RUNTIME_DIR");
-    let output = run.assert().success().stderr_eq("").get_output().stdout.clone();
+    // Drivers of graphics cards may have their own say on stderr.
+    let output = run.assert().success().get_output().stdout.clone();
     let text = String::from_utf8(output).unwrap();
     assert!(text.lines().any(|line| line.starts_with("ok       arithmetic")), "{text}");
     assert!(text.trim_end().lines().last().unwrap().starts_with("0 problems, "), "{text}");

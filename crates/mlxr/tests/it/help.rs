@@ -120,6 +120,11 @@ Model options:
   -c, --ctx <TOKENS>
           Tokens a sequence may have, prompt included [default: the model's own, at most 4096]
 
+      --device <DEVICE>
+          Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
+          
+          [default: cpu]
+
   -t, --threads <N>
           CPU threads [default: one per physical core]
 

@@ -220,7 +220,7 @@ async fn a_server_that_must_not_wait_cancels_its_answers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_ends_the_server_and_what_runs_finishes_or_not() {
     for (force, n_tokens, end) in
-        [("{}", "200", "data: [DONE]"), (r#"{"force": true}"#, "1500", "shutting_down")]
+        [("{}", "200", "data: [DONE]"), (r#"{"force": true}"#, "1500", "\"cancelled\"")]
     {
         let server = plain();
         let lease = server.app.models.acquire(HOUSE).await.unwrap();

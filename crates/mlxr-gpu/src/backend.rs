@@ -177,6 +177,15 @@ struct NormParams {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
+struct LayerNormParams {
+    n_rows: u32,
+    cols: u32,
+    eps: f32,
+    has_bias: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 struct ScaleParams {
     n: u32,
     factor: f32,
@@ -285,11 +294,11 @@ impl Backend for GpuBackend {
                 let grid = Grid::flat(n.div_ceil(64));
                 match weight.layout {
                     Layout::Codes(layout) => {
-                        let kernel = EmbedCodes { is_codes: true, layout };
+                        let kernel = EmbedCodes { layout };
                         self.run(&kernel, &[codes, high, scales, tokens, y], &params, grid)?;
                     }
                     Layout::Floats(layout) => {
-                        let kernel = EmbedFloats { is_codes: false, layout };
+                        let kernel = EmbedFloats { layout };
                         self.run(&kernel, &[codes, scales, self.none(), tokens, y], &params, grid)?;
                     }
                 }
@@ -352,9 +361,8 @@ impl Backend for GpuBackend {
                 Some(bias) => self.values(bias)?,
                 None => self.none(),
             };
-            let has_bias = f32::from_bits(u32::from(bias.is_some()));
-            let params =
-                NormParams { n_groups: x.rows() as u32, cols: x.cols() as u32, eps, scale: has_bias };
+            let (n_rows, cols) = (x.rows() as u32, x.cols() as u32);
+            let params = LayerNormParams { n_rows, cols, eps, has_bias: bias.is_some().into() };
             let bound = [act(x), self.values(weight)?, bias_bound, y];
             self.run(&LayerNorm { lanes, n_subgroups }, &bound, &params, Grid::flat(x.rows()))
         })

@@ -44,13 +44,11 @@ kernels! {
     QuantiseRows = "quantise_rows.wgsl" [Read, Write, Write] {}
     /// `codes, high, scales, tokens, y`
     EmbedCodes = "embed.wgsl" [Read, Read, Read, Read, Write] {
-        is_codes: bool,
         #[serde(flatten)]
         layout: Codes,
     }
     /// `codes, scales, unused, tokens, y`
     EmbedFloats = "embed.wgsl" [Read, Read, Read, Read, Write] {
-        is_codes: bool,
         #[serde(flatten)]
         layout: Floats,
     }

@@ -86,13 +86,13 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     for layout in layouts {
         match layout {
             Layout::Codes(layout) => {
-                printed.print(pipelines, &EmbedCodes { is_codes: true, layout });
+                printed.print(pipelines, &EmbedCodes { layout });
                 for shape in shapes {
                     printed.print(pipelines, &MatvecCodes { layout, shape });
                 }
             }
             Layout::Floats(layout) => {
-                printed.print(pipelines, &EmbedFloats { is_codes: false, layout });
+                printed.print(pipelines, &EmbedFloats { layout });
                 for shape in shapes {
                     printed.print(pipelines, &MatvecFloats { layout, shape });
                 }

@@ -51,6 +51,8 @@ sources!(
     "matvec_codes.wgsl",
     "matvec_end.wgsl",
     "matvec_floats.wgsl",
+    "matvec_params.wgsl",
+    "matvec_start.wgsl",
     "pad_rows.wgsl",
     "quantise_rows.wgsl",
     "reach.wgsl",
@@ -61,6 +63,7 @@ sources!(
     "store_kv.wgsl",
     "weight_codes.wgsl",
     "weight_floats.wgsl",
+    "workgroup_sum.wgsl",
 );
 
 /// A compiled kernel.
@@ -106,7 +109,11 @@ impl Pipelines {
     /// The files that hold a kernel and not a part of several.
     #[cfg(test)]
     pub(crate) fn kernel_files() -> impl Iterator<Item = &'static str> {
-        SOURCES.iter().filter(|(_, source)| source.contains("@compute")).map(|(name, _)| *name)
+        let is_part = |name: &str| {
+            let include = format!("//# include \"{name}\"");
+            SOURCES.iter().any(|(_, source)| source.contains(&include))
+        };
+        SOURCES.iter().map(|(name, _)| *name).filter(move |name| !is_part(name))
     }
 
     /// The kernel as `spec` asks for it, compiled on first use.

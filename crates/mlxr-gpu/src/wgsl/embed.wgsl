@@ -13,7 +13,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-//# if is_codes
+//# if bits is defined
 //# include "weight_codes.wgsl"
 //# else
 //# include "weight_floats.wgsl"
@@ -51,7 +51,7 @@ fn main(
         return;
     }
     let chunk = load_chunk(token - p.first_out, c);
-    //# if is_codes
+    //# if bits is defined
     for (var j = 0u; j < 4u; j++) {
         let low = vec4<f32>(unpack4xI8(chunk.low[j]));
         let high = vec4<f32>(unpack4xI8(chunk.high[j]));

@@ -13,9 +13,8 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
-var<workgroup> partial: array<f32, {{ n_subgroups }}>;
-
 //# include "grid.wgsl"
+//# include "workgroup_sum.wgsl"
 
 @compute @workgroup_size({{ lanes }})
 fn main(
@@ -34,32 +33,13 @@ fn main(
     for (var c = lane; c < p.cols; c += {{ lanes }}u) {
         sum += x[start + c];
     }
-    let sum_of_subgroup = subgroupAdd(sum);
-    if (sublane == 0u) {
-        partial[subgroup] = sum_of_subgroup;
-    }
-    workgroupBarrier();
-    var mean = 0.0;
-    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
-        mean += partial[i];
-    }
-    mean = mean / f32(p.cols);
-    workgroupBarrier();
+    let mean = workgroup_sum(sum, subgroup, sublane) / f32(p.cols);
     var squares = 0.0;
     for (var c = lane; c < p.cols; c += {{ lanes }}u) {
         let d = x[start + c] - mean;
         squares = fma(d, d, squares);
     }
-    let squares_of_subgroup = subgroupAdd(squares);
-    if (sublane == 0u) {
-        partial[subgroup] = squares_of_subgroup;
-    }
-    workgroupBarrier();
-    var total = 0.0;
-    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
-        total += partial[i];
-    }
-    let factor = 1.0 / sqrt(total / f32(p.cols) + p.eps);
+    let factor = 1.0 / sqrt(workgroup_sum(squares, subgroup, sublane) / f32(p.cols) + p.eps);
     for (var c = lane; c < p.cols; c += {{ lanes }}u) {
         let v = (x[start + c] - mean) * factor * weight[c];
         if (p.has_bias != 0u) {

@@ -18,9 +18,8 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> residual: array<f32>;
 //# endif
 
-var<workgroup> partial: array<f32, {{ n_subgroups }}>;
-
 //# include "grid.wgsl"
+//# include "workgroup_sum.wgsl"
 
 fn value(i: u32) -> f32 {
     //# if kind == "out_of_place"
@@ -53,16 +52,7 @@ fn main(
         let v = value(start + c);
         sum = fma(v, v, sum);
     }
-    let of_subgroup = subgroupAdd(sum);
-    if (sublane == 0u) {
-        partial[subgroup] = of_subgroup;
-    }
-    workgroupBarrier();
-    var total = 0.0;
-    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
-        total += partial[i];
-    }
-    let factor = 1.0 / sqrt(total / f32(p.cols) + p.eps);
+    let factor = 1.0 / sqrt(workgroup_sum(sum, subgroup, sublane) / f32(p.cols) + p.eps);
     for (var c = lane; c < p.cols; c += {{ lanes }}u) {
         y[start + c] = value(start + c) * factor * weight[c];
     }

@@ -1,0 +1,15 @@
+// What a matvec is told.
+struct Params {
+    n_chunks: u32,
+    n_groups: u32,
+    n_out: u32,
+    n_rows: u32,
+    y_stride: u32,
+    y_start: u32,
+    has_bias: u32,
+    // Experts: rows of x per choice of an expert, rows of one expert.
+    choices_per_row: u32,
+    first_out: u32,
+    group: u32,
+}
+var<immediate> p: Params;

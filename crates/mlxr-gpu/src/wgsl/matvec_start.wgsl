@@ -1,0 +1,32 @@
+// The start of a matvec: which rows of w and x a lane meets.
+
+//# set lanes = subgroup * n_split
+var<workgroup> partial: array<f32, {{ n_sets * n_split * n_out * n_rows }}>;
+
+//# include "grid.wgsl"
+
+@compute @workgroup_size({{ lanes * n_sets }})
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) n_wg: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) sublane: u32,
+) {
+    prepare_weights(index, {{ lanes * n_sets }}u);
+    let set_idx = subgroup / {{ n_split }}u;
+    let lane = (subgroup % {{ n_split }}u) * {{ subgroup }}u + sublane;
+    let first = (workgroup_index(wg, n_wg) * {{ n_sets }}u + set_idx) * {{ n_out }}u;
+    let first_row = wg.z * {{ n_rows }}u;
+    //# if is_routed
+    let base = routing[first_row] * p.n_out;
+    let x_row0 = first_row / p.choices_per_row;
+    //# else
+    let base = 0u;
+    //# for n in range(n_rows)
+    let x_row{{ n }} = min(first_row + {{ n }}u, p.n_rows - 1u);
+    //# endfor
+    //# endif
+    //# for o in range(n_out)
+    let w_row{{ o }} = base + min(first + {{ o }}u, p.n_out - 1u);
+    //# endfor

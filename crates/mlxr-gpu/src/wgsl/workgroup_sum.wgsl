@@ -1,0 +1,18 @@
+// The sum of a value over the workgroup, the same on every lane.
+
+var<workgroup> partial: array<f32, {{ n_subgroups }}>;
+
+fn workgroup_sum(value: f32, subgroup: u32, sublane: u32) -> f32 {
+    let of_subgroup = subgroupAdd(value);
+    // The sum before may still be being read.
+    workgroupBarrier();
+    if (sublane == 0u) {
+        partial[subgroup] = of_subgroup;
+    }
+    workgroupBarrier();
+    var total = 0.0;
+    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
+        total += partial[i];
+    }
+    return total;
+}

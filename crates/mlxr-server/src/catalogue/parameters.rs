@@ -47,6 +47,24 @@ const KNOWN: &[(&str, Kind)] = &[
     ("use_mlock", Kind::Bool),
 ];
 
+/// Those that decide nothing here, and why.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("num_keep", "a full context ends the answer, nothing of it is dropped"),
+    ("tfs_z", "there is no tail-free sampling"),
+    ("penalize_newline", "penalties make no exceptions"),
+    ("num_batch", SERVER),
+    ("num_gpu", SERVER),
+    ("main_gpu", SERVER),
+    ("num_thread", SERVER),
+    ("numa", SERVER),
+    ("low_vram", SERVER),
+    ("f16_kv", "kv_type of the model's file decides it"),
+    ("use_mmap", SERVER),
+    ("use_mlock", SERVER),
+];
+
+const SERVER: &str = "it is decided when the server starts";
+
 /// Parameters by name, each of its type.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters(Map<String, Value>);
@@ -140,6 +158,11 @@ impl Parameters {
         self.0.is_empty()
     }
 
+    /// Those that are kept but decide nothing, and why.
+    pub fn without_effect(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        WITHOUT_EFFECT.iter().copied().filter(|(name, _)| self.0.contains_key(*name))
+    }
+
     /// These with others laid over them.
     pub fn overlaid(&self, others: &Parameters) -> Parameters {
         let mut merged = self.0.clone();
@@ -204,6 +227,17 @@ mod tests {
             json!({"temperature": 0.7, "stop": ["x"], "num_ctx": 128}).as_object().unwrap()
         );
         assert_eq!(parameters.n_ctx(), Some(128));
+    }
+
+    #[test]
+    fn parameters_without_effect_are_known() {
+        let mut parameters = Parameters::default();
+        for (name, text) in [("num_gpu", "1"), ("top_k", "1"), ("use_mmap", "true")] {
+            parameters.set_text(name, text).unwrap();
+        }
+        let names: Vec<&str> = parameters.without_effect().map(|(name, _)| name).collect();
+        assert_eq!(names, ["num_gpu", "use_mmap"]);
+        assert!(WITHOUT_EFFECT.iter().all(|(name, _)| KNOWN.iter().any(|(known, _)| known == name)));
     }
 
     #[test]

@@ -231,6 +231,12 @@ async fn mistakes_are_named_and_change_nothing() {
         assert!(error.contains(expected), "{extra}: {error}");
     }
     assert!(create(&app, made(json!({"sytem": "x"}))).await.headers["x-mlxr-unsupported"] == "sytem");
+    let idle = create(&app, made(json!({"parameters": {"num_gpu": 1, "top_k": 2}}))).await;
+    assert_eq!(idle.headers["x-mlxr-unsupported"], "parameters.num_gpu");
+    let strict = Limits { strict: true, ..Limits::default() };
+    let strict = App::new(models(dir.path(), KeepAlive::Forever), strict).unwrap();
+    let error = refused(&strict, made(json!({"parameters": {"num_gpu": 1}}))).await;
+    assert!(error.contains("num_gpu is not honoured"), "{error}");
     for path in ["/api/pull", "/api/push"] {
         let answer = ask(&app, post(path, json!({"model": "llama3.2"}))).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);

@@ -251,6 +251,9 @@ pub fn create_model(args: &CreateArgs) -> anyhow::Result<ExitCode> {
         Some((parent, entry)) => settings.made_from(&parent, &entry),
         None => ModelSettings { system: settings.system.filter(|text| !text.is_empty()), ..settings },
     };
+    for (name, reason) in settings.parameters.without_effect() {
+        tracing::warn!("the parameter {name} has no effect: {reason}");
+    }
     let recipe =
         Recipe { name, weights, settings: ModelSettings { pin, ..settings }, quantize: args.quantize };
     interrupt::install(interrupt::JOB_PATIENCE)?;

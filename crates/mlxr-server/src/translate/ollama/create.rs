@@ -55,6 +55,10 @@ pub fn recipe(wire: &CreateRequest, models: &Models, strict: bool) -> Result<(Re
             notices.add(name, reason);
         }
     }
+    let (weights, settings) = parts(wire, models)?;
+    for (name, reason) in settings.parameters.without_effect() {
+        notices.add(format!("parameters.{name}"), reason);
+    }
     notices.enforce(strict)?;
     let quantize = wire.quantize.as_deref().filter(|text| !text.is_empty()).map(|text| {
         text.parse().map_err(|error: mlxr_checkpoint::UnknownFileType| {
@@ -62,7 +66,6 @@ pub fn recipe(wire: &CreateRequest, models: &Models, strict: bool) -> Result<(Re
         })
     });
     let quantize = quantize.transpose()?;
-    let (weights, settings) = parts(wire, models)?;
     Ok((Recipe { name, weights, settings, quantize }, notices))
 }
 

@@ -119,11 +119,7 @@ impl DecoderConfig {
     /// [`ModelError`] names the family or the field that stands in the way.
     pub fn for_checkpoint(ckpt: &Checkpoint) -> Result<DecoderConfig, ModelError> {
         let name = ckpt.path.display().to_string();
-        let factors = RopeFactors {
-            short: read_factors(ckpt, "rope_factors.short")?,
-            long: read_factors(ckpt, "rope_factors.long")?,
-            llama3: read_factors(ckpt, "rope_factors.llama3")?,
-        };
+        let factors = RopeFactors::read(ckpt)?;
         let fields = Fields::new(&name, &ckpt.config, ckpt.format == CheckpointFormat::Gguf, &factors);
         let mut config = families::read_config(&name, ckpt.arch.model_type, &fields)?;
         // A model published for its vectors comes without the matrix only logits need.
@@ -132,10 +128,6 @@ impl DecoderConfig {
         }
         Ok(config)
     }
-}
-
-pub(crate) fn read_factors(ckpt: &Checkpoint, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
-    Ok(ckpt.tensor(name).map(|tensor| tensor.to_f32()).transpose()?)
 }
 
 /// Weight bytes a decode step leaves alone.

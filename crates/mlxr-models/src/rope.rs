@@ -8,6 +8,7 @@
 
 use std::f64::consts::PI;
 
+use mlxr_checkpoint::Checkpoint;
 use mlxr_tensor::{Rope, RopePairing};
 use serde_json::{Map, Value};
 
@@ -20,6 +21,21 @@ pub struct RopeFactors {
     pub short: Option<Vec<f32>>,
     pub long: Option<Vec<f32>>,
     pub llama3: Option<Vec<f32>>,
+}
+
+impl RopeFactors {
+    /// Those a checkpoint carries.
+    ///
+    /// # Errors
+    /// A tensor of them cannot be read.
+    pub fn read(ckpt: &Checkpoint) -> Result<RopeFactors, ModelError> {
+        let read = |name| ckpt.tensor(name).map(|tensor| tensor.to_f32()).transpose();
+        Ok(RopeFactors {
+            short: read("rope_factors.short")?,
+            long: read("rope_factors.long")?,
+            llama3: read("rope_factors.llama3")?,
+        })
+    }
 }
 
 /// One kind of rotary embedding of a model.

@@ -7,7 +7,6 @@ use crate::ModelError;
 use crate::config::{Bias, LayerKind, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, rope_by_kind, sized};
 use crate::families;
 use crate::fields::Fields;
-use crate::model::read_factors;
 use crate::rope::{RopeConfig, RopeDefaults, RopeFactors};
 
 /// A transformer whose rows see the whole text.
@@ -179,11 +178,7 @@ impl EncoderConfig {
     /// [`ModelError`] names the family or the field that stands in the way.
     pub fn for_checkpoint(ckpt: &Checkpoint) -> Result<EncoderConfig, ModelError> {
         let name = ckpt.path.display().to_string();
-        let factors = RopeFactors {
-            short: read_factors(ckpt, "rope_factors.short")?,
-            long: read_factors(ckpt, "rope_factors.long")?,
-            llama3: read_factors(ckpt, "rope_factors.llama3")?,
-        };
+        let factors = RopeFactors::read(ckpt)?;
         let fields = Fields::new(&name, &ckpt.config, ckpt.format == CheckpointFormat::Gguf, &factors);
         let mut config = families::read_encoder_config(&name, ckpt.arch.model_type, &fields)?;
         let has = |name: &str| ckpt.tensor(name).is_some();

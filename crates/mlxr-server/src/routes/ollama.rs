@@ -23,7 +23,7 @@ use crate::model_list::ModelSpec;
 use crate::model_manager::Lease;
 use crate::notices::Notices;
 use crate::stream;
-use crate::translate::embeddings::FieldName;
+use crate::translate::embeddings::{EmbedTask, FieldName};
 use crate::translate::ollama::generate::Task;
 use crate::translate::ollama::line::{Clock, Endpoint, without_prompt};
 use crate::translate::ollama::models::Facts;
@@ -163,7 +163,7 @@ async fn run_texts(
     n_bytes: usize,
     field: FieldName,
     arrived: Instant,
-) -> Result<(embeds::Task, Embedded), ServeError> {
+) -> Result<(EmbedTask<embeds::Answer>, Embedded), ServeError> {
     let asked = Instant::now();
     let lease = app.models.acquire_embedder(&wire.model).await?;
     let clock = Clock { arrived, load: asked.elapsed() };

@@ -19,6 +19,7 @@ use crate::dialect::Dialect;
 use crate::embedding;
 use crate::generation::Generation;
 use crate::stream;
+use crate::translate::embeddings::EmbedTask;
 use crate::translate::openai::{chat, completions, embeddings, json_response, rerank, stream_response};
 
 pub fn routes() -> Router<Arc<App>> {
@@ -85,7 +86,7 @@ async fn answer_embed(app: &App, request: Request) -> Result<Response, ServeErro
     let (lease, task) =
         translate(body.len(), move || embeddings::read(&wire, &lease, strict).map(|task| (lease, task)))
             .await?;
-    let embeddings::Task { texts, answer, notices } = task;
+    let EmbedTask { texts, answer, notices } = task;
     let embedded = embedding::run(&lease, texts, embeddings::field, &app.telemetry).await?;
     translate(vectors_cost(&embedded), move || Ok(json_response(&answer.whole(&embedded)?, &notices))).await
 }
@@ -101,7 +102,7 @@ async fn answer_rank(app: &App, request: Request) -> Result<Response, ServeError
     let strict = app.limits.strict;
     let (lease, task) =
         translate(body.len(), move || rerank::read(wire, &lease, strict).map(|task| (lease, task))).await?;
-    let rerank::Task { texts, answer, notices } = task;
+    let EmbedTask { texts, answer, notices } = task;
     let embedded = embedding::run(&lease, texts, rerank::field, &app.telemetry).await?;
     translate(body.len(), move || Ok(json_response(&answer.whole(&embedded)?, &notices))).await
 }

@@ -5,6 +5,15 @@ use mlxr_models::{HeadError, Text};
 
 use crate::ServeError;
 use crate::model_manager::EmbedderLease;
+use crate::notices::Notices;
+
+/// What a request asks for: the texts, one per document where they are ranked, and how to answer.
+#[derive(Debug)]
+pub struct EmbedTask<A> {
+    pub texts: Vec<Text>,
+    pub answer: A,
+    pub notices: Notices,
+}
 
 /// Names a text's field by its place.
 pub type FieldName = fn(usize) -> String;

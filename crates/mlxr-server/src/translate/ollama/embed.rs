@@ -2,7 +2,7 @@
 
 use mlxr_api::ollama::embed::{EmbedRequest, EmbedResponse, EmbeddingRequest, EmbeddingResponse};
 use mlxr_api::openai::text_list::TextList;
-use mlxr_models::{Text, vectors};
+use mlxr_models::vectors;
 
 use super::line::Clock;
 use super::options;
@@ -10,15 +10,7 @@ use crate::ServeError;
 use crate::embedding::Embedded;
 use crate::model_manager::EmbedderLease;
 use crate::notices::Notices;
-use crate::translate::embeddings::{FieldName, Reader, head_refusal, n_dims};
-
-/// What a request asks for.
-#[derive(Debug)]
-pub struct Task {
-    pub texts: Vec<Text>,
-    pub answer: Answer,
-    pub notices: Notices,
-}
+use crate::translate::embeddings::{EmbedTask, FieldName, Reader, head_refusal, n_dims};
 
 /// How to answer.
 #[derive(Debug)]
@@ -64,7 +56,7 @@ pub fn read(
     lease: &EmbedderLease,
     strict: bool,
     clock: Clock,
-) -> Result<Task, ServeError> {
+) -> Result<EmbedTask<Answer>, ServeError> {
     let mut notices = Notices::default();
     let mut reader = Reader::new(lease, wire.truncate == Some(true), None, field)?;
     if let Some(asked) = &wire.options {
@@ -82,7 +74,7 @@ pub fn read(
     let texts = texts.collect::<Result<_, _>>()?;
     let n_dims = n_dims(lease, wire.dimensions)?;
     let answer = Answer { model: lease.name().to_owned(), n_dims, clock, warnings: notices.warnings() };
-    Ok(Task { texts, answer, notices })
+    Ok(EmbedTask { texts, answer, notices })
 }
 
 impl Answer {

@@ -6,24 +6,16 @@ use mlxr_api::openai::completions::PromptItem;
 use mlxr_api::openai::embeddings::{
     Embedding, EmbeddingList, EmbeddingRequest, EmbeddingUsage, EncodingFormat, Vector,
 };
-use mlxr_models::{Text, vectors};
+use mlxr_models::vectors;
 
 use crate::ServeError;
 use crate::embedding::Embedded;
 use crate::model_manager::EmbedderLease;
 use crate::notices::Notices;
-use crate::translate::embeddings::{Reader, head_refusal, n_dims};
+use crate::translate::embeddings::{EmbedTask, Reader, head_refusal, n_dims};
 
 /// OpenAI's documented limit.
 const MAX_INPUTS: usize = 2048;
-
-/// What a request asks for.
-#[derive(Debug)]
-pub struct Task {
-    pub texts: Vec<Text>,
-    pub answer: Answer,
-    pub notices: Notices,
-}
 
 /// How to answer.
 #[derive(Debug)]
@@ -43,7 +35,11 @@ pub fn field(index: usize) -> String {
 ///
 /// # Errors
 /// [`ServeError`] names the field that cannot be honoured.
-pub fn read(wire: &EmbeddingRequest, lease: &EmbedderLease, strict: bool) -> Result<Task, ServeError> {
+pub fn read(
+    wire: &EmbeddingRequest,
+    lease: &EmbedderLease,
+    strict: bool,
+) -> Result<EmbedTask<Answer>, ServeError> {
     let mut notices = Notices::default();
     if wire.user.is_some() {
         notices.add("user", "users are not told apart");
@@ -66,7 +62,7 @@ pub fn read(wire: &EmbeddingRequest, lease: &EmbedderLease, strict: bool) -> Res
     let texts = inputs.iter().enumerate().map(text).collect::<Result<_, _>>()?;
     let (model, format) = (lease.name().to_owned(), wire.encoding_format.unwrap_or_default());
     let answer = Answer { model, n_dims, format, warnings: notices.warnings() };
-    Ok(Task { texts, answer, notices })
+    Ok(EmbedTask { texts, answer, notices })
 }
 
 impl Answer {

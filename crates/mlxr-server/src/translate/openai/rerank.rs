@@ -2,22 +2,13 @@
 
 use mlxr_api::openai::embeddings::EmbeddingUsage;
 use mlxr_api::openai::rerank::{Document, Rerank, RerankRequest, RerankResult};
-use mlxr_models::{ScoreActivation, Text, ranking};
+use mlxr_models::{ScoreActivation, ranking};
 
 use crate::embedding::Embedded;
 use crate::model_manager::EmbedderLease;
 use crate::notices::Notices;
-use crate::translate::embeddings::{Reader, head_refusal};
+use crate::translate::embeddings::{EmbedTask, Reader, head_refusal};
 use crate::{ServeError, ids};
-
-/// What a request asks for.
-#[derive(Debug)]
-pub struct Task {
-    /// One per document.
-    pub texts: Vec<Text>,
-    pub answer: Answer,
-    pub notices: Notices,
-}
 
 /// How to answer.
 #[derive(Debug)]
@@ -39,7 +30,11 @@ pub fn field(index: usize) -> String {
 ///
 /// # Errors
 /// [`ServeError`] names the field that cannot be honoured.
-pub fn read(wire: RerankRequest, lease: &EmbedderLease, strict: bool) -> Result<Task, ServeError> {
+pub fn read(
+    wire: RerankRequest,
+    lease: &EmbedderLease,
+    strict: bool,
+) -> Result<EmbedTask<Answer>, ServeError> {
     let mut notices = Notices::default();
     for field in wire.unknown.keys() {
         notices.add(field, "the field is unknown");
@@ -63,7 +58,7 @@ pub fn read(wire: RerankRequest, lease: &EmbedderLease, strict: bool) -> Result<
         documents: (wire.return_documents != Some(false)).then_some(wire.documents),
         warnings: notices.warnings(),
     };
-    Ok(Task { texts, answer, notices })
+    Ok(EmbedTask { texts, answer, notices })
 }
 
 impl Answer {

@@ -21,6 +21,7 @@ use crate::clients::Client;
 use crate::dialect::Dialect;
 use crate::keys::{Keys, Needs, needed};
 use crate::notices::UNSUPPORTED;
+use crate::rate_headers;
 
 /// The address at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +34,8 @@ pub enum Access {
     Socket,
     /// Only names of this machine, and `hosts`. A key is demanded where there are any.
     Loopback { hosts: Vec<String>, keys: Keys },
-    /// Only with a key.
-    Keys(Keys),
+    /// Only with a key. Pages of this machine and of `hosts` are told that they may use theirs.
+    Keys { hosts: Vec<String>, keys: Keys },
 }
 
 impl Access {
@@ -53,14 +54,14 @@ impl Access {
                 }
                 Ok(Some(keys.check(shown_key(headers), needs)?))
             }
-            Access::Keys(keys) => Ok(Some(keys.check(shown_key(headers), needs)?)),
+            Access::Keys { keys, .. } => Ok(Some(keys.check(shown_key(headers), needs)?)),
         }
     }
 
     pub(crate) fn keys(&self) -> Option<&Keys> {
         match self {
             Access::Socket => None,
-            Access::Loopback { keys, .. } | Access::Keys(keys) => Some(keys),
+            Access::Loopback { keys, .. } | Access::Keys { keys, .. } => Some(keys),
         }
     }
 
@@ -68,8 +69,8 @@ impl Access {
     /// no token.
     pub fn guard(self, router: Router) -> Router {
         let cors = match &self {
-            Access::Loopback { hosts, .. } => Some(cors(hosts.clone())),
-            Access::Socket | Access::Keys(_) => None,
+            Access::Loopback { hosts, .. } | Access::Keys { hosts, .. } => Some(cors(hosts.clone())),
+            Access::Socket => None,
         };
         let guarded = router.layer(middleware::from_fn_with_state(Arc::new(self), check));
         match cors {
@@ -85,7 +86,9 @@ fn cors(hosts: Vec<String>) -> CorsLayer {
         .allow_origin(AllowOrigin::predicate(is_ours))
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([UNSUPPORTED, RETRY_AFTER])
+        .expose_headers(
+            [UNSUPPORTED, RETRY_AFTER].into_iter().chain(rate_headers::names()).collect::<Vec<_>>(),
+        )
 }
 
 /// Lets a request through, or answers it.
@@ -159,7 +162,10 @@ fn is_local(name: &str, hosts: &[String]) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 mod tests {
+    use axum::body::Body;
     use axum::http::HeaderName;
+    use axum::routing::get;
+    use tower::ServiceExt;
 
     use super::*;
     use crate::Tokens;
@@ -197,7 +203,8 @@ mod tests {
 
     #[test]
     fn elsewhere_only_a_token_passes() {
-        let access = Access::Keys(Tokens::new(["0123456789abcdef"]).into());
+        let keys = Tokens::new(["0123456789abcdef"]).into();
+        let access = Access::Keys { hosts: Vec::new(), keys };
         let passes = |fields| access.check(&Uri::from_static("/"), &headers(fields), Needs::AnyKey).is_ok();
         assert!(passes(&[("authorization", "Bearer 0123456789abcdef")]));
         assert!(passes(&[("authorization", "bearer  0123456789abcdef")]));
@@ -205,5 +212,42 @@ mod tests {
         assert!(!passes(&[("authorization", "Bearer 0123456789abcdeg")]));
         assert!(!passes(&[("authorization", "Basic 0123456789abcdef")]));
         assert!(!passes(&[("host", "localhost")]));
+    }
+    #[tokio::test]
+    async fn pages_of_known_hosts_are_told_what_they_may_on_every_tcp_listener() {
+        let send = async |access: &Access, method: &str, origin: &str| {
+            let router = Router::new().route("/v1/models", get(|| async { "yes" }));
+            let request = Request::builder().method(method).uri("/v1/models");
+            let request = request.header(HOST, "llm.lan").header(ORIGIN, origin);
+            // The browser's question carries no key.
+            let request = match method {
+                "OPTIONS" => request
+                    .header("access-control-request-method", "GET")
+                    .header("access-control-request-headers", "authorization"),
+                _ => request.header(AUTHORIZATION, "Bearer 0123456789abcdef"),
+            };
+            let request = request.body(Body::empty()).unwrap();
+            access.clone().guard(router).oneshot(request).await.unwrap()
+        };
+        let hosts = vec!["llm.lan".to_owned()];
+        let keys = Keys::from(Tokens::new(["0123456789abcdef"]));
+        let loopback = Access::Loopback { hosts: hosts.clone(), keys: keys.clone() };
+        for access in [loopback, Access::Keys { hosts, keys }] {
+            let allowed = send(&access, "OPTIONS", "https://llm.lan").await;
+            assert_eq!(allowed.status(), 200);
+            assert_eq!(allowed.headers()["access-control-allow-origin"], "https://llm.lan");
+            assert_eq!(allowed.headers()["access-control-allow-headers"], "authorization");
+            let shown = send(&access, "GET", "https://llm.lan").await;
+            assert_eq!(shown.status(), 200);
+            assert_eq!(shown.headers()["access-control-allow-origin"], "https://llm.lan");
+            let exposed = shown.headers()["access-control-expose-headers"].to_str().unwrap();
+            for name in ["retry-after", "x-ratelimit-remaining-tokens"] {
+                assert!(exposed.contains(name), "{exposed}");
+            }
+            for method in ["OPTIONS", "GET"] {
+                let refused = send(&access, method, "https://evil.example").await;
+                assert!(!refused.headers().contains_key("access-control-allow-origin"), "{method}");
+            }
+        }
     }
 }

@@ -35,6 +35,8 @@ pub struct Limits {
     /// From the end of a request, or the connection's beginning, to the end of the next one's headers: also how long
     /// an idle connection is kept.
     pub header_timeout: Duration,
+    /// How long a client may leave unread what it is sent.
+    pub write_timeout: Duration,
     pub max_connections: usize,
     /// What a client may ask for whose key says nothing else.
     pub client: ClientLimits,
@@ -50,6 +52,7 @@ impl Default for Limits {
             body_timeout: Duration::from_secs(30),
             body_deadline: Duration::from_secs(300),
             header_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(60),
             max_connections: 4096,
             client: ClientLimits::default(),
             strict: false,

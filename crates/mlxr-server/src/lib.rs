@@ -29,6 +29,7 @@ mod model_manager;
 mod ndjson;
 mod notices;
 mod openapi;
+mod patient;
 mod rate_headers;
 mod response_store;
 mod routes;

@@ -26,6 +26,7 @@ use crate::access::{Access, Peer};
 use crate::app::App;
 #[cfg(unix)]
 use crate::inherited::{Inherited, Socket};
+use crate::patient::Patient;
 use crate::stopping::Phase;
 use crate::{Keys, Limits};
 
@@ -81,8 +82,9 @@ impl Listeners {
         }
     }
 
-    /// Listens on a TCP address. On loopback, `hosts` are names this machine is also known by; anywhere else a key is
-    /// demanded. Returns the address, whose port the system chose if it was 0.
+    /// Listens on a TCP address; anywhere else than on loopback a key is demanded. `hosts` are names this machine is
+    /// also known by, and those of web pages that may use it. Returns the address, whose port the system chose if it
+    /// was 0.
     ///
     /// # Errors
     /// [`ListenError`].
@@ -165,7 +167,7 @@ impl Listeners {
                     let access = match path {
                         Some(path) if !is_open_to_all(path).map_err(failed)? => Access::Socket,
                         _ if keys.is_empty() => return Err(ListenError::SocketOpen { name }),
-                        _ => Access::Keys(keys.clone()),
+                        _ => Access::Keys { hosts: hosts.to_vec(), keys: keys.clone() },
                     };
                     addresses.push(path.map_or_else(|| name.clone(), |path| path.display().to_string()));
                     self.unix.push((listener, access, None));
@@ -184,7 +186,7 @@ fn access_of(address: SocketAddr, hosts: &[String], keys: &Keys) -> Result<Acces
     if keys.is_empty() {
         return Err(ListenError::KeyNeeded { address });
     }
-    Ok(Access::Keys(keys.clone()))
+    Ok(Access::Keys { hosts: hosts.to_vec(), keys: keys.clone() })
 }
 
 /// Whether others than the owner and the group may connect.
@@ -362,7 +364,7 @@ impl Acceptor {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_timeout)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Patient::new(stream, self.limits.write_timeout)), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -36,6 +36,12 @@ const ANTHROPIC_TOKENS: Names = Names {
     reset: HeaderName::from_static("anthropic-ratelimit-tokens-reset"),
 };
 
+/// Every header that may be there; pages see only those they are told of.
+pub fn names() -> impl Iterator<Item = HeaderName> {
+    let limits = [OPENAI_REQUESTS, OPENAI_TOKENS, ANTHROPIC_REQUESTS, ANTHROPIC_TOKENS];
+    limits.into_iter().flat_map(|Names { limit, remaining, reset }| [limit, remaining, reset])
+}
+
 /// Adds the headers of the limits there are.
 pub fn write(standing: &Standing, dialect: Dialect, headers: &mut HeaderMap) {
     let is_anthropic = dialect == Dialect::Anthropic;

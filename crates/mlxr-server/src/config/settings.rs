@@ -114,7 +114,7 @@ settings! {
     keys: Option<PathBuf> = "auto", "listen.keys", [takes("keys", "FILE")];
     /// Tokens to accept beside the keys, one per line; the file must be its owner's alone
     token_file: Option<PathBuf> = "auto", "listen.token_file", [takes("token-file", "FILE")];
-    /// A name this machine is also known by, accepted as host and origin, may be given again
+    /// A name accepted as host and as origin of web pages: one this machine is also known by, or one whose pages may use it, may be given again
     allow_hosts: Vec<String> = "", "listen.allow_hosts", [takes("allow-host", "NAME")];
 
     /// A model to serve, under its file's name or NAME, may be given again [default: the bundled model]
@@ -163,6 +163,8 @@ settings! {
     tokens_per_minute: Option<u32> = "auto", "limits.tokens_per_minute", [takes("tokens-per-minute", "N")];
     /// Requests a client may have at a time; a key's own limit wins [default: any number]
     max_concurrent: Option<u32> = "auto", "limits.max_concurrent", [takes("max-concurrent", "N")];
+    /// How long a client may leave unread what it is sent
+    write_timeout: Duration = "60s", "limits.write_timeout", [takes("write-timeout", "TIME")];
     /// Silence inside a body after which the request is given up
     body_timeout: Duration = "30s", "limits.body_timeout", [takes("body-timeout", "TIME")];
     /// Time for a whole body, however steadily it comes

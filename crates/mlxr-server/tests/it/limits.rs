@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use mlxr_engine::EngineOptions;
 use mlxr_server::{App, Keys, Limits, Listeners, serve};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::harness::app_with;
+use crate::harness::{HOUSE, app_with, assert_idle};
 
 const SHORT: Duration = Duration::from_millis(100);
 
 struct Server {
+    app: Arc<App>,
     address: SocketAddr,
     stop: oneshot::Sender<()>,
     done: JoinHandle<std::io::Result<()>>,
@@ -29,7 +31,8 @@ fn start(limits: Limits) -> Server {
     let wait = async move {
         let _ = stopped.await;
     };
-    Server { address, stop, done: tokio::spawn(serve(app, listeners, wait)) }
+    let done = tokio::spawn(serve(app.clone(), listeners, wait));
+    Server { app, address, stop, done }
 }
 
 impl Server {
@@ -43,11 +46,15 @@ impl Server {
         stream
     }
 
-    /// It still answers, and ends as it should.
-    async fn close_unharmed(self) {
+    async fn check_health(&self) {
         let stream = self.send("GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
         let answer = rest(stream).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+
+    /// It still answers, and ends as it should.
+    async fn close_unharmed(self) {
+        self.check_health().await;
         self.stop.send(()).unwrap();
         self.done.await.unwrap().unwrap();
     }
@@ -178,4 +185,27 @@ async fn idle_connections_make_room_for_others() {
     server.close_unharmed().await;
     assert_eq!(rest(silent).await, "");
     rest(kept).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_reads_is_sent_away_and_frees_what_it_held() {
+    const N_CHOICES: u64 = 8;
+    const N_TOKENS: u64 = 1500;
+    let server = start(Limits { write_timeout: SHORT, max_connections: 1, ..Limits::default() });
+    // Each token brings two kilobytes: together more than all buffers on the way hold.
+    let body = json!({
+        "model": HOUSE, "messages": [{"role": "user", "content": "Tell me a long story."}], "n": N_CHOICES,
+        "max_tokens": N_TOKENS, "ignore_eos": true, "stream": true, "logprobs": true, "top_logprobs": 20,
+    });
+    let body = body.to_string();
+    let head =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}", body.len());
+    let stubborn = server.send(&format!("{head}\r\n\r\n{body}")).await;
+    // There is one connection at a time: this one begins when the other has ended.
+    server.check_health().await;
+    assert_idle(&server.app, HOUSE).await;
+    let lease = server.app.models.acquire(HOUSE).await.unwrap();
+    assert!(lease.engine.stats().n_generated < N_CHOICES * N_TOKENS, "it did not run to its end");
+    drop((lease, stubborn));
+    server.close_unharmed().await;
 }

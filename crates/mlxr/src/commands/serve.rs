@@ -151,6 +151,7 @@ fn limits(config: &ServerConfig) -> Limits {
         body_timeout: config.body_timeout,
         body_deadline: config.body_deadline,
         header_timeout: config.header_timeout,
+        write_timeout: config.write_timeout,
         max_connections: config.max_connections,
         client: ClientLimits {
             requests_per_minute: config.requests_per_minute,

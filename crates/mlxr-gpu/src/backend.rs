@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
-    RopePairing, RouterSpec, Routing, TensorError, Weight,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor, KvCache,
+    KvSpec, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::batch::BatchTables;
@@ -219,6 +219,10 @@ impl Backend for GpuBackend {
 
     fn describe(&self) -> String {
         format!("{} ({}, {})", self.gpu.info.name, self.gpu.info.api, self.gpu.info.driver)
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.gpu.info.memory
     }
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {

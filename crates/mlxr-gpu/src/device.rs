@@ -2,14 +2,24 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mlxr_tensor::TensorError;
+use mlxr_tensor::{DeviceMemory, TensorError};
 use wgpu::{Features, Limits};
+
+use crate::memory;
 
 /// The backend's name in errors.
 pub(crate) const BACKEND: &str = "gpu";
 
 /// What every adapter must have.
 const REQUIRED: Features = Features::SUBGROUP.union(Features::IMMEDIATES);
+
+/// What people want to know of an adapter, with the names it has in its description.
+const REPORTED: [(Features, &str); 4] = [
+    (Features::SHADER_F16, "f16"),
+    (Features::TIMESTAMP_QUERY, "timestamps"),
+    (Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
+    (Features::SUBGROUP_BARRIER, "subgroup barriers"),
+];
 
 /// Bytes of immediates a kernel may take.
 pub(crate) const IMMEDIATE_BYTES: u32 = 64;
@@ -29,12 +39,22 @@ pub enum AdapterChoice {
 /// What is known of an adapter without making a device of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdapterInfo {
+    /// Its place in [`adapters`].
+    pub index: usize,
     pub name: String,
     /// `vulkan` or `metal`.
     pub api: &'static str,
     pub driver: String,
     /// Runs on the CPU.
     pub is_software: bool,
+    /// `None` where the driver does not say.
+    pub memory: Option<DeviceMemory>,
+    /// Lanes of a subgroup.
+    pub subgroup: u32,
+    /// What it can do beyond what every adapter must.
+    pub features: Vec<&'static str>,
+    /// Whether [`AdapterChoice::Best`] is this one.
+    pub is_best: bool,
     /// Why it cannot be used, if so.
     pub unusable: Option<String>,
 }
@@ -44,6 +64,11 @@ pub struct AdapterInfo {
 pub enum GpuError {
     #[error("no GPU found that Vulkan or Metal can use\nhint: run on the CPU with --device cpu")]
     None,
+    #[error(
+        "there is no GPU but {name}, which computes on the CPU itself\nhint: run on the CPU with --device cpu, or on \
+         it with --device {index}"
+    )]
+    OnlySoftware { index: usize, name: String },
     #[error("there is no GPU {index}: {n_adapters} found\nhint: `mlxr doctor` lists them")]
     NoSuchAdapter { index: usize, n_adapters: usize },
     #[error("{name} cannot be used: {reason}")]
@@ -67,10 +92,10 @@ pub(crate) struct Gpu {
 
 /// All adapters, in the order in which they are numbered.
 pub fn adapters() -> Vec<AdapterInfo> {
-    enumerate().iter().map(info).collect()
+    enumerate().into_iter().map(|(_, info)| info).collect()
 }
 
-fn enumerate() -> Vec<wgpu::Adapter> {
+fn enumerate() -> Vec<(wgpu::Adapter, AdapterInfo)> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
     descriptor.flags = if cfg!(debug_assertions) {
@@ -79,10 +104,15 @@ fn enumerate() -> Vec<wgpu::Adapter> {
         wgpu::InstanceFlags::empty()
     };
     let instance = wgpu::Instance::new(descriptor);
-    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let mut all: Vec<_> = found.into_iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect();
+    if let Some(best) = best(&all, AdapterChoice::Best) {
+        all[best].1.is_best = true;
+    }
+    all
 }
 
-fn info(adapter: &wgpu::Adapter) -> AdapterInfo {
+fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo) {
     let info = adapter.get_info();
     let missing = REQUIRED - adapter.features();
     let api = match info.backend {
@@ -102,13 +132,20 @@ fn info(adapter: &wgpu::Adapter) -> AdapterInfo {
     } else {
         None
     };
-    AdapterInfo {
+    let has = |(feature, name): (Features, _)| adapter.features().contains(feature).then_some(name);
+    let described = AdapterInfo {
+        index,
         name: info.name,
         api,
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         is_software: info.device_type == wgpu::DeviceType::Cpu,
+        memory: memory::of(&adapter),
+        subgroup: info.subgroup_max_size.min(32),
+        features: REPORTED.into_iter().filter_map(has).collect(),
+        is_best: false,
         unusable,
-    }
+    };
+    (adapter, described)
 }
 
 impl Gpu {
@@ -117,8 +154,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError`] when there is none or it lacks what the kernels need.
     pub(crate) fn new(choice: AdapterChoice) -> Result<Gpu, GpuError> {
-        let adapter = choose(enumerate(), choice)?;
-        let info = info(&adapter);
+        let (adapter, info) = choose(enumerate(), choice)?;
         if let Some(reason) = info.unusable {
             return Err(GpuError::Unusable { name: info.name, reason });
         }
@@ -148,8 +184,7 @@ impl Gpu {
                 note(&of_loss, format!("{reason:?}: {text}"));
             }
         });
-        let subgroup = adapter.get_info().subgroup_max_size.min(32);
-        Ok(Gpu { device, queue, info, limits, subgroup, failure })
+        Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, failure })
     }
 
     /// Fails once anything on the device has failed.
@@ -225,21 +260,35 @@ impl Gpu {
     }
 }
 
-fn choose(mut all: Vec<wgpu::Adapter>, choice: AdapterChoice) -> Result<wgpu::Adapter, GpuError> {
-    if let AdapterChoice::Index(index) = choice {
-        let n_adapters = all.len();
-        if index >= n_adapters {
-            return Err(GpuError::NoSuchAdapter { index, n_adapters });
-        }
-        return Ok(all.swap_remove(index));
+fn choose(
+    mut all: Vec<(wgpu::Adapter, AdapterInfo)>,
+    choice: AdapterChoice,
+) -> Result<(wgpu::Adapter, AdapterInfo), GpuError> {
+    let n_adapters = all.len();
+    match choice {
+        AdapterChoice::Index(index) if index < n_adapters => Ok(all.swap_remove(index)),
+        AdapterChoice::Index(index) => Err(GpuError::NoSuchAdapter { index, n_adapters }),
+        AdapterChoice::Best | AdapterChoice::BestOrSoftware => match best(&all, choice) {
+            Some(index) => Ok(all.swap_remove(index)),
+            None => match all.into_iter().map(|(_, info)| info).find(|info| info.unusable.is_none()) {
+                Some(AdapterInfo { index, name, .. }) => Err(GpuError::OnlySoftware { index, name }),
+                None => Err(GpuError::None),
+            },
+        },
     }
-    let rank = |adapter: &wgpu::Adapter| match adapter.get_info().device_type {
-        _ if info(adapter).unusable.is_some() => 0,
+}
+
+/// The place of the fastest kind of adapter that can be used.
+fn best(all: &[(wgpu::Adapter, AdapterInfo)], choice: AdapterChoice) -> Option<usize> {
+    let rank = |(adapter, info): &(wgpu::Adapter, AdapterInfo)| match adapter.get_info().device_type {
+        _ if info.unusable.is_some() => 0,
         wgpu::DeviceType::DiscreteGpu => 4,
         wgpu::DeviceType::IntegratedGpu => 3,
         wgpu::DeviceType::VirtualGpu => 2,
         wgpu::DeviceType::Cpu if choice == AdapterChoice::BestOrSoftware => 1,
         _ => 0,
     };
-    all.into_iter().filter(|a| rank(a) > 0).max_by_key(rank).ok_or(GpuError::None)
+    let ranked = all.iter().map(rank).enumerate();
+    // The first of equals.
+    ranked.filter(|(_, rank)| *rank > 0).rev().max_by_key(|(_, rank)| *rank).map(|(index, _)| index)
 }

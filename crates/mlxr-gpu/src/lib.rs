@@ -5,7 +5,10 @@
 //! parameters each is specialised by, [`layout`] how quantised weights lie on the device.
 //!
 //! Invariant: a row of a result comes from the same sequence of additions whatever rows are beside it.
-#![expect(unsafe_code, reason = "shaders without run-time checks")]
+#![expect(
+    unsafe_code,
+    reason = "shaders without run-time checks, and what only Vulkan and Metal know of an adapter"
+)]
 
 mod backend;
 mod batch;
@@ -15,6 +18,7 @@ mod device;
 mod kernels;
 mod kv;
 mod layout;
+mod memory;
 #[cfg(test)]
 mod metal_tests;
 mod ops;

@@ -33,6 +33,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
         (0..n).for_each(work);
     }
 
+    /// The memory that weights, KV blocks and activations lie in, where it is not the host's or the device has its own
+    /// say on how much of that it takes. `None`: whatever the host has.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
+    }
+
     // --- placement -----------------------------------------------------------------------------------------------
 
     /// Makes a matrix `[out, in]` or a vector `[n]` usable by the ops, in the format it has. May repack it once.
@@ -151,6 +157,16 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`Self::read`].
     fn argmax(&self, x: &Act) -> Result<Vec<u32>, TensorError>;
+}
+
+/// The memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pub total_bytes: u64,
+    /// What this program may take of it, beside other programs.
+    pub usable_bytes: u64,
+    /// Whether it is the host's memory.
+    pub is_shared: bool,
 }
 
 /// What [`Backend::gated`] computes from `gate` (g) and `up` (u).

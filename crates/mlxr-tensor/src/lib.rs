@@ -9,8 +9,8 @@ mod error;
 pub mod host;
 
 pub use backend::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, Gate, KvCache, KvLayerSpec,
-    KvSpec, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KvCache,
+    KvLayerSpec, KvSpec, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,
 };
 pub use dtype::DType;
 pub use error::TensorError;

@@ -23,14 +23,22 @@ pub fn backend(
     products: Products,
 ) -> anyhow::Result<Arc<dyn Backend>> {
     let gpu = |choice| GpuBackend::new(choice).map(|backend| Arc::new(backend) as Arc<dyn Backend>);
-    match device {
-        Device::Cpu => cpu(n_threads, products),
-        Device::Gpu => Ok(gpu(AdapterChoice::Best)?),
-        Device::Index(index) => Ok(gpu(AdapterChoice::Index(index))?),
-        Device::Auto => gpu(AdapterChoice::Best).or_else(|reason| {
+    match (device, adapter(device)) {
+        (_, None) => cpu(n_threads, products),
+        (Device::Auto, Some(choice)) => gpu(choice).or_else(|reason| {
             tracing::info!(%reason, "computing on the CPU");
             cpu(n_threads, products)
         }),
+        (_, Some(choice)) => Ok(gpu(choice)?),
+    }
+}
+
+/// The adapter that a device names; `None` is the CPU.
+pub fn adapter(device: Device) -> Option<AdapterChoice> {
+    match device {
+        Device::Cpu => None,
+        Device::Gpu | Device::Auto => Some(AdapterChoice::Best),
+        Device::Index(index) => Some(AdapterChoice::Index(index)),
     }
 }
 

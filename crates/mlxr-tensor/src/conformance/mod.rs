@@ -2,7 +2,7 @@
 //!
 //! Each check compares an op with a plain reference ([`reference`], in f64) over a table of shapes, and checks bit for
 //! bit that a row's result is the same alone, in a batch and in chunks. The backend's own tests call [`run`]:
-//! a failed check panics with the check's name, the case and the numbers.
+//! a failed check panics with the check's name, the case and the numbers. [`examine`] reports instead.
 
 mod attention;
 pub mod data;
@@ -10,6 +10,10 @@ mod experts;
 mod products;
 pub mod reference;
 mod rows;
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use crate::{Act, Backend};
 
@@ -73,12 +77,43 @@ pub fn run(backend: &dyn Backend) {
 /// # Panics
 /// When it fails; the message starts with the check's name.
 pub fn run_check(backend: &dyn Backend, check: &Check) {
-    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (check.run)(backend)));
-    if let Err(payload) = failed {
-        let text = payload.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panicked");
-        panic!("{} on {backend:?}: {text}", check.name);
+    if let Some(failure) = examine(backend, check).failure {
+        panic!("{} on {backend:?}: {failure}", check.name);
     }
+}
+
+/// How a check went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+    /// The comparison that came nearest to its tolerance, or was furthest beyond it. `None`: all were bit for bit.
+    pub worst: Option<Deviation>,
+    pub time: Duration,
+}
+
+/// A relative error, and what it may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Deviation {
+    pub error: f64,
+    pub tolerance: f64,
+}
+
+thread_local! {
+    /// Of the check that runs.
+    static WORST: Cell<Option<Deviation>> = const { Cell::new(None) };
+}
+
+/// Runs one check and tells how it went. The message of a failed one also goes to the panic hook.
+pub fn examine(backend: &dyn Backend, check: &Check) -> Outcome {
+    WORST.set(None);
+    let start = Instant::now();
+    let result = catch_unwind(AssertUnwindSafe(|| (check.run)(backend)));
+    let failure = result.err().map(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
+    });
+    Outcome { failure, worst: WORST.get(), time: start.elapsed() }
 }
 
 /// The values of an activation.
@@ -101,6 +136,10 @@ pub fn relative_error(got: &[f32], expected: &[f64]) -> f64 {
 /// Panics unless `got` is close to `expected`, on the whole and in every element.
 fn assert_close(got: &[f32], expected: &[f64], tolerance: f64, case: &dyn std::fmt::Display) {
     let error = relative_error(got, expected);
+    let is_nearer = |worst: Deviation| error / tolerance > worst.error / worst.tolerance || error.is_nan();
+    if WORST.get().is_none_or(is_nearer) {
+        WORST.set(Some(Deviation { error, tolerance }));
+    }
     // Written so that a NaN fails.
     assert!(error <= tolerance, "{case}: relative error {error:.2e} is above {tolerance:.0e}");
     let typical = (expected.iter().map(|e| e * e).sum::<f64>() / expected.len().max(1) as f64).sqrt();
@@ -115,5 +154,22 @@ fn assert_same_bits(got: &[f32], expected: &[f32], case: &dyn std::fmt::Display)
     assert_eq!(got.len(), expected.len(), "{case}: length");
     for (i, (g, e)) in got.iter().zip(expected).enumerate() {
         assert!(g.to_bits() == e.to_bits(), "{case}: element {i} is {g:e}, but {e:e} in other company");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_comparison_nearest_to_its_tolerance_is_the_worst() {
+        WORST.set(None);
+        assert_close(&[1.0, 1.0], &[1.0, 1.0], 1e-6, &"equal");
+        assert_close(&[1.0, 2.0], &[1.0, 2.002], 1e-2, &"a tenth of a coarse tolerance");
+        assert_close(&[1.0, 2.0], &[1.0, 2.000_001], 1e-6, &"half of a fine one");
+        assert_close(&[1.0, 2.0], &[1.0, 2.001], 1e-2, &"less");
+        let worst = WORST.get().expect("something was compared");
+        assert_eq!(worst.tolerance, 1e-6);
+        assert!((4e-7..5e-7).contains(&worst.error), "{worst:?}");
     }
 }

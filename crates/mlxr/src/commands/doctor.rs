@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
 use clap::{Args, ValueHint};
+use mlxr_server::config::Device;
 use serde_json::json;
 
 use crate::client::ServerArgs;
-use crate::doctor::{Finding, Level, machine, models, service};
-use crate::failure::EXIT_FAILURE;
-use crate::{output, settings};
+use crate::doctor::{Finding, Level, machine, models, selftest, service};
+use crate::failure::{EXIT_FAILURE, usage};
+use crate::{device, output, settings};
 
 /// Look for what may keep models or the server from working here.
 ///
@@ -22,6 +23,12 @@ pub struct DoctorArgs {
     /// Models to look at
     #[arg(value_name = "MODEL", value_hint = ValueHint::AnyPath)]
     pub models: Vec<PathBuf>,
+    /// Check every kernel of the GPU backend on this machine's GPU instead, and print a table for an issue
+    #[arg(long, conflicts_with_all = ["models", "server"])]
+    pub gpu_selftest: bool,
+    /// The GPU to check: gpu for the fastest, or its number
+    #[arg(long, value_name = "DEVICE", requires = "gpu_selftest", default_value = "gpu")]
+    pub device: Device,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -30,6 +37,13 @@ pub struct DoctorArgs {
 }
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    if args.gpu_selftest {
+        let Some(choice) = device::adapter(args.device) else {
+            return Err(usage("--gpu-selftest checks a GPU, and --device cpu is none", "try --device gpu"));
+        };
+        let is_ok = selftest::run(choice, args.json)?;
+        return Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) });
+    }
     let findings = examine(args);
     if args.json {
         let is_ok = findings.iter().all(|finding| finding.level < Level::Problem);

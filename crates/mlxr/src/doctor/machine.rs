@@ -2,6 +2,7 @@
 
 use mlxr_gpu::AdapterInfo;
 use mlxr_kernels::{Isa, Kernels, ThreadPool};
+use mlxr_tensor::DeviceMemory;
 use sysinfo::System;
 
 use super::Finding;
@@ -52,20 +53,36 @@ pub fn adapters() -> Vec<Finding> {
     if found.is_empty() {
         return vec![Finding::ok("gpu", "none that Vulkan or Metal can use: models run on the CPU")];
     }
-    found.iter().enumerate().map(|(index, adapter)| describe_adapter(index, adapter)).collect()
+    found.iter().map(describe_adapter).collect()
 }
 
-fn describe_adapter(index: usize, adapter: &AdapterInfo) -> Finding {
-    let AdapterInfo { name, api, driver, is_software, unusable } = adapter;
+fn describe_adapter(adapter: &AdapterInfo) -> Finding {
+    let AdapterInfo { index, name, api, driver, subgroup, features, .. } = adapter;
     let message = format!("{index}: {name} ({api}, driver {driver})");
-    match unusable {
-        Some(reason) => {
-            let next = "use another or the CPU (--device); a newer driver may offer what is missing";
-            Finding::note("gpu", format!("{message} cannot be used: {reason}"), next)
-        }
-        None if *is_software => Finding::ok("gpu", format!("{message}, computed by the CPU itself")),
-        None => Finding::ok("gpu", format!("{message}: --device {index} chooses it")),
+    if let Some(reason) = &adapter.unusable {
+        let next = "use another or the CPU (--device); a newer driver may offer what is missing";
+        return Finding::note("gpu", format!("{message} cannot be used: {reason}"), next);
     }
+    let features: String = features.iter().map(|feature| format!(", {feature}")).collect();
+    let message =
+        format!("{message}: {}, subgroups of {subgroup}{features}", describe_adapter_memory(adapter.memory));
+    Finding::ok(
+        "gpu",
+        match (adapter.is_software, adapter.is_best) {
+            (true, _) => format!("{message}; it computes on the CPU itself: --device {index} chooses it"),
+            (false, true) => format!("{message}; --device gpu chooses it"),
+            (false, false) => format!("{message}; --device {index} chooses it"),
+        },
+    )
+}
+
+/// The memory of an adapter in words.
+pub fn describe_adapter_memory(memory: Option<DeviceMemory>) -> String {
+    let Some(DeviceMemory { total_bytes, usable_bytes, is_shared }) = memory else {
+        return "memory of a size its driver does not tell".to_owned();
+    };
+    let whose = if is_shared { "shared with the processor" } else { "of its own" };
+    format!("{} of memory {whose}, {} of it free to use", bytes(total_bytes), bytes(usable_bytes))
 }
 
 pub fn memory() -> Finding {
@@ -139,17 +156,27 @@ mod tests {
 
     #[test]
     fn a_gpu_is_told_by_its_number_or_why_it_cannot_be_used() {
-        let adapter = |is_software, unusable: Option<&str>| AdapterInfo {
+        let card = AdapterInfo {
+            index: 1,
             name: "Card".to_owned(),
             api: "vulkan",
             driver: "1.2".to_owned(),
-            is_software,
-            unusable: unusable.map(str::to_owned),
+            is_software: false,
+            memory: Some(DeviceMemory { total_bytes: 8 << 30, usable_bytes: 7 << 30, is_shared: false }),
+            subgroup: 32,
+            features: vec!["f16"],
+            is_best: true,
+            unusable: None,
         };
-        let finding = describe_adapter(1, &adapter(false, None));
-        assert_eq!(finding, Finding::ok("gpu", "1: Card (vulkan, driver 1.2): --device 1 chooses it"));
-        assert_eq!(describe_adapter(0, &adapter(true, None)).level, Level::Ok);
-        let finding = describe_adapter(0, &adapter(false, Some("it lacks SUBGROUP")));
+        let finding = describe_adapter(&card);
+        let words = "1: Card (vulkan, driver 1.2): 8.0 GiB of memory of its own, 7.0 GiB of it free to use, \
+                     subgroups of 32, f16; --device gpu chooses it";
+        assert_eq!(finding, Finding::ok("gpu", words));
+        let finding = describe_adapter(&AdapterInfo { is_software: true, memory: None, ..card.clone() });
+        assert_eq!((finding.level, finding.message.contains("does not tell")), (Level::Ok, true));
+        assert!(finding.message.ends_with("on the CPU itself: --device 1 chooses it"), "{}", finding.message);
+        let finding =
+            describe_adapter(&AdapterInfo { unusable: Some("it lacks SUBGROUP".to_owned()), ..card });
         assert_eq!((finding.level, finding.message.ends_with("it lacks SUBGROUP")), (Level::Note, true));
     }
 

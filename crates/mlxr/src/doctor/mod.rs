@@ -2,6 +2,7 @@
 
 pub mod machine;
 pub mod models;
+pub mod selftest;
 pub mod service;
 
 use serde::Serialize;

@@ -71,3 +71,45 @@ fn findings_are_printed_line_by_line() {
     assert!(text.lines().any(|line| line.starts_with("ok       arithmetic")), "{text}");
     assert!(text.trim_end().lines().last().unwrap().starts_with("0 problems, "), "{text}");
 }
+
+#[test]
+fn the_selftest_of_a_gpu_names_it_and_every_check() {
+    let run = mlxr(["doctor", "--gpu-selftest", "--device", "0", "--json"]).assert();
+    let output = run.get_output();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("0 found") {
+        assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "{stderr}");
+        assert_eq!(output.status.code(), Some(1));
+        return eprintln!("skipped: no GPU and no software driver");
+    }
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["ok"]), (Some(0), &Value::Bool(true)), "{report}");
+    assert!(!report["adapter"]["name"].as_str().unwrap().is_empty());
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() >= 20, "{report}");
+    for check in checks {
+        assert!(check["seconds"].as_f64().unwrap() > 0.0, "{check}");
+        if let Some(error) = check["worst_error"].as_f64() {
+            assert!(error <= check["tolerance"].as_f64().unwrap(), "{check}");
+        }
+    }
+}
+
+#[test]
+fn a_selftest_without_a_gpu_says_what_to_do() {
+    let without = |device: &str| {
+        let run = mlxr(["doctor", "--gpu-selftest", "--device", device]);
+        let run = run.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent").assert();
+        let output = run.get_output().clone();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, stderr) = without("cpu");
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.ends_with("hint: try --device gpu\n"), "{stderr}");
+    if cfg!(target_os = "linux") {
+        let (code, stderr) = without("gpu");
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.ends_with("hint: run on the CPU with --device cpu\n"), "{stderr}");
+        assert!(without("3").1.ends_with("hint: `mlxr doctor` lists them\n"));
+    }
+}

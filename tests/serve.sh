@@ -26,7 +26,8 @@ python_env() {
 # the script, which fails if the server does; its log is shown after any failure.
 serve() {
   run=$(mktemp -d)
-  "$mlxr" serve --port 0 --socket "$run/mlxr.sock" --data-dir "$run/data" "$@" >"$run/out" 2>"$run/log" &
+  # Settings of the user's own decide nothing, and none are written.
+  XDG_CONFIG_HOME=$run/config "$mlxr" serve --port 0 --socket "$run/mlxr.sock" --data-dir "$run/data" "$@" >"$run/out" 2>"$run/log" &
   server=$!
   trap stop_server EXIT
   local url

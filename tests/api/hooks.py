@@ -17,6 +17,8 @@ RERANKER = "reranker"
 NEVER_2XX = {
     "DELETE /mlxr/v1/requests/{model}/{id}",
     "POST /v1/responses/{id}/cancel",
+    # The same as /api/delete behind the path.
+    "DELETE /v1/models/{id}",
     "POST /api/pull",
     "POST /api/push",
 }

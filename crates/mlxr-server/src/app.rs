@@ -1,5 +1,6 @@
 //! The service without a socket: state, limits, and the router every listener shares.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,8 @@ pub struct Surroundings {
     pub logs: LogRing,
     /// The settings in effect, for clients that ask.
     pub config: ConfigReport,
+    /// Where the file of settings is or would be.
+    pub config_path: Option<PathBuf>,
 }
 
 /// What every handler works with.
@@ -81,6 +84,7 @@ pub struct App {
     pub(crate) responses: Arc<ResponseStore>,
     pub logs: LogRing,
     pub config: ConfigReport,
+    pub config_path: Option<PathBuf>,
     pub started: Instant,
 }
 
@@ -94,14 +98,25 @@ impl App {
     /// # Errors
     /// As [`Self::new`].
     pub fn within(
-        Surroundings { logs, config }: Surroundings,
+        Surroundings { logs, config, config_path }: Surroundings,
         models: Arc<Models>,
         limits: Limits,
     ) -> Result<Arc<App>, ServeError> {
         let telemetry = Telemetry::new().map_err(ServeError::internal)?;
         let (clients, stopper, started) = (Clients::new(limits.client), Stopper::default(), Instant::now());
         let responses = Arc::default();
-        Ok(Arc::new(App { models, telemetry, limits, stopper, clients, responses, logs, config, started }))
+        Ok(Arc::new(App {
+            models,
+            telemetry,
+            limits,
+            stopper,
+            clients,
+            responses,
+            logs,
+            config,
+            config_path,
+            started,
+        }))
     }
 
     /// All routes. Access rules are the listeners'.

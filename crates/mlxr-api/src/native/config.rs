@@ -1,8 +1,10 @@
-//! `GET /mlxr/v1/config`.
+//! `GET` and `PATCH /mlxr/v1/config`.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
+
+use crate::body::parsed;
 
 /// Every setting with its value and where that came from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -26,3 +28,29 @@ pub struct SettingReport {
     /// What it means.
     pub about: String,
 }
+
+/// Changes settings in the file that the server reads when it starts; all of them or none.
+#[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
+#[schema(as = native::ConfigChange)]
+pub struct ConfigChange {
+    /// Values by `section.name`: texts, numbers, booleans, or lists of them.
+    pub settings: Map<String, Value>,
+    /// Refuse fields that have no effect.
+    pub strict: Option<bool>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// Settings have been changed, from the next start of the server on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::ConfigChanged)]
+pub struct ConfigChanged {
+    /// The file that was written.
+    pub file: String,
+    /// Among them each change that a flag or an environment variable wins over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+parsed!(ConfigChange);

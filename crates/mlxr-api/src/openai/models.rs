@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! `GET /v1/models`, `GET` and `DELETE /v1/models/{id}`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -24,9 +24,25 @@ pub struct ModelList {
     pub data: Vec<Model>,
 }
 
+/// A model that is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = openai::DeletedModel)]
+pub struct DeletedModel {
+    pub id: String,
+    /// `model`.
+    pub object: String,
+    pub deleted: bool,
+}
+
 impl Model {
     pub fn new(id: String, created: u64) -> Model {
         Model { id, object: "model".to_owned(), created, owned_by: "mlxr".to_owned() }
+    }
+}
+
+impl DeletedModel {
+    pub fn new(id: String) -> DeletedModel {
+        DeletedModel { id, object: "model".to_owned(), deleted: true }
     }
 }
 

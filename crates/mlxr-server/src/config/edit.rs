@@ -1,37 +1,46 @@
-//! Changing one setting of a file and nothing else: comments and order stay.
+//! Changing some settings of a file and nothing else: comments and order stay.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::Value;
 
 use super::layers::{read_file, read_settings};
 use super::problem::ConfigError;
+use super::value::Text;
 use super::yaml::{self, NodeValue};
 use super::{Key, key};
 use crate::catalogue::write_file;
 
-/// Sets `name` in the file, which is created when it is not there.
+/// Held from reading a file to writing it, so that no change is lost to another one.
+static EDITING: Mutex<()> = Mutex::new(());
+
+/// Gives the named settings these values in the file, which is created when it is not there; all of them or none.
 ///
 /// # Errors
-/// There is no such setting, the value makes no sense, or the file cannot be read, understood or written.
-pub fn set_in_file(path: &Path, name: &str, values: &[String]) -> Result<(), ConfigError> {
-    let key = key(name)?;
-    let text = read_file(path, false)?.unwrap_or_default();
+/// There is no such setting, a value makes no sense, or the file cannot be read, understood or written.
+pub fn set_in_file(path: &Path, changes: &[(String, Vec<String>)]) -> Result<(), ConfigError> {
+    let edit = |reason: &str| ConfigError::Edit { path: path.to_owned(), reason: reason.to_owned() };
+    let _editing = EDITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = read_file(path, false)?.unwrap_or_default();
     // A file with mistakes is not made worse.
     read_settings(&text, path)?;
-    let changed = changed(&text, key, values).ok_or_else(|| ConfigError::Edit {
-        path: path.to_owned(),
-        reason: "its layout is unusual".to_owned(),
-    })?;
-    let settings = read_settings(&changed, path)?;
-    let is_set = settings.iter().any(|setting| setting.key.name == name && setting.texts == values);
-    if !is_set && !values.is_empty() {
-        let reason = "the change would not take effect".to_owned();
-        return Err(ConfigError::Edit { path: path.to_owned(), reason });
+    for (name, values) in changes {
+        text = changed(&text, key(name)?, values).ok_or_else(|| edit("its layout is unusual"))?;
+    }
+    let settings = read_settings(&text, path)?;
+    let is_set = |(name, values): &(String, Vec<String>)| {
+        values.is_empty()
+            || settings.iter().any(|setting| setting.key.name == name && setting.texts == *values)
+    };
+    if !changes.iter().all(is_set) {
+        return Err(edit("the change would not take effect"));
     }
     let failed = |source| ConfigError::Write { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    write_file(path, changed.as_bytes()).map_err(failed)
+    write_file(path, text.as_bytes()).map_err(failed)
 }
 
 /// The text with another value, or `None` when it is laid out in a way this does not handle.
@@ -40,7 +49,7 @@ fn changed(text: &str, key: &Key, values: &[String]) -> Option<String> {
         true => {
             format!("[{}]", values.iter().map(|value| yaml::scalar(value)).collect::<Vec<_>>().join(", "))
         }
-        false => yaml::scalar(values.first()?),
+        false => scalar(key, values.first()?),
     };
     let root = yaml::parse(text).ok()?;
     let sections = root.entries("it").ok()?;
@@ -72,6 +81,14 @@ fn changed(text: &str, key: &Key, values: &[String]) -> Option<String> {
     Some(out)
 }
 
+/// A value as people write it: texts in quotes where they need them, true and false without.
+fn scalar(key: &Key, text: &str) -> String {
+    match (key.check)(&[Text { text, base: None }]) {
+        Ok(Value::Bool(value)) => value.to_string(),
+        _ => yaml::scalar(text),
+    }
+}
+
 fn replaced(text: &str, entry: &yaml::Entry, value: &str) -> Option<String> {
     let node = &entry.value;
     let is_one_line =
@@ -95,7 +112,7 @@ mod tests {
         let path = dir.path().join("server.yaml");
         std::fs::write(&path, text).unwrap();
         let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
-        set_in_file(&path, name, &values)?;
+        set_in_file(&path, &[(name.to_owned(), values)])?;
         Ok(std::fs::read_to_string(&path).unwrap())
     }
 
@@ -124,6 +141,19 @@ mod tests {
         check("engine.max_seqs", &["4"], &format!("{text}engine:\n  max_seqs: 4\n"));
         assert_eq!(set("", "limits.grace", &["1m"]).unwrap(), "limits:\n  grace: 1m\n");
         assert_eq!(set("limits:", "limits.grace", &["1m"]).unwrap(), "limits:\n  grace: 1m\n");
+    }
+
+    #[test]
+    fn several_settings_change_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/server.yaml");
+        let change = |name: &str, value: &str| (name.to_owned(), vec![value.to_owned()]);
+        set_in_file(&path, &[change("listen.port", "1"), change("limits.strict", "true")]).unwrap();
+        let text = "listen:\n  port: 1\nlimits:\n  strict: true\n";
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        let wrong = [change("listen.port", "2"), change("limits.grace", "soon")];
+        assert!(matches!(set_in_file(&path, &wrong), Err(ConfigError::Problems(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
 
     #[test]

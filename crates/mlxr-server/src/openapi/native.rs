@@ -3,7 +3,7 @@
 use mlxr_api::native::cache::{
     CacheList, ClearAnswer, ExplainAnswer, ExplainRequest, IntegrityAnswer, IntegrityRequest,
 };
-use mlxr_api::native::config::ConfigReport;
+use mlxr_api::native::config::{ConfigChange, ConfigChanged, ConfigReport};
 use mlxr_api::native::error::ErrorBody;
 use mlxr_api::native::kv::KvMaps;
 use mlxr_api::native::logs::{Level, LogEvent, LogLines};
@@ -20,6 +20,7 @@ use mlxr_api::native::text::{
 };
 use mlxr_engine::MAX_MAP_BLOCKS;
 use serde_json::json;
+use utoipa::openapi::HttpMethod;
 
 use super::endpoint::{Endpoint, number, one_of, text};
 use super::{BEGINNING, MODEL, Section, question};
@@ -123,6 +124,11 @@ fn server() -> Vec<Endpoint> {
             .events::<LogEvent>("With `follow`, to who accepts it: one per event."),
         Endpoint::get("/mlxr/v1/config", "Show the settings in effect and where each came from")
             .answer::<ConfigReport>(),
+        Endpoint::new(HttpMethod::Patch, "/mlxr/v1/config", "Change settings, from the next start on")
+            .about("In the file of settings, whose other lines stay as they are; all of the changes or none.")
+            .body::<ConfigChange>()
+            .example("plain", json!({"settings": {"limits.grace": "30s"}}))
+            .answer::<ConfigChanged>(),
         Endpoint::get("/mlxr/v1/version", "Who answers").answer::<Version>(),
         Endpoint::post("/mlxr/v1/shutdown", "End the server")
             .body::<ShutdownRequest>()

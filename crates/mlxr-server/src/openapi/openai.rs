@@ -4,7 +4,7 @@ use mlxr_api::openai::chat::{ChatCompletion, ChatCompletionChunk, ChatCompletion
 use mlxr_api::openai::completions::{Completion, CompletionRequest};
 use mlxr_api::openai::embeddings::{EmbeddingList, EmbeddingRequest};
 use mlxr_api::openai::error::ErrorBody;
-use mlxr_api::openai::models::{Model, ModelList};
+use mlxr_api::openai::models::{DeletedModel, Model, ModelList};
 use mlxr_api::openai::rerank::{Rerank, RerankRequest};
 use mlxr_api::openai::responses::{
     DeletedResponse, InputTokenCount, ItemList, Response, ResponseRequest, StreamEvent,
@@ -78,6 +78,9 @@ pub fn section() -> Section {
             .answer::<ItemList>(),
         Endpoint::get("/v1/models", "List the models").answer::<ModelList>(),
         Endpoint::get("/v1/models/{id}", "Show a model").part("id", "Its name.").answer::<Model>(),
+        Endpoint::delete("/v1/models/{id}", "Delete a model of the catalogue")
+            .part("id", "Its name.")
+            .answer::<DeletedModel>(),
     ];
     Section {
         tag: "openai",

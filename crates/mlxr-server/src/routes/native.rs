@@ -12,6 +12,7 @@ use axum::routing::{delete, get, post};
 use mlxr_api::native::cache::{
     CacheList, ClearAnswer, ClearedModel, ExplainRequest, IntegrityAnswer, IntegrityRequest,
 };
+use mlxr_api::native::config::ConfigChange;
 use mlxr_api::native::kv::KvMaps;
 use mlxr_api::native::models::{LoadAnswer, LoadRequest, PlanRequest, UnloadAnswer, UnloadRequest};
 use mlxr_api::native::requests::{CancelAnswer, RequestList};
@@ -20,7 +21,7 @@ use mlxr_api::native::shutdown::{ShutdownAnswer, ShutdownRequest};
 use mlxr_api::native::stats::Version;
 use mlxr_api::native::text::{DetokenizeRequest, TemplateRequest, TokenizeRequest};
 
-use super::{read_body, translate};
+use super::{blocking, read_body, translate};
 use crate::app::App;
 use crate::dialect::Dialect;
 use crate::generation::Generation;
@@ -29,7 +30,9 @@ use crate::notices::Notices;
 use crate::stopping::Phase;
 use crate::translate::native::kv::KvQuery;
 use crate::translate::native::logs::{Form, LogQuery};
-use crate::translate::native::{cache, kv, logs, metrics, models, score, template, text, unknown_fields};
+use crate::translate::native::{
+    cache, config, kv, logs, metrics, models, score, template, text, unknown_fields,
+};
 use crate::translate::ollama::keep_alive;
 use crate::translate::openai::json_response;
 use crate::{ServeError, ndjson, sse};
@@ -55,7 +58,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/mlxr/v1/apply-template", post(apply_template))
         .route("/mlxr/v1/score", post(score_texts))
         .route("/mlxr/v1/logs", get(show_logs))
-        .route("/mlxr/v1/config", get(show_config))
+        .route("/mlxr/v1/config", get(show_config).patch(change_config))
         .route("/mlxr/v1/version", get(version))
         .route("/mlxr/v1/shutdown", post(shutdown))
 }
@@ -319,6 +322,18 @@ fn answer_logs(app: &Arc<App>, headers: &HeaderMap, uri: &Uri) -> Answer {
 
 async fn show_config(State(app): State<Arc<App>>) -> Response {
     plain(&app.config)
+}
+
+async fn change_config(State(app): State<Arc<App>>, request: Request) -> Response {
+    or_error(answer_config(app, request).await)
+}
+
+async fn answer_config(app: Arc<App>, request: Request) -> Answer {
+    let body = read_body(request, &app.limits).await?;
+    let wire = ConfigChange::parse(&body)?;
+    let change = move || config::change(&wire, &app.config, app.config_path.as_deref(), app.limits.strict);
+    let (answer, notices) = blocking(change).await?;
+    Ok(json_response(&answer, &notices))
 }
 
 async fn version(State(app): State<Arc<App>>) -> Response {

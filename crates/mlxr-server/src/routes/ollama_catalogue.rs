@@ -175,23 +175,27 @@ async fn answer_delete(app: Arc<App>, request: Request) -> Result<Response, Serv
     let body = read_body(request, &app.limits).await?;
     let wire = DeleteRequest::parse(&body)?;
     let notices = unknown_fields(&wire.unknown, app.limits.strict)?;
-    blocking(move || {
-        // One whose file has a mistake is not found here, but can be removed.
-        if let Ok(spec) = app.models.find(&wire.model)
-            && !spec.is_in_catalogue()
-        {
-            return Err(ServeError::invalid("model", fixed(&spec)));
-        }
-        let catalogue = catalogue(&app)?;
-        let name =
-            ModelName::parse(&wire.model).map_err(|error| ServeError::invalid("model", error.to_string()))?;
-        let removed = catalogue.remove(&name)?;
-        app.models.refresh();
-        tracing::info!(model = %removed, "model deleted");
-        Ok(())
-    })
-    .await?;
+    blocking(move || remove(&app, &wire.model)).await?;
     Ok(empty(StatusCode::OK, &notices))
+}
+
+/// Takes a model out of the catalogue.
+///
+/// # Errors
+/// It is not there, or does not belong to the catalogue.
+pub(super) fn remove(app: &App, model: &str) -> Result<ModelName, ServeError> {
+    // One whose file has a mistake is not found here, but can be removed.
+    if let Ok(spec) = app.models.find(model)
+        && !spec.is_in_catalogue()
+    {
+        return Err(ServeError::invalid("model", fixed(&spec)));
+    }
+    let catalogue = catalogue(app)?;
+    let name = ModelName::parse(model).map_err(|error| ServeError::invalid("model", error.to_string()))?;
+    let removed = catalogue.remove(&name)?;
+    app.models.refresh();
+    tracing::info!(model = %removed, "model deleted");
+    Ok(removed)
 }
 
 fn digest(text: &str) -> Result<Digest, ServeError> {

@@ -9,10 +9,11 @@ use axum::routing::{get, post};
 use mlxr_api::openai::chat::ChatCompletionRequest;
 use mlxr_api::openai::completions::CompletionRequest;
 use mlxr_api::openai::embeddings::EmbeddingRequest;
-use mlxr_api::openai::models::{Model, ModelList};
+use mlxr_api::openai::models::{DeletedModel, Model, ModelList};
 use mlxr_api::openai::rerank::RerankRequest;
 
-use super::{cost, read_body, translate, vectors_cost};
+use super::ollama_catalogue::remove;
+use super::{blocking, cost, read_body, translate, vectors_cost};
 use crate::ServeError;
 use crate::app::App;
 use crate::dialect::Dialect;
@@ -32,7 +33,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v2/rerank", post(rank))
         .route("/rerank", post(rank))
         .route("/v1/models", get(list_models))
-        .route("/v1/models/{*id}", get(show_model))
+        .route("/v1/models/{*id}", get(show_model).delete(delete_model))
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -116,6 +117,13 @@ async fn list_models(State(app): State<Arc<App>>) -> Response {
 async fn show_model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     match app.models.resolve(&id) {
         Ok(name) => json_response(&Model::new(name, app.models.created_s), &Default::default()),
+        Err(error) => Dialect::OpenAi.error(&error),
+    }
+}
+
+async fn delete_model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    match blocking(move || remove(&app, &id)).await {
+        Ok(name) => json_response(&DeletedModel::new(name.to_string()), &Default::default()),
         Err(error) => Dialect::OpenAi.error(&error),
     }
 }

@@ -128,6 +128,13 @@ async fn models_are_inherited_from_copied_and_deleted_and_outlive_the_server() {
     }
     assert_eq!(listed(&app).await, ["b", HOUSE, TINY]);
     assert_eq!(ask(&app, delete("a")).await.status, StatusCode::NOT_FOUND);
+    created(&app, json!({"model": "x/y:z", "from": TINY})).await;
+    let delete = |name: &str| request(Method::DELETE, &format!("/v1/models/{name}"), "");
+    let deleted = ask(&app, delete("x/y:z")).await;
+    assert_eq!(deleted.json(), json!({"id": "x/y:z", "object": "model", "deleted": true}));
+    assert_eq!(ask(&app, delete("x/y:z")).await.status, StatusCode::NOT_FOUND);
+    let fixed = ask(&app, delete(TINY)).await;
+    assert_eq!((fixed.status, &fixed.json()["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("model")));
     assert_eq!(
         chat(&app, "b", json!([{"role": "user", "content": ASK}]), json!({"num_predict": 1})).await["done"],
         true

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use mlxr_api::native::config::{ConfigReport, SettingReport};
 use mlxr_engine::EngineOptions;
@@ -442,6 +442,58 @@ async fn stats_config_and_version_tell_what_the_server_is() {
         (&json!(TINY), &json!(3), &json!(512))
     );
     assert!(stats["uptime_s"].as_f64().unwrap() > 0.0 && stats["process_bytes"].as_u64().unwrap() > 1 << 20);
+}
+
+#[tokio::test]
+async fn settings_are_changed_for_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("server.yaml");
+    std::fs::write(&file, "listen:\n  port: 1 # mine\n").unwrap();
+    let from_a_flag = SettingReport {
+        key: "limits.strict".to_owned(),
+        value: json!(true),
+        origin: "--strict".to_owned(),
+        about: String::new(),
+    };
+    let surroundings = Surroundings {
+        config: ConfigReport { file: None, settings: vec![from_a_flag] },
+        config_path: Some(file.clone()),
+        ..Surroundings::default()
+    };
+    let models = models(EngineOptions::default(), ROOMY, KeepAlive::Forever);
+    let app = App::within(surroundings, models.clone(), Limits::default()).unwrap();
+    let change = |app: &std::sync::Arc<App>, settings: serde_json::Value| {
+        let body = json!({"settings": settings}).to_string();
+        let app = app.clone();
+        async move { ask(&app, Request::patch("/mlxr/v1/config").body(Body::from(body)).unwrap()).await }
+    };
+    let settings = json!({"listen.port": 2, "models.preload": ["a", "b c"], "limits.strict": false});
+    let changed = change(&app, settings).await;
+    assert_eq!(changed.status, StatusCode::OK, "{}", changed.text);
+    let warning = "limits.strict comes from --strict, which wins over the file";
+    assert_eq!(changed.json(), json!({"file": file.to_str().unwrap(), "warnings": [warning]}));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(
+        text,
+        "listen:\n  port: 2 # mine\nmodels:\n  preload: [a, \"b c\"]\nlimits:\n  strict: false\n"
+    );
+
+    let mistakes = [
+        (json!({"listen.prot": 3, "listen.host": "::1"}), "did you mean \"listen.port\"?"),
+        (json!({"listen.host": "::1", "listen.port": "soon"}), "listen.port"),
+        (json!({"listen.port": null}), "settings.listen.port"),
+        (json!({}), "settings is empty"),
+    ];
+    for (settings, says) in mistakes {
+        let refused = change(&app, settings).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{}", refused.text);
+        assert!(refused.json()["error"]["message"].as_str().unwrap().contains(says), "{}", refused.text);
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "nothing of what was refused is there");
+
+    let nowhere = App::new(models, Limits::default()).unwrap();
+    let refused = change(&nowhere, json!({"listen.port": 2})).await;
+    assert!(refused.text.contains("no place for server.yaml"), "{}", refused.text);
 }
 
 fn app_with_logs() -> (std::sync::Arc<App>, LogRing) {

@@ -83,9 +83,16 @@ async fn what_is_described_is_answered() {
     }
 }
 
-/// Routes that need a catalogue, that refuse whatever is asked, or that end the server.
-const APART: [&str; 6] =
-    ["/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push", "/mlxr/v1/shutdown"];
+/// Routes that need a folder, that refuse whatever is asked, or that end the server.
+const APART: [&str; 7] = [
+    "/api/create",
+    "/api/copy",
+    "/api/delete",
+    "/api/pull",
+    "/api/push",
+    "/mlxr/v1/config",
+    "/mlxr/v1/shutdown",
+];
 
 #[tokio::test]
 async fn every_example_succeeds() {

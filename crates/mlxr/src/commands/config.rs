@@ -133,7 +133,7 @@ fn set(layers: &Layers<'_>, name: &str, values: &[String]) -> anyhow::Result<()>
         ));
     }
     let path = layers.path().ok_or(ConfigError::NoPlace)?;
-    Ok(set_in_file(&path, name, values)?)
+    Ok(set_in_file(&path, &[(name.to_owned(), values.to_vec())])?)
 }
 
 /// Prints what is wrong, all of it.

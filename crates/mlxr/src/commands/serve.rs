@@ -62,7 +62,8 @@ pub fn run(args: &ServeArgs, log_level: Option<&str>) -> anyhow::Result<ExitCode
             failure(format_args!("models.preload: {error}"), "`mlxr config show` says where it is set")
         })?;
     }
-    let app = App::within(Surroundings { logs, config: loaded.report() }, models, limits(config))?;
+    let surroundings = Surroundings { logs, config: loaded.report(), config_path: loaded.path.clone() };
+    let app = App::within(surroundings, models, limits(config))?;
     #[cfg(unix)]
     let (listeners, addresses) = match inherited.is_empty() {
         true => listeners(config)?,

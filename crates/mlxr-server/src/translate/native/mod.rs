@@ -1,6 +1,7 @@
 //! Our own dialect.
 
 pub mod cache;
+pub mod config;
 pub mod kv;
 pub mod logs;
 pub mod metrics;

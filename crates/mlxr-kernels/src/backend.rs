@@ -17,7 +17,7 @@ use crate::linear::{Inputs, Output, Product, RowMap, matmul};
 use crate::moe::{CpuRouting, combine, group_by_expert, route};
 use crate::pool::ThreadPool;
 use crate::rope::rope;
-use crate::weight::{CpuWeight, check_format, dequantise_row, vector};
+use crate::weight::{CpuWeight, Matrix, check_format, vector};
 
 /// How a [`CpuBackend`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,7 +98,8 @@ impl Backend for CpuBackend {
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
         check_format(tensor)?;
-        Ok(Weight::new(tensor.shape(), tensor.format(), CpuWeight::new(vec![tensor.clone()])))
+        let matrix = Matrix::new(tensor, &self.kernels, &self.pool)?;
+        Ok(Weight::new(tensor.shape(), tensor.format(), CpuWeight::new(vec![matrix])))
     }
 
     fn upload_experts(&self, experts: &[HostTensor]) -> Result<Weight, TensorError> {
@@ -116,7 +117,8 @@ impl Backend for CpuBackend {
             return Err(TensorError::Unsupported { name: odd.name().to_owned(), backend: "cpu", reason });
         }
         let shape: Vec<usize> = [experts.len()].iter().chain(first.shape()).copied().collect();
-        Ok(Weight::new(&shape, first.format(), CpuWeight::new(experts.to_vec())))
+        let parts = experts.iter().map(|expert| Matrix::new(expert, &self.kernels, &self.pool));
+        Ok(Weight::new(&shape, first.format(), CpuWeight::new(parts.collect::<Result<_, _>>()?)))
     }
 
     fn act(&self, rows: usize, cols: usize, source: &[f32]) -> Act {
@@ -143,7 +145,7 @@ impl Backend for CpuBackend {
         let matrix = table.handle::<CpuWeight>().matrix();
         let mut out = self.acts.act(batch.n_rows(), table.cols());
         self.rows_in_place(&mut out, |row, values| {
-            dequantise_row(matrix, batch.tokens[row] as usize, values);
+            matrix.dequantise_row(batch.tokens[row] as usize, values);
             if scale != 1.0 {
                 self.kernels.scale(values, scale);
             }

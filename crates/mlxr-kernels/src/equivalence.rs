@@ -7,10 +7,11 @@ use proptest::prelude::*;
 use crate::kernels::{CodeKernels, Kernels, TILE, TILE_ROWS};
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::PackedRows;
-use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 use crate::linear::{Inputs, Output, Product, RowMap, matmul};
 use crate::pool::ThreadPool;
 use crate::scalar;
+use crate::weight::Matrix;
 
 /// Difference of two sums of the same terms in different orders, relative to the sum of their magnitudes.
 const ORDER_TOLERANCE: f32 = 1e-6;
@@ -157,8 +158,9 @@ proptest! {
     }
 
     #[test]
-    fn stored_dots_equal_the_scalar_ones(n_blocks in 1usize..5, n_w in 1..=TILE_ROWS, n_x in 1usize..40, seed: u64) {
+    fn tile_dots_equal_the_scalar_ones(n_blocks in 1usize..5, n_w in 1..=TILE_ROWS, n_x in 1usize..40, seed: u64) {
         let mut noise = Noise::new(seed);
+        let pool = ThreadPool::new(1);
         for format in data::formats() {
             let Some((kind, unpack)) = (scalar::TABLE.unpack)(format) else { continue };
             let cols = n_blocks * 256;
@@ -168,8 +170,11 @@ proptest! {
             let xs: Vec<QuantRow<'_>> = acts.iter().map(|a| a.row(0)).collect();
             let mut tile_products = None;
             for kernels in Kernels::available() {
-                let CodeKernels::Tiles { stored, .. } = kernels.codes else { continue };
-                let Some(dot) = stored(format) else { continue };
+                let CodeKernels::Tiles { tiled, .. } = kernels.codes else { continue };
+                let Some(dot) = tiled(format) else { continue };
+                let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &pool) else {
+                    panic!("{} has kernels and no tile order", format.name())
+                };
                 let mut panel = Panel::empty();
                 panel.reshape(n_w, cols, kind);
                 let row_bytes = tensor.data().len() / n_w;
@@ -181,11 +186,10 @@ proptest! {
                 let expected = unpacked_products(&scalar::TABLE, kind, &panel, n_w, &xs);
                 let products = |xs: &[QuantRow<'_>]| {
                     let mut out = vec![0f32; xs.len() * TILE_ROWS];
-                    let tile = Tile { data: tensor.data(), row_bytes };
                     let packed = packed(&kernels, xs);
                     let xs = ActRows { rows: xs, packed: packed.as_ref() };
                     // SAFETY: the table came from `Kernels::available`.
-                    unsafe { dot(&tile, &xs, &mut TileScratch::empty(), &mut out) };
+                    unsafe { dot(&matrix.tiles(0..n_w), &xs, &mut TileScratch::empty(), &mut out) };
                     out
                 };
                 let got = products(&xs);
@@ -267,10 +271,11 @@ proptest! {
                 let weight = data::unaligned(&data::tensor(format, &[n_w, cols], &mut noise));
                 let Ok(values) = weight.to_f32() else { continue };
                 let x = noise.values(n_x * cols);
+                let matrix = Matrix::new(&weight, &kernels, &pool).expect("memory");
                 let products = |x: &[f32], rows: RowMap<'_>, n: usize| {
                     let mut out = vec![0f32; n * n_w];
                     let outputs = [Output::new(&mut out, n_w)];
-                    let product = Product { weight: &weight, bias: None, rows, result: 0 };
+                    let product = Product { weight: &matrix, bias: None, rows, result: 0 };
                     matmul(&kernels, &pool, &mut Inputs::new(x, cols), &[product], &outputs);
                     out
                 };
@@ -334,6 +339,31 @@ fn unpacked_rows_are_the_same_bits_everywhere() {
             assert_eq!(got.codes, expected.codes, "{} {kernels:?}", format.name());
             assert_eq!(got.scales, expected.scales, "{} {kernels:?}", format.name());
             assert_eq!(got.offsets, expected.offsets, "{} {kernels:?}", format.name());
+        }
+    }
+}
+
+#[test]
+fn rows_in_tile_order_read_back_as_stored() {
+    let mut noise = Noise::new(7);
+    for kernels in Kernels::available() {
+        for (format, n_rows, pool) in data::formats().into_iter().flat_map(|format| {
+            [
+                (format, 1, ThreadPool::new(1)),
+                (format, 16, ThreadPool::new(2)),
+                (format, 53, ThreadPool::new(3)),
+            ]
+        }) {
+            let tensor = data::unaligned(&data::tensor(format, &[n_rows, 768], &mut noise));
+            let matrix = Matrix::new(&tensor, &kernels, &pool).expect("memory");
+            assert_eq!((matrix.format(), matrix.rows()), (format, n_rows));
+            let expected = tensor.to_f32().expect("numbers");
+            let mut row = vec![0f32; 768];
+            for (i, expected) in expected.chunks_exact(768).enumerate() {
+                matrix.dequantise_row(i, &mut row);
+                let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&row), bits(expected), "{} row {i} {kernels:?}", format.name());
+            }
         }
     }
 }

@@ -6,7 +6,8 @@ use mlxr_tensor::{DType, Format};
 
 use crate::lanes::Lanes;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
-use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
+use crate::linear::tiled::{PutInOrder, Tiles};
 use crate::linear::wide::{WideActs, WideRows};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
@@ -28,11 +29,11 @@ pub(crate) type DotCodes = unsafe fn(CodeKind, &[CodeRow<'_>], &[QuantRow<'_>], 
 /// Weight rows that one call of a tile kernel takes at most.
 pub(crate) const TILE_ROWS: usize = 32;
 
-/// Dot products of up to [`TILE_ROWS`] weight rows of one stored format with all activation rows:
+/// Dot products of up to [`TILE_ROWS`] weight rows of one format in tile order with all activation rows:
 /// `out[x * TILE_ROWS + w]`. Each product is computed the same way whatever the numbers of rows are.
-pub(crate) type DotTile = unsafe fn(&Tile<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
+pub(crate) type DotTiles = unsafe fn(&Tiles<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
 
-/// As [`DotTile`], for unpacked rows.
+/// As [`DotTiles`], for unpacked rows.
 pub(crate) type DotUnpacked =
     unsafe fn(CodeKind, &UnpackedTile<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
 
@@ -41,10 +42,12 @@ pub(crate) type DotUnpacked =
 pub(crate) enum CodeKernels {
     /// A few rows at a time, after unpacking.
     Rows(DotCodes),
-    /// Many rows at a time: read as stored where the first function knows the format, after unpacking elsewhere.
+    /// Many rows at a time: in tile order where the format has one, after unpacking elsewhere.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has tile kernels"))]
     Tiles {
-        stored: fn(Format) -> Option<DotTile>,
+        /// Knows every format that [`crate::linear::tiled::BlockCut`] knows.
+        tiled: fn(Format) -> Option<DotTiles>,
+        put_in_order: PutInOrder,
         unpacked: DotUnpacked,
         /// Activation rows from which on the kernels want them packed as well.
         packs_from: usize,
@@ -97,8 +100,10 @@ pub(crate) type Attend = unsafe fn(&Unit<'_>, &mut UnitScratch, &mut Softmax<'_>
 pub(crate) struct WideKernels {
     /// Activation rows from which on they are used.
     pub(crate) from_rows: usize,
-    /// The kernel of a format it reads as stored.
-    pub(crate) stored: fn(Format) -> Option<DotWide>,
+    /// The kernel of a format in tile order.
+    pub(crate) tiled: fn(Format) -> Option<DotWide>,
+    /// The kernel of a plain float type.
+    pub(crate) floats: fn(Format) -> Option<DotWide>,
     pub(crate) unpacked: fn(CodeKind) -> DotWide,
     /// Puts up to `BLOCK_ROWS` rows in a block of [`WideActs`].
     pub(crate) pack: unsafe fn(&[&[f32]], &mut [u8]),

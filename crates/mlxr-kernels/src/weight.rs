@@ -1,28 +1,108 @@
-//! What stands behind a weight: the tensor as the file stores it, shared, and how its rows meet activations.
+//! What stands behind a weight: the tensor as the file stores it, or in tile order, and its values as numbers.
 
 use std::sync::OnceLock;
 
-use mlxr_tensor::{HostTensor, TensorError, Weight, codec};
+use bytes::Bytes;
+use mlxr_tensor::{Format, HostTensor, TensorError, Weight, codec};
+
+use crate::kernels::{CodeKernels, Kernels};
+use crate::linear::tiled::{BlockCut, TiledMatrix};
+use crate::pool::ThreadPool;
+
+/// Bytes up to which a tensor is copied.
+const SMALL_BYTES: usize = 256 << 10;
+
+/// A matrix as the kernels read it.
+pub(crate) enum Matrix {
+    /// The file's own bytes.
+    Stored(HostTensor),
+    /// A copy in tile order, which the kernels of its format read.
+    Tiled(TiledMatrix),
+}
+
+impl Matrix {
+    /// A vector stays as it is stored. Small ones are copied: the file need not stay mapped for them.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`]
+    pub(crate) fn new(
+        tensor: &HostTensor,
+        kernels: &Kernels,
+        pool: &ThreadPool,
+    ) -> Result<Self, TensorError> {
+        let format = tensor.format();
+        match (kernels.codes, BlockCut::of(format)) {
+            (CodeKernels::Tiles { put_in_order, .. }, Some(cut)) if tensor.shape().len() > 1 => {
+                TiledMatrix::new(tensor, cut, put_in_order, pool).map(Matrix::Tiled)
+            }
+            _ if tensor.n_bytes() <= SMALL_BYTES => {
+                let [data, scales, biases] = [tensor.data(), tensor.scales(), tensor.biases()]
+                    .map(|bytes| Bytes::copy_from_slice(bytes));
+                let copy =
+                    HostTensor::with_scales(tensor.name(), tensor.shape(), format, data, scales, biases)?;
+                Ok(Matrix::Stored(copy))
+            }
+            _ => Ok(Matrix::Stored(tensor.clone())),
+        }
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        match self {
+            Matrix::Stored(tensor) => tensor.format(),
+            Matrix::Tiled(tiled) => tiled.format(),
+        }
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        match self {
+            Matrix::Stored(tensor) => tensor.rows(),
+            Matrix::Tiled(tiled) => tiled.rows(),
+        }
+    }
+
+    /// Row `row` as numbers.
+    pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Matrix::Stored(tensor) => {
+                codec::dequantise_rows(tensor, row..row + 1, out).expect("the format was checked at upload");
+            }
+            Matrix::Tiled(tiled) => tiled.dequantise_row(row, out),
+        }
+    }
+
+    /// All elements.
+    fn dequantised(&self) -> Vec<f32> {
+        match self {
+            Matrix::Stored(tensor) => codec::dequantise(tensor).expect("the format was checked at upload"),
+            Matrix::Tiled(tiled) => {
+                let mut values = vec![0.0; tiled.rows() * tiled.cols()];
+                let rows = values.chunks_exact_mut(tiled.cols().max(1)).enumerate();
+                rows.for_each(|(i, row)| tiled.dequantise_row(i, row));
+                values
+            }
+        }
+    }
+}
 
 /// A matrix or vector, or the matrices of all experts of one projection.
 pub(crate) struct CpuWeight {
-    pub(crate) parts: Vec<HostTensor>,
+    pub(crate) parts: Vec<Matrix>,
     values: OnceLock<Vec<f32>>,
 }
 
 impl CpuWeight {
-    pub(crate) fn new(parts: Vec<HostTensor>) -> Self {
+    pub(crate) fn new(parts: Vec<Matrix>) -> Self {
         Self { parts, values: OnceLock::new() }
     }
 
     /// The only part of a weight that is not a stack of experts.
-    pub(crate) fn matrix(&self) -> &HostTensor {
+    pub(crate) fn matrix(&self) -> &Matrix {
         &self.parts[0]
     }
 
     /// All elements as f32: for vectors (norms, biases, sinks), converted on first use.
     pub(crate) fn values(&self) -> &[f32] {
-        self.values.get_or_init(|| self.parts.iter().flat_map(dequantised).collect())
+        self.values.get_or_init(|| self.parts.iter().flat_map(Matrix::dequantised).collect())
     }
 }
 
@@ -44,14 +124,4 @@ pub(crate) fn check_format(tensor: &HostTensor) -> Result<(), TensorError> {
         },
         other => other,
     })
-}
-
-/// All elements of a tensor whose format `check_format` accepted.
-pub(crate) fn dequantised(tensor: &HostTensor) -> Vec<f32> {
-    codec::dequantise(tensor).expect("the format was checked at upload")
-}
-
-/// Row `row` of a tensor whose format `check_format` accepted.
-pub(crate) fn dequantise_row(tensor: &HostTensor, row: usize, out: &mut [f32]) {
-    codec::dequantise_rows(tensor, row..row + 1, out).expect("the format was checked at upload");
 }

@@ -21,7 +21,8 @@ const TILES_FROM: usize = 48;
 pub(crate) const TABLE: Kernels = Kernels {
     isa: Isa::Amx,
     codes: CodeKernels::Tiles {
-        stored: panel::stored,
+        tiled: panel::tiled,
+        put_in_order: avx512::rows::put_in_order,
         unpacked: panel::dot_unpacked,
         packs_from: TILES_FROM,
     },

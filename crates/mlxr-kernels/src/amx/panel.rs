@@ -7,19 +7,16 @@
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-use mlxr_tensor::{DType, Format};
-
 use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
-use crate::avx512::layouts::{Q4_0, Q4K, Q5K, Q6K, Q8_0};
-use crate::avx512::rows::N_ROWS;
 use crate::avx512::tile::{
-    Meet, Multiply, PANEL_COLS, PanelTile, Vnni, dot_stored, dot_unpacked_with, load, store,
+    Meet, Multiply, PANEL_COLS, PanelTile, Vnni, dot_tiled, dot_unpacked_with, load, store, tiled_kernels,
 };
-use crate::kernels::DotTile;
+use crate::kernels::DotTiles;
 use crate::kernels::TILE_ROWS as OUT_STRIDE;
 use crate::linear::codes::{ACT_GROUP, CodeKind};
 use crate::linear::packed::{CODE_BYTES, GROUP_BYTES, LINE, PackedRows, SCALES_AT, SUMS16_AT, SUMS32_AT};
-use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
+use crate::linear::tiled::{N_ROWS, Tiles};
 
 /// Groups whose sums the ring holds.
 const RING_GROUPS: usize = 4;
@@ -35,42 +32,15 @@ struct Ring([u8; RING_GROUPS * SUMS_BYTES]);
 /// Multiplication by tiles.
 pub(super) struct Amx;
 
-/// The kernel that reads a stored format directly.
-pub(super) fn stored(format: Format) -> Option<DotTile> {
-    match format {
-        Format::Plain(DType::Q4_0) => Some(dot_q4_0),
-        Format::Plain(DType::Q8_0) => Some(dot_q8_0),
-        Format::Plain(DType::Q4_K) => Some(dot_q4_k),
-        Format::Plain(DType::Q5_K) => Some(dot_q5_k),
-        Format::Plain(DType::Q6_K) => Some(dot_q6_k),
-        _ => None,
+tiled_kernels! {
+    fn tiled() -> DotTiles, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    |tiles: &Tiles<'_>, xs: &ActRows<'_>, scratch: &mut TileScratch, out: &mut [f32]| match xs.packed {
+        Some(packed) => dot_tiled::<Tiled, Amx>(tiles, packed, scratch, out),
+        None => dot_tiled::<Tiled, Vnni>(tiles, xs.rows, scratch, out),
     }
 }
 
-/// Names the kernels of stored formats.
-macro_rules! stored_kernels {
-    ($($name:ident: $layout:ty;)*) => {
-        $(
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-            fn $name(tile: &Tile<'_>, xs: &ActRows<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
-                match xs.packed {
-                    Some(packed) => dot_stored::<$layout, Amx>(tile, packed, scratch, out),
-                    None => dot_stored::<$layout, Vnni>(tile, xs.rows, scratch, out),
-                }
-            }
-        )*
-    };
-}
-
-stored_kernels! {
-    dot_q4_0: Q4_0;
-    dot_q8_0: Q8_0;
-    dot_q4_k: Q4K;
-    dot_q5_k: Q5K;
-    dot_q6_k: Q6K;
-}
-
-/// As the kernels of [`stored`], for rows unpacked to the common form.
+/// As the kernels of [`tiled`], for rows unpacked to the common form.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn dot_unpacked(
     kind: CodeKind,

@@ -10,11 +10,13 @@ use mlxr_tensor::{DType, Format};
 
 use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
 use crate::aligned::AlignedBytes;
-use crate::avx512::layouts::{Layout, Q4_0, Q4K, Q5K, Q6K, Q8_0, Unpacked, UnpackedRows, Visitor};
-use crate::avx512::rows::{N_ROWS, Rows, transposed};
+use crate::avx512::layouts::{Layout, Unpacked, UnpackedRows, Visitor};
+use crate::avx512::rows::{Rows, TileRows, transposed};
+use crate::avx512::tile::tiled_kernels;
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::codes::CodeKind;
-use crate::linear::tile::{Tile, TileScratch, UnpackedTile};
+use crate::linear::tile::{TileScratch, UnpackedTile};
+use crate::linear::tiled::N_ROWS;
 use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, WIDE_ROWS, WideActs, WideRows};
 
 /// Columns of a panel.
@@ -26,16 +28,17 @@ const PANEL_TILE: usize = PANEL_COLS / STEP_COLS * TILE_BYTES;
 /// Activation rows from which on unpacking to bf16 pays.
 const WIDE_FROM: usize = 32;
 
-pub(super) const KERNELS: WideKernels = WideKernels { from_rows: WIDE_FROM, stored, unpacked, pack };
+pub(super) const KERNELS: WideKernels = WideKernels { from_rows: WIDE_FROM, tiled, floats, unpacked, pack };
 
-/// The kernel that reads a stored format directly.
-fn stored(format: Format) -> Option<DotWide> {
+tiled_kernels! {
+    fn tiled() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
+    |weights: &WideRows<'_>, xs: &WideActs, scratch: &mut TileScratch, out: &mut [f32]|
+        dot::<Blocks<Tiled>>(weights, xs, scratch, out)
+}
+
+/// The kernel of a plain float type.
+fn floats(format: Format) -> Option<DotWide> {
     match format {
-        Format::Plain(DType::Q4_0) => Some(dot_q4_0),
-        Format::Plain(DType::Q8_0) => Some(dot_q8_0),
-        Format::Plain(DType::Q4_K) => Some(dot_q4_k),
-        Format::Plain(DType::Q5_K) => Some(dot_q5_k),
-        Format::Plain(DType::Q6_K) => Some(dot_q6_k),
         Format::Plain(DType::F32) => Some(dot_f32),
         Format::Plain(DType::F16) => Some(dot_f16),
         Format::Plain(DType::BF16) => Some(dot_bf16),
@@ -87,11 +90,6 @@ macro_rules! kernels {
 }
 
 kernels! {
-    dot_q4_0: Blocks<Q4_0>;
-    dot_q8_0: Blocks<Q8_0>;
-    dot_q4_k: Blocks<Q4K>;
-    dot_q5_k: Blocks<Q5K>;
-    dot_q6_k: Blocks<Q6K>;
     dot_f32: Floats<f32>;
     dot_f16: Floats<half::f16>;
     dot_bf16: Floats<half::bf16>;
@@ -107,14 +105,14 @@ trait Source {
     ///
     /// # Safety
     /// The CPU has what the kernels are compiled for.
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, tail: &mut Vec<u8>, panel: &mut [u8]);
+    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]);
 }
 
 /// Fills `out: [xs, WIDE_ROWS]`, rows rounded up to whole blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 fn dot<S: Source>(weights: &WideRows<'_>, xs: &WideActs, scratch: &mut TileScratch, out: &mut [f32]) {
-    let n_tiles = weights.n_rows().div_ceil(N_ROWS).next_multiple_of(2);
+    let n_tiles = weights.n_tiles().next_multiple_of(2);
     assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
     assert!(xs.n_blocks() * BLOCK_ROWS * WIDE_ROWS <= out.len(), "room for the products");
     if scratch.panel.bytes().len() < n_tiles * PANEL_TILE {
@@ -126,7 +124,7 @@ fn dot<S: Source>(weights: &WideRows<'_>, xs: &WideActs, scratch: &mut TileScrat
     unsafe { unit::configure(&Config::new([Shape { rows: TILE_ROWS, row_bytes: ROW_BYTES }; 8])) };
     for start in (0..n_cols).step_by(PANEL_COLS) {
         // SAFETY: this kernel is compiled for the same features.
-        unsafe { S::fill(weights, start, PANEL_COLS.min(n_cols - start), &mut scratch.tail, panel) };
+        unsafe { S::fill(weights, start, PANEL_COLS.min(n_cols - start), panel) };
         let (first, n_steps) = (start / STEP_COLS, (n_cols - start).min(PANEL_COLS) / STEP_COLS);
         for block in 0..xs.n_blocks() {
             let acts =
@@ -209,54 +207,27 @@ unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: 
     }
 }
 
-/// Stored quant blocks.
+/// Quant blocks in tile order.
 struct Blocks<L>(std::marker::PhantomData<L>);
 
-impl<L: Layout<Rows = Rows>> Source for Blocks<L> {
+impl<L: Layout<Rows = TileRows>> Source for Blocks<L> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(
-        weights: &WideRows<'_>,
-        start: usize,
-        n_cols: usize,
-        tail: &mut Vec<u8>,
-        panel: &mut [u8],
-    ) {
-        let WideRows::Stored(tile) = weights else { unreachable!("stored rows") };
+    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+        let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
         let n_blocks = (start + n_cols) / L::BLOCK_COLS;
         assert!(
-            n_blocks * L::BLOCK_BYTES <= tile.row_bytes && (start + n_cols).is_multiple_of(L::BLOCK_COLS),
-            "whole blocks"
+            n_blocks <= tiles.n_blocks && tiles.n_blocks * L::BLOCK_BYTES * N_ROWS <= tiles.tile_bytes,
+            "a tile of {} blocks",
+            tiles.n_blocks
         );
-        for_each_tile(tile, tail, panel, |rows, panel| {
+        for (rows, panel) in TileRows::of(tiles).zip(panel.chunks_exact_mut(PANEL_TILE)) {
             let mut fill = Fill { panel, start };
             for block in start / L::BLOCK_COLS..n_blocks {
                 // SAFETY: the rows have these blocks.
                 unsafe { L::visit(rows, block, &mut fill) };
             }
-        });
-    }
-}
-
-/// Calls `work` with each sixteen rows of a tile and their part of the panel. Where rows are missing, the others of the
-/// sixteen are computed from whatever is there: lanes do not meet.
-fn for_each_tile(
-    tile: &Tile<'_>,
-    tail: &mut Vec<u8>,
-    panel: &mut [u8],
-    mut work: impl FnMut(Rows, &mut [u8]),
-) {
-    let tile_bytes = N_ROWS * tile.row_bytes;
-    for (data, panel) in tile.data.chunks(tile_bytes).zip(panel.chunks_exact_mut(PANEL_TILE)) {
-        let data = if data.len() < tile_bytes {
-            tail.resize(tile_bytes.max(tail.len()), 0);
-            tail[..data.len()].copy_from_slice(data);
-            &tail[..tile_bytes]
-        } else {
-            data
-        };
-        // SAFETY: sixteen rows are in bounds, and outlive the use of them.
-        work(unsafe { Rows::new(data.as_ptr(), tile.row_bytes) }, panel);
+        }
     }
 }
 
@@ -266,7 +237,7 @@ struct Codes<L>(std::marker::PhantomData<L>);
 impl<L: Layout<Rows = UnpackedRows>> Source for Codes<L> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, _: &mut Vec<u8>, panel: &mut [u8]) {
+    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
         let WideRows::Unpacked(UnpackedTile { panel: weights, n_rows }) = weights else {
             unreachable!("unpacked rows")
         };
@@ -422,14 +393,13 @@ impl Element for half::bf16 {
 impl<E: Element> Source for Floats<E> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, _: &mut Vec<u8>, panel: &mut [u8]) {
-        let WideRows::Stored(tile) = weights else { unreachable!("stored rows") };
-        for (rows, panel) in tile.data.chunks(N_ROWS * tile.row_bytes).zip(panel.chunks_exact_mut(PANEL_TILE))
-        {
+    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+        let WideRows::Floats { data, row_bytes } = weights else { unreachable!("rows of floats") };
+        for (rows, panel) in data.chunks(N_ROWS * row_bytes).zip(panel.chunks_exact_mut(PANEL_TILE)) {
             for (step, out) in panel.chunks_exact_mut(TILE_BYTES).take(n_cols / STEP_COLS).enumerate() {
                 let from = (start + step * STEP_COLS) * E::BYTES;
                 let mut lines = [_mm512_setzero_si512(); N_ROWS];
-                for (line, row) in lines.iter_mut().zip(rows.chunks_exact(tile.row_bytes)) {
+                for (line, row) in lines.iter_mut().zip(rows.chunks_exact(*row_bytes)) {
                     // A row's last columns may be fewer, and missing ones are zero.
                     let mut last = [0u8; STEP_COLS * 4];
                     let row = &row[from.min(row.len())..];

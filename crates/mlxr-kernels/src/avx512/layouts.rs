@@ -1,8 +1,8 @@
-//! Stored formats as groups of codes with a scale, sixteen rows at a time.
+//! Formats in tile order as groups of codes with a scale, sixteen rows at a time.
 
 use core::arch::x86_64::*;
 
-use super::rows::{Rows, bits, bits_of, low_half};
+use super::rows::{Rows, TileRows, bits, bits_of, low_half};
 
 /// Takes the groups of a tile, one after the other.
 pub(crate) trait Visitor {
@@ -69,7 +69,7 @@ pub(crate) trait Layout {
     type Rows: Copy;
     /// Columns of a block.
     const BLOCK_COLS: usize;
-    /// Bytes of a block as stored; 0 where rows are already in a cache.
+    /// Bytes of a block in memory; 0 where rows are already in a cache.
     const BLOCK_BYTES: usize;
     /// Columns of a group: 16 or 32.
     const GROUP: usize;
@@ -97,7 +97,7 @@ const LOW_PAIRS: i32 = 0x0303_0303;
 pub(crate) struct Q4_0;
 
 impl Layout for Q4_0 {
-    type Rows = Rows;
+    type Rows = TileRows;
     const BLOCK_COLS: usize = 32;
     const BLOCK_BYTES: usize = 18;
     const GROUP: usize = 32;
@@ -106,10 +106,9 @@ impl Layout for Q4_0 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
-        let at = block * 18;
-        // SAFETY: a block is 18 bytes: the scale, then 32 nibbles.
-        let (scale, bytes) = unsafe { (rows.half(at), rows.sixteen_bytes(at + 2)) };
+    unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
+        // SAFETY: a block is a scale and 32 nibbles.
+        let (scale, bytes) = unsafe { (rows.half(block), rows.lines::<4>(4 * block)) };
         let [a, b, c, d] = bits_of(bytes, 0, LOW_NIBBLES);
         let [e, f, g, h] = bits_of(bytes, 4, LOW_NIBBLES);
         let codes = [a, b, c, d, e, f, g, h];
@@ -121,7 +120,7 @@ impl Layout for Q4_0 {
 pub(crate) struct Q8_0;
 
 impl Layout for Q8_0 {
-    type Rows = Rows;
+    type Rows = TileRows;
     const BLOCK_COLS: usize = 32;
     const BLOCK_BYTES: usize = 34;
     const GROUP: usize = 32;
@@ -130,10 +129,9 @@ impl Layout for Q8_0 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
-        let at = block * 34;
-        // SAFETY: a block is 34 bytes: the scale, then 32 signed codes.
-        let (scale, codes) = unsafe { (rows.half(at), rows.thirty_two_bytes(at + 2)) };
+    unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
+        // SAFETY: a block is a scale and 32 signed codes.
+        let (scale, codes) = unsafe { (rows.half(block), rows.lines::<8>(8 * block)) };
         let codes = unsigned(codes);
         // SAFETY: passes the caller's promise on.
         unsafe { visitor.group::<Self, 8>(block * 32, codes, scale, _mm512_setzero_ps()) };
@@ -187,7 +185,7 @@ impl KScales {
 pub(crate) struct Q4K;
 
 impl Layout for Q4K {
-    type Rows = Rows;
+    type Rows = TileRows;
     const BLOCK_COLS: usize = 256;
     const BLOCK_BYTES: usize = 144;
     const GROUP: usize = 32;
@@ -196,10 +194,9 @@ impl Layout for Q4K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
-        let at = block * 144;
-        // SAFETY: a super-block is 144 bytes: a head of 16, then four runs of 32 bytes.
-        let scales = KScales::new(unsafe { rows.sixteen_bytes(at) });
+    unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
+        // SAFETY: a super-block is 36 words: a head of four, then four runs of eight.
+        let scales = KScales::new(unsafe { rows.lines::<4>(36 * block) });
         // Written out, so that every shift is a constant.
         // SAFETY: as above.
         unsafe {
@@ -219,13 +216,13 @@ impl Q4K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn pair<V: Visitor, const LOW: usize, const HIGH: usize>(
-        rows: Rows,
+        rows: TileRows,
         block: usize,
         scales: &KScales,
         visitor: &mut V,
     ) {
         // SAFETY: see `visit`.
-        let bytes = unsafe { rows.thirty_two_bytes(block * 144 + 16 + 16 * LOW) };
+        let bytes = unsafe { rows.lines::<8>(36 * block + 4 + 4 * LOW) };
         let (scale, offset) = scales.of::<LOW>();
         let codes = bits_of(bytes, 0, LOW_NIBBLES);
         // SAFETY: passes the caller's promise on.
@@ -240,7 +237,7 @@ impl Q4K {
 pub(crate) struct Q5K;
 
 impl Layout for Q5K {
-    type Rows = Rows;
+    type Rows = TileRows;
     const BLOCK_COLS: usize = 256;
     const BLOCK_BYTES: usize = 176;
     const GROUP: usize = 32;
@@ -249,10 +246,9 @@ impl Layout for Q5K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
-        let at = block * 176;
-        // SAFETY: a super-block is 176 bytes: a head of 16, 32 bytes of high bits, then four runs of 32 bytes.
-        let (head, high) = unsafe { (rows.sixteen_bytes(at), rows.thirty_two_bytes(at + 16)) };
+    unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
+        // SAFETY: a super-block is 44 words: a head of four, eight of high bits, then four runs of eight.
+        let (head, high) = unsafe { (rows.lines::<4>(44 * block), rows.lines::<8>(44 * block + 4)) };
         let scales = KScales::new(head);
         // Written out, so that every shift is a constant.
         // SAFETY: as above.
@@ -273,14 +269,14 @@ impl Q5K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn pair<V: Visitor, const LOW: usize, const HIGH: usize>(
-        rows: Rows,
+        rows: TileRows,
         block: usize,
         high: &[__m512i; 8],
         scales: &KScales,
         visitor: &mut V,
     ) {
         // SAFETY: see `visit`.
-        let low = unsafe { rows.thirty_two_bytes(block * 176 + 48 + 16 * LOW) };
+        let low = unsafe { rows.lines::<8>(44 * block + 12 + 4 * LOW) };
         let (scale, offset) = scales.of::<LOW>();
         let codes = with_bits(bits_of(low, 0, LOW_NIBBLES), bits_of(*high, LOW as u32, 0x0101_0101));
         // SAFETY: passes the caller's promise on.
@@ -305,7 +301,7 @@ fn with_bits<const N: usize>(mut nibbles: [__m512i; N], high: [__m512i; N]) -> [
 pub(crate) struct Q6K;
 
 impl Layout for Q6K {
-    type Rows = Rows;
+    type Rows = TileRows;
     const BLOCK_COLS: usize = 256;
     const BLOCK_BYTES: usize = 210;
     const GROUP: usize = 16;
@@ -321,10 +317,9 @@ impl Layout for Q6K {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn visit<V: Visitor>(rows: Rows, block: usize, visitor: &mut V) {
-        let at = block * 210;
-        // SAFETY: a super-block is 210 bytes: 128 of low nibbles, 64 of high bits, sixteen scales, then their factor.
-        let (scales, d) = unsafe { (rows.sixteen_bytes(at + 192), rows.half(at + 208)) };
+    unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
+        // SAFETY: a super-block is 52 words, 32 of low nibbles, sixteen of high bits, four of scales, and their factor.
+        let (scales, d) = unsafe { (rows.lines::<4>(52 * block + 48), rows.half(block)) };
         // Written out, so that every shift is a constant.
         // SAFETY: as above.
         unsafe {
@@ -344,16 +339,16 @@ impl Q6K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn part<V: Visitor, const HALF: usize, const PART: usize>(
-        rows: Rows,
+        rows: TileRows,
         block: usize,
         (scales, d): (&[__m512i; 4], __m512),
         visitor: &mut V,
     ) {
-        let start = block * 210 + 64 * HALF + 16 * PART;
+        let start = 52 * block + 16 * HALF + 4 * PART;
         // SAFETY: see `visit`.
-        let (first, second) = unsafe { (rows.sixteen_bytes(start), rows.sixteen_bytes(start + 32)) };
+        let (first, second) = unsafe { (rows.lines::<4>(start), rows.lines::<4>(start + 8)) };
         // SAFETY: see `visit`.
-        let high = unsafe { rows.sixteen_bytes(block * 210 + 128 + 32 * HALF + 16 * PART) };
+        let high = unsafe { rows.lines::<4>(52 * block + 32 + 8 * HALF + 4 * PART) };
         let col = 256 * block + 128 * HALF + 16 * PART;
         let zero = _mm512_setzero_ps();
         // Sub-block `8 HALF + 2 run + PART` has the scale of that number.

@@ -31,7 +31,12 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_bf16: dot::dot_bf16,
     widen_f16: halves::widen,
     narrow_f16: halves::narrow,
-    codes: CodeKernels::Tiles { stored: tile::stored, unpacked: tile::dot_unpacked, packs_from: usize::MAX },
+    codes: CodeKernels::Tiles {
+        tiled: tile::tiled,
+        put_in_order: rows::put_in_order,
+        unpacked: tile::dot_unpacked,
+        packs_from: usize::MAX,
+    },
     wide: None,
     attend: Some(attend::attend),
     unpack,

@@ -2,8 +2,80 @@
 
 use core::arch::x86_64::*;
 
-/// Rows of a tile: as many as a vector has 32-bit lanes.
-pub(crate) const N_ROWS: usize = 16;
+use crate::linear::tiled::{BlockCut, HALVES_BYTES, LINE_BYTES, N_ROWS, Tiles};
+
+/// Sixteen rows in tile order.
+#[derive(Clone, Copy)]
+pub(crate) struct TileRows {
+    lines: *const u8,
+    halves: *const u8,
+}
+
+impl TileRows {
+    /// Each tile, for as long as `tiles` lives.
+    pub(crate) fn of(tiles: &Tiles<'_>) -> impl Iterator<Item = Self> {
+        let line_bytes = tiles.line_bytes;
+        tiles.bytes.chunks_exact(tiles.tile_bytes.max(1)).map(move |tile| {
+            let (lines, halves) = tile.split_at(line_bytes);
+            Self { lines: lines.as_ptr(), halves: halves.as_ptr() }
+        })
+    }
+
+    /// `N` lines from number `first` on.
+    ///
+    /// # Safety
+    /// The tile has them.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(crate) unsafe fn lines<const N: usize>(&self, first: usize) -> [__m512i; N] {
+        let mut lines = [_mm512_setzero_si512(); N];
+        for (i, line) in lines.iter_mut().enumerate() {
+            // SAFETY: in bounds by the caller's promise; the load needs no alignment.
+            *line = unsafe { _mm512_loadu_si512(self.lines.add((first + i) * LINE_BYTES).cast()) };
+        }
+        lines
+    }
+
+    /// The half-precision float beside the words of block `block`.
+    ///
+    /// # Safety
+    /// The tile has that block, and its blocks have such a number.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(crate) unsafe fn half(&self, block: usize) -> __m512 {
+        // SAFETY: in bounds by the caller's promise; the load needs no alignment.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(self.halves.add(block * HALVES_BYTES).cast()) })
+    }
+}
+
+/// Puts sixteen stored rows in tile order.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) fn put_in_order(cut: BlockCut, rows: &[u8], lines: &mut [u8], halves: &mut [u8]) {
+    let (stride, block_bytes) = (rows.len() / N_ROWS, cut.block_bytes());
+    let n_blocks = stride / block_bytes;
+    assert!(rows.len() == N_ROWS * n_blocks * block_bytes && cut.n_words().is_multiple_of(4), "whole blocks");
+    // SAFETY: sixteen rows, which outlive the result.
+    let rows = unsafe { Rows::new(rows.as_ptr(), stride) };
+    let blocks = lines.chunks_exact_mut(cut.n_words() * LINE_BYTES).enumerate();
+    for (block, lines) in blocks.take(n_blocks) {
+        for (i, lines) in lines.chunks_exact_mut(4 * LINE_BYTES).enumerate() {
+            // SAFETY: the words of a block that the rows have.
+            let words = unsafe { rows.sixteen_bytes(block * block_bytes + cut.words_at() + 16 * i) };
+            for (line, word) in lines.chunks_exact_mut(LINE_BYTES).zip(words) {
+                // SAFETY: a line is as long as a vector; the store needs no alignment.
+                unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), word) };
+            }
+        }
+    }
+    let Some(half_at) = cut.half_at() else { return };
+    for (block, halves) in halves.chunks_exact_mut(HALVES_BYTES).take(n_blocks).enumerate() {
+        // SAFETY: two bytes of a block that the rows have; so many halves are as long as a vector.
+        unsafe {
+            let numbers = rows.two_bytes(block * block_bytes + half_at);
+            _mm256_storeu_si256(halves.as_mut_ptr().cast(), numbers);
+        }
+    }
+}
 
 /// Sixteen rows `stride` bytes apart.
 #[derive(Clone, Copy)]
@@ -65,16 +137,16 @@ impl Rows {
         [a, b, c, d, e, f, g, h]
     }
 
-    /// The half-precision float of each row at `at`.
+    /// The two bytes of each row at `at`.
     ///
     /// # Safety
-    /// Its two bytes are inside the rows.
+    /// They are inside the rows.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub(crate) unsafe fn half(&self, at: usize) -> __m512 {
+    unsafe fn two_bytes(&self, at: usize) -> __m256i {
         // SAFETY: in bounds by the caller's promise.
         let (low, high) = unsafe { (self.eight_words(0, at), self.eight_words(2, at)) };
-        _mm512_cvtph_ps(_mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high))
+        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
     }
 
     /// Two bytes at `at` of the eight rows from quarter `first`.

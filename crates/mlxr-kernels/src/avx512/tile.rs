@@ -10,17 +10,16 @@ use core::arch::x86_64::*;
 use core::ops::Range;
 use std::marker::PhantomData;
 
-use mlxr_tensor::{DType, Format};
-
-use super::layouts::{Layout, Q4_0, Q4K, Q5K, Q6K, Q8_0, Unpacked, UnpackedRows, Visitor, Zero};
-use super::rows::{N_ROWS, Rows};
+use super::layouts::{Layout, Unpacked, UnpackedRows, Visitor, Zero};
+use super::rows::{Rows, TileRows};
 use crate::aligned::AlignedBytes;
-use crate::kernels::{DotTile, TILE_ROWS};
+use crate::kernels::{DotTiles, TILE_ROWS};
 use crate::linear::codes::{CodeKind, QuantRow};
-use crate::linear::tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
+use crate::linear::tiled::{N_ROWS, Tiles};
 
 /// Activation rows that meet the codes in registers at most.
-const MAX_FUSED: usize = 8;
+const MAX_FUSED: usize = 16;
 
 /// Activation rows that share a load from the panel at most.
 const MAX_BLOCK: usize = 6;
@@ -39,71 +38,64 @@ const PANEL_CODES: usize = PANEL_COLS * N_ROWS;
 const PANEL_SCALES: usize = PANEL_GROUPS * N_ROWS * 4;
 const PANEL_BYTES: usize = PANEL_CODES + 2 * PANEL_SCALES;
 
-/// The kernel that reads a stored format directly.
-pub(super) fn stored(format: Format) -> Option<DotTile> {
-    match format {
-        Format::Plain(DType::Q4_0) => Some(dot_q4_0),
-        Format::Plain(DType::Q8_0) => Some(dot_q8_0),
-        Format::Plain(DType::Q4_K) => Some(dot_q4_k),
-        Format::Plain(DType::Q5_K) => Some(dot_q5_k),
-        Format::Plain(DType::Q6_K) => Some(dot_q6_k),
-        _ => None,
-    }
-}
-
-/// Names the kernels of stored formats.
-macro_rules! stored_kernels {
-    ($($name:ident: $layout:ty;)*) => {
-        $(
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-            fn $name(tile: &Tile<'_>, xs: &ActRows<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
-                dot_stored::<$layout, Vnni>(tile, xs.rows, scratch, out);
+/// Makes `$find`, which gives the kernel of a format in tile order: `$body`, compiled for each layout as `Tiled`.
+macro_rules! tiled_kernels {
+    (fn $find:ident() -> $kernel:ty, $features:literal, |$($arg:ident: $type:ty),*| $body:expr) => {
+        /// The kernel of a format in tile order.
+        pub(super) fn $find(format: mlxr_tensor::Format) -> Option<$kernel> {
+            use mlxr_tensor::{DType, Format};
+            use $crate::avx512::layouts;
+            macro_rules! kernel {
+                ($layout:ident) => {{
+                    type Tiled = layouts::$layout;
+                    #[target_feature(enable = $features)]
+                    fn kernel($($arg: $type),*) { $body }
+                    Some(kernel)
+                }};
             }
-        )*
+            match format {
+                Format::Plain(DType::Q4_0) => kernel!(Q4_0),
+                Format::Plain(DType::Q8_0) => kernel!(Q8_0),
+                Format::Plain(DType::Q4_K) => kernel!(Q4K),
+                Format::Plain(DType::Q5_K) => kernel!(Q5K),
+                Format::Plain(DType::Q6_K) => kernel!(Q6K),
+                _ => None,
+            }
+        }
     };
 }
+pub(crate) use tiled_kernels;
 
-stored_kernels! {
-    dot_q4_0: Q4_0;
-    dot_q8_0: Q8_0;
-    dot_q4_k: Q4K;
-    dot_q5_k: Q5K;
-    dot_q6_k: Q6K;
+tiled_kernels! {
+    fn tiled() -> DotTiles, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    |tiles: &Tiles<'_>, xs: &ActRows<'_>, scratch: &mut TileScratch, out: &mut [f32]|
+        dot_tiled::<Tiled, Vnni>(tiles, xs.rows, scratch, out)
 }
 
-/// Products of rows of a stored format, many activation rows by `M`.
+/// Products of rows in tile order, many activation rows by `M`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(crate) fn dot_stored<L: Layout<Rows = Rows>, M: Multiply>(
-    tile: &Tile<'_>,
+pub(crate) fn dot_tiled<L: Layout<Rows = TileRows>, M: Multiply>(
+    tiles: &Tiles<'_>,
     xs: M::Xs<'_>,
     scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
-    let n_blocks = tile.row_bytes / L::BLOCK_BYTES;
-    assert_eq!(n_blocks * L::BLOCK_BYTES, tile.row_bytes, "rows are whole blocks");
-    let tile_bytes = N_ROWS * tile.row_bytes;
-    let whole = tile.data.len() / tile_bytes * tile_bytes;
-    // Rows that do not fill a vector are computed from a copy whose other rows are left as they were: any bytes are
-    // codes, and lanes do not meet.
-    if whole < tile.data.len() {
-        scratch.tail.resize(tile_bytes, 0);
-        scratch.tail[..tile.data.len() - whole].copy_from_slice(&tile.data[whole..]);
-    }
-    let n_tiles = tile.data.len().div_ceil(tile_bytes);
+    assert!(
+        tiles.n_blocks * L::BLOCK_BYTES * N_ROWS <= tiles.tile_bytes,
+        "a tile of {} blocks",
+        tiles.n_blocks
+    );
     let mut rows = [None; TILES];
-    for (i, rows) in rows[..n_tiles].iter_mut().enumerate() {
-        let data =
-            if (i + 1) * tile_bytes <= whole { &tile.data[i * tile_bytes..] } else { &scratch.tail[..] };
-        assert!(tile_bytes <= data.len(), "sixteen rows");
-        // SAFETY: sixteen rows are in bounds; `tile` and `scratch.tail` outlive this call's use of them.
-        *rows = Some(unsafe { Rows::new(data.as_ptr(), tile.row_bytes) });
+    for (rows, tile) in rows.iter_mut().zip(TileRows::of(tiles)) {
+        *rows = Some(tile);
     }
-    let job = Job { rows, n_blocks, stored: tile.data.as_ptr() };
+    let job =
+        Job { rows, n_blocks: tiles.n_blocks, stored: tiles.bytes.as_ptr(), tile_bytes: tiles.tile_bytes };
     job.run::<L, M>(xs, &mut scratch.panel, out);
 }
 
-/// As the kernels of [`stored`], for rows unpacked to the common form.
+/// As the kernels of [`tiled`], for rows unpacked to the common form.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn dot_unpacked(
     kind: CodeKind,
@@ -115,7 +107,7 @@ pub(super) fn dot_unpacked(
     dot_unpacked_with::<Vnni>(kind, weights, xs.rows, scratch, out);
 }
 
-/// As [`dot_stored`], for rows unpacked to the common form.
+/// As [`dot_tiled`], for rows unpacked to the common form.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) fn dot_unpacked_with<M: Multiply>(
@@ -158,7 +150,7 @@ fn dot_kind<L: Layout<Rows = UnpackedRows>, M: Multiply>(
             }
         });
     }
-    let job = Job { rows, n_blocks, stored: std::ptr::null() };
+    let job = Job { rows, n_blocks, stored: std::ptr::null(), tile_bytes: 0 };
     job.run::<L, M>(xs, &mut scratch.panel, out);
 }
 
@@ -166,8 +158,9 @@ fn dot_kind<L: Layout<Rows = UnpackedRows>, M: Multiply>(
 struct Job<R> {
     rows: [Option<R>; TILES],
     n_blocks: usize,
-    /// Where the rows of a stored format are, one after the other: only to prefetch what follows.
+    /// Where tiles in memory are, one after the other, and their size: only to prefetch what follows.
     stored: *const u8,
+    tile_bytes: usize,
 }
 
 impl<R: Copy> Job<R> {
@@ -190,6 +183,7 @@ impl<R: Copy> Job<R> {
             Some(xs @ [_]) => self.fused::<L, 1>(xs, out),
             Some(xs @ [_, _]) => self.fused::<L, 2>(xs, out),
             Some(xs) if xs.len() <= 4 => self.fused::<L, 4>(xs, out),
+            Some(xs) if xs.len() <= 8 => self.fused::<L, 8>(xs, out),
             Some(xs) => self.fused::<L, MAX_FUSED>(xs, out),
             None => self.through_panel::<L, M>(xs, &mut out[..n_rows * TILE_ROWS], panel),
         }
@@ -199,9 +193,8 @@ impl<R: Copy> Job<R> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn fused<L: Layout<Rows = R>, const X: usize>(&self, xs: &[QuantRow<'_>], out: &mut [f32]) {
-        let tile_bytes = self.n_blocks * L::BLOCK_BYTES * N_ROWS;
         for (t, rows) in self.rows.iter().flatten().enumerate() {
-            let ahead = self.stored.wrapping_add((t + 1) * tile_bytes);
+            let ahead = self.stored.wrapping_add((t + 1) * self.tile_bytes);
             let mut visitor =
                 Fused { acts: Acts::<X>::new(xs, L::GROUP), acc: [_mm512_setzero_ps(); X], ahead };
             for block in 0..self.n_blocks {
@@ -214,12 +207,10 @@ impl<R: Copy> Job<R> {
         }
     }
 
-    /// Has a share of the bytes behind these tiles fetched, `n_bytes` over all blocks: they are the next tiles.
+    /// Has a share of the tiles behind these `n_tiles` fetched, all of as many over all blocks.
     #[inline]
-    fn fetch_ahead(&self, n_bytes: usize, blocks: Range<usize>) {
-        if self.stored.is_null() {
-            return;
-        }
+    fn fetch_ahead(&self, n_tiles: usize, blocks: Range<usize>) {
+        let n_bytes = n_tiles * self.tile_bytes;
         let at = |block: usize| n_bytes * block / self.n_blocks;
         for byte in (at(blocks.start)..at(blocks.end)).step_by(64) {
             let ahead = self.stored.wrapping_add(n_bytes + byte);
@@ -259,7 +250,7 @@ impl<R: Copy> Job<R> {
                 *column = L::column(start * groups_per_block + i);
             }
             let n_tiles = self.rows.iter().flatten().count();
-            self.fetch_ahead(n_tiles * self.n_blocks * L::BLOCK_BYTES * N_ROWS, start..end);
+            self.fetch_ahead(n_tiles, start..end);
             let columns = &columns[..n_groups];
             let meet = Meet { panel: panel.bytes(), columns, zero: L::ZERO, n_tiles };
             // SAFETY: the panel was filled for `M` with these groups, and `run` checked the activations' columns.

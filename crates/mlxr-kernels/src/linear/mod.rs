@@ -7,6 +7,7 @@
 pub(crate) mod codes;
 pub(crate) mod packed;
 pub(crate) mod tile;
+pub(crate) mod tiled;
 pub(crate) mod wide;
 
 use std::cell::RefCell;
@@ -17,14 +18,15 @@ use mlxr_tensor::{DType, Format, HostTensor};
 use crate::aligned::as_bytes;
 use crate::disjoint::{Disjoint, split};
 use crate::kernels::{
-    CodeKernels, DotCodes, DotFloats, DotTile, DotUnpacked, DotWide, Kernels, TILE, TILE_ROWS, Unpack,
+    CodeKernels, DotCodes, DotFloats, DotTiles, DotUnpacked, DotWide, Kernels, TILE, TILE_ROWS, Unpack,
     WideKernels,
 };
 use crate::pool::ThreadPool;
-use crate::weight::dequantise_row;
+use crate::weight::Matrix;
 use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use packed::{BLOCK_ROWS, PackedRows, pack_block};
-use tile::{ActRows, Tile, TileScratch, UnpackedTile};
+use tile::{ActRows, TileScratch, UnpackedTile};
+use tiled::TiledMatrix;
 use wide::{WIDE_ROWS, WideActs, WideRows};
 
 /// Activation rows `[rows, cols]`, with their quantised form once something asked for it.
@@ -49,7 +51,7 @@ pub(crate) enum RowMap<'a> {
 
 /// One matrix of a product.
 pub(crate) struct Product<'a> {
-    pub(crate) weight: &'a HostTensor,
+    pub(crate) weight: &'a Matrix,
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) rows: RowMap<'a>,
     /// Which of the results it writes to.
@@ -230,39 +232,49 @@ impl Pass<'_> {
             tiles(WIDE_ROWS).for_each(|tile| self.wide_tile(wide, acts, tile, scratch));
             return;
         }
+        let weight = match self.product.weight {
+            Matrix::Stored(tensor) => tensor,
+            Matrix::Tiled(tiled) => {
+                let CodeKernels::Tiles { tiled: kernel, .. } = self.kernels.codes else {
+                    unreachable!("a matrix is put in tile order for a table that reads it")
+                };
+                let dot = kernel(format).expect("the kernel of a format with a tile order");
+                self.with_rows(|xs| {
+                    tiles(TILE_ROWS).for_each(|tile| self.tile(dot, tiled, xs, tile, scratch))
+                });
+                return;
+            }
+        };
         if let Some(dot) = self.kernels.dot_floats(format) {
-            tiles(TILE).for_each(|tile| self.float_tile(dot, tile));
+            tiles(TILE).for_each(|tile| self.float_tile(dot, weight, tile));
             return;
         }
         let Some((kind, unpack)) = (self.kernels.unpack)(format) else {
             tiles(TILE).for_each(|tile| self.dequantised_tile(tile, &mut scratch.floats));
             return;
         };
+        let unpack = Unpacking { weight, kind, unpack };
+        self.with_rows(|xs| match self.kernels.codes {
+            CodeKernels::Rows(dot) => {
+                tiles(TILE).for_each(|tile| self.code_tile(&unpack, dot, xs.rows, tile, &mut scratch.panel));
+            }
+            CodeKernels::Tiles { unpacked, .. } => {
+                tiles(TILE_ROWS).for_each(|tile| self.unpacked_tile(&unpack, unpacked, xs, tile, scratch));
+            }
+        });
+    }
+
+    /// Calls `work` with the quantised rows, packed as well if the kernels want so many packed.
+    fn with_rows(&self, work: impl FnOnce(&ActRows<'_>)) {
         let acts = self.inputs.quantised.as_ref().expect("quantised before the pass");
         let xs = (0..self.product.rows.len()).map(|i| acts.row(self.product.rows.at(i).0));
         let xs: Vec<QuantRow<'_>> = xs.collect();
-        match self.kernels.codes {
-            CodeKernels::Rows(dot) => {
-                tiles(TILE)
-                    .for_each(|tile| self.code_tile(kind, (unpack, dot), &xs, tile, &mut scratch.panel));
-            }
-            CodeKernels::Tiles { stored, unpacked, .. } => {
-                let gathered = self.gathered(&xs);
-                let packed = match self.product.rows {
-                    RowMap::All(_) => self.inputs.packed.as_ref(),
-                    RowMap::Pairs(_) => gathered.as_ref(),
-                };
-                let xs = ActRows { rows: &xs, packed };
-                match stored(format) {
-                    Some(dot) => tiles(TILE_ROWS).for_each(|tile| self.stored_tile(dot, &xs, tile, scratch)),
-                    None => {
-                        let kernels = (unpack, unpacked);
-                        tiles(TILE_ROWS)
-                            .for_each(|tile| self.unpacked_tile(kind, kernels, &xs, tile, scratch));
-                    }
-                }
-            }
-        }
+        let gathered = self.gathered(&xs);
+        let packed = match self.product.rows {
+            RowMap::All(_) => self.inputs.packed.as_ref(),
+            RowMap::Pairs(_) => gathered.as_ref(),
+        };
+        work(&ActRows { rows: &xs, packed });
     }
 
     /// The rows `xs` packed, where they are not all rows of the inputs in order and the kernels want so many packed.
@@ -288,28 +300,35 @@ impl Pass<'_> {
     }
 
     fn wide_tile(&self, wide: &WideKernels, acts: &WideActs, tile: Range<usize>, scratch: &mut Scratch) {
-        let weight = self.product.weight;
         let Scratch { panel, floats, tile: memory, products } = scratch;
         products.resize(acts.n_blocks() * wide::BLOCK_ROWS * WIDE_ROWS, 0.0);
         let mut run = |dot: DotWide, rows: &WideRows<'_>| {
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
             unsafe { dot(rows, acts, memory, products) };
         };
-        if let Some(dot) = (wide.stored)(weight.format()) {
-            let row_bytes = weight.data().len() / weight.rows();
-            let data = &weight.data()[tile.start * row_bytes..tile.end * row_bytes];
-            run(dot, &WideRows::Stored(&Tile { data, row_bytes }));
-        } else if let Some((kind, unpack)) = (self.kernels.unpack)(weight.format()) {
-            self.unpack(kind, unpack, tile.clone(), WIDE_ROWS, panel);
-            run((wide.unpacked)(kind), &WideRows::Unpacked(&UnpackedTile { panel, n_rows: tile.len() }));
-        } else {
-            self.dequantise(tile.clone(), floats);
-            let dot = (wide.stored)(Format::Plain(DType::F32)).expect("floats are known");
-            let row_bytes = self.inputs.cols * 4;
-            run(
-                dot,
-                &WideRows::Stored(&Tile { data: &as_bytes(floats)[..tile.len() * row_bytes], row_bytes }),
-            );
+        let format = self.product.weight.format();
+        match self.product.weight {
+            Matrix::Tiled(tiled) => {
+                let dot = (wide.tiled)(format).expect("the kernel of a format with a tile order");
+                run(dot, &WideRows::Tiled(tiled.tiles(tile.clone())));
+            }
+            Matrix::Stored(weight) => {
+                if let Some(dot) = (wide.floats)(format) {
+                    let row_bytes = weight.data().len() / weight.rows();
+                    let data = &weight.data()[tile.start * row_bytes..tile.end * row_bytes];
+                    run(dot, &WideRows::Floats { data, row_bytes });
+                } else if let Some((kind, unpack)) = (self.kernels.unpack)(format) {
+                    Unpacking { weight, kind, unpack }.rows(tile.clone(), WIDE_ROWS, panel);
+                    let rows = UnpackedTile { panel, n_rows: tile.len() };
+                    run((wide.unpacked)(kind), &WideRows::Unpacked(&rows));
+                } else {
+                    self.dequantise(tile.clone(), floats);
+                    let dot = (wide.floats)(Format::Plain(DType::F32)).expect("floats are known");
+                    let row_bytes = self.inputs.cols * 4;
+                    let data = &as_bytes(floats)[..tile.len() * row_bytes];
+                    run(dot, &WideRows::Floats { data, row_bytes });
+                }
+            }
         }
         self.write(0, self.product.rows.len(), &tile, products, WIDE_ROWS);
     }
@@ -319,13 +338,13 @@ impl Pass<'_> {
         let cols = self.inputs.cols;
         floats.resize(floats.len().max(tile.len() * cols), 0.0);
         for (row, column) in floats.chunks_exact_mut(cols.max(1)).zip(tile) {
-            dequantise_row(self.product.weight, column, row);
+            self.product.weight.dequantise_row(column, row);
         }
     }
 
-    fn float_tile(&self, dot: DotFloats, tile: Range<usize>) {
-        let data = self.product.weight.data();
-        let row_bytes = data.len() / self.product.weight.rows();
+    fn float_tile(&self, dot: DotFloats, weight: &HostTensor, tile: Range<usize>) {
+        let data = weight.data();
+        let row_bytes = data.len() / weight.rows();
         let mut rows: [&[u8]; TILE] = [&[]; TILE];
         for (row, column) in rows.iter_mut().zip(tile.clone()) {
             *row = &data[column * row_bytes..(column + 1) * row_bytes];
@@ -360,55 +379,50 @@ impl Pass<'_> {
 
     fn code_tile(
         &self,
-        kind: CodeKind,
-        (unpack, dot): (Unpack, DotCodes),
+        unpack: &Unpacking<'_>,
+        dot: DotCodes,
         xs: &[QuantRow<'_>],
         tile: Range<usize>,
         panel: &mut Panel,
     ) {
-        self.unpack(kind, unpack, tile.clone(), TILE, panel);
+        unpack.rows(tile.clone(), TILE, panel);
         let rows: [CodeRow<'_>; TILE] = std::array::from_fn(|i| panel.row(i));
         for (i, xs) in xs.chunks(TILE).enumerate() {
             let mut out = [0f32; TILE * TILE];
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { dot(kind, &rows[..tile.len()], xs, &mut out) };
+            unsafe { dot(unpack.kind, &rows[..tile.len()], xs, &mut out) };
             self.write(i * TILE, xs.len(), &tile, &out, TILE);
         }
     }
 
-    fn stored_tile(&self, dot: DotTile, xs: &ActRows<'_>, tile: Range<usize>, scratch: &mut Scratch) {
-        let data = self.product.weight.data();
-        let row_bytes = data.len() / self.product.weight.rows();
-        let rows = Tile { data: &data[tile.start * row_bytes..tile.end * row_bytes], row_bytes };
+    fn tile(
+        &self,
+        dot: DotTiles,
+        weight: &TiledMatrix,
+        xs: &ActRows<'_>,
+        tile: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
         scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-        unsafe { dot(&rows, xs, &mut scratch.tile, &mut scratch.products) };
+        unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };
         self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
     }
 
     fn unpacked_tile(
         &self,
-        kind: CodeKind,
-        (unpack, dot): (Unpack, DotUnpacked),
+        unpack: &Unpacking<'_>,
+        dot: DotUnpacked,
         xs: &ActRows<'_>,
         tile: Range<usize>,
         scratch: &mut Scratch,
     ) {
-        self.unpack(kind, unpack, tile.clone(), TILE_ROWS, &mut scratch.panel);
+        unpack.rows(tile.clone(), TILE_ROWS, &mut scratch.panel);
         scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
         let weights = UnpackedTile { panel: &scratch.panel, n_rows: tile.len() };
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-        unsafe { dot(kind, &weights, xs, &mut scratch.tile, &mut scratch.products) };
+        unsafe { dot(unpack.kind, &weights, xs, &mut scratch.tile, &mut scratch.products) };
         self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
-    }
-
-    /// Unpacks the rows of a tile into the first rows of the panel, which has room for `n_rows`.
-    fn unpack(&self, kind: CodeKind, unpack: Unpack, tile: Range<usize>, n_rows: usize, panel: &mut Panel) {
-        panel.reshape(n_rows, self.inputs.cols, kind);
-        for (i, column) in tile.enumerate() {
-            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { unpack(stored_row(self.product.weight, column), panel.row_mut(i)) };
-        }
     }
 
     /// Writes a tile of products `[n, stride]`, adding the bias.
@@ -424,6 +438,24 @@ impl Pass<'_> {
                 }
                 None => target.copy_from_slice(&out[i * stride..][..tile.len()]),
             }
+        }
+    }
+}
+
+/// A weight and how its rows become codes.
+struct Unpacking<'a> {
+    weight: &'a HostTensor,
+    kind: CodeKind,
+    unpack: Unpack,
+}
+
+impl Unpacking<'_> {
+    /// Unpacks the rows of a tile into the first rows of the panel, which has room for `n_rows`.
+    fn rows(&self, tile: Range<usize>, n_rows: usize, panel: &mut Panel) {
+        panel.reshape(n_rows, self.weight.cols(), self.kind);
+        for (i, column) in tile.enumerate() {
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            unsafe { (self.unpack)(stored_row(self.weight, column), panel.row_mut(i)) };
         }
     }
 }

@@ -1,15 +1,8 @@
-//! What tile kernels work on: weight rows as the file has them, many at a time.
+//! What tile kernels work on beside tiles: unpacked weight rows, activation rows, memory.
 
 use crate::aligned::AlignedBytes;
 use crate::linear::codes::{Panel, QuantRow};
 use crate::linear::packed::PackedRows;
-
-/// Weight rows of a stored format.
-pub(crate) struct Tile<'a> {
-    /// The rows, one after the other.
-    pub(crate) data: &'a [u8],
-    pub(crate) row_bytes: usize,
-}
 
 /// The first rows of a panel.
 pub(crate) struct UnpackedTile<'a> {
@@ -28,12 +21,10 @@ pub(crate) struct ActRows<'a> {
 pub(crate) struct TileScratch {
     /// Unpacked codes in the kernel's order.
     pub(crate) panel: AlignedBytes,
-    /// Rows that do not fill a tile.
-    pub(crate) tail: Vec<u8>,
 }
 
 impl TileScratch {
     pub(crate) fn empty() -> Self {
-        Self { panel: AlignedBytes::zeroed(0).expect("one cache line"), tail: Vec::new() }
+        Self { panel: AlignedBytes::zeroed(0).expect("one cache line") }
     }
 }

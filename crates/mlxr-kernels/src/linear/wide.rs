@@ -1,7 +1,8 @@
 //! Activation rows as bf16 tiles, for units that multiply floats in tiles of sixteen rows by 32 columns.
 
 use crate::aligned::AlignedBytes;
-use crate::linear::tile::{Tile, UnpackedTile};
+use crate::linear::tile::UnpackedTile;
+use crate::linear::tiled::{N_ROWS, Tiles};
 
 /// Activation rows that share a load of weights: two tiles. There are always so many; those too many are zero.
 pub(crate) const BLOCK_ROWS: usize = 32;
@@ -15,18 +16,24 @@ pub(crate) const TILE_BYTES: usize = 1024;
 /// Weight rows met at once: how far the rows of a result are apart.
 pub(crate) const WIDE_ROWS: usize = 256;
 
-/// Weight rows as they are stored, or unpacked.
+/// Weight rows, in the form the kernel was chosen for.
 pub(crate) enum WideRows<'a> {
-    /// In the format the kernel was chosen for.
-    Stored(&'a Tile<'a>),
+    /// Plain floats, a row after the other.
+    Floats {
+        data: &'a [u8],
+        row_bytes: usize,
+    },
+    Tiled(Tiles<'a>),
     Unpacked(&'a UnpackedTile<'a>),
 }
 
 impl WideRows<'_> {
-    pub(crate) fn n_rows(&self) -> usize {
+    /// Tiles of sixteen rows, the last perhaps not full.
+    pub(crate) fn n_tiles(&self) -> usize {
         match self {
-            WideRows::Stored(tile) => tile.data.len() / tile.row_bytes.max(1),
-            WideRows::Unpacked(tile) => tile.n_rows,
+            WideRows::Floats { data, row_bytes } => (data.len() / (*row_bytes).max(1)).div_ceil(N_ROWS),
+            WideRows::Tiled(tiles) => tiles.bytes.len() / tiles.tile_bytes.max(1),
+            WideRows::Unpacked(tile) => tile.n_rows.div_ceil(N_ROWS),
         }
     }
 }

@@ -31,6 +31,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;
     let model = loaded::model(&ckpt, backend.clone(), Some(n_ctx))?;
+    drop(ckpt);
     let mut bench = Bench {
         n_vocab: model.config().vocab as u32,
         weights_bytes: model.weights_bytes(),

@@ -6,50 +6,11 @@ it is alone. Needs nothing but Python.
     python3 tests/load/streams.py --port 18080 --streams 32 --tokens 256
 """
 
-import argparse
-import json
 import selectors
-import socket
 import sys
 import time
 
-PROMPT = "Story number {}: once upon a time there was a"
-
-
-def post(args, seed):
-    """Sends the request of stream `seed`."""
-    body = {
-        "model": args.model,
-        "prompt": PROMPT.format(seed),
-        "max_tokens": args.tokens,
-        "temperature": args.temperature,
-        "seed": seed,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    data = json.dumps(body).encode()
-    head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Connection: close\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
-    connection = socket.create_connection((args.host, args.port))
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.sendall(head.encode() + data)
-    return connection
-
-
-def answer(raw, seed):
-    """The text of a stream and the tokens it counts."""
-    text, n_tokens = "", 0
-    for line in raw.split(b"\n"):
-        if line.startswith(b"data: {"):
-            event = json.loads(line[6:])
-            text += "".join(choice["text"] for choice in event.get("choices", []))
-            n_tokens += (event.get("usage") or {}).get("completion_tokens", 0)
-    if b"data: [DONE]" not in raw:
-        sys.exit(f"stream {seed} was cut short: {raw[-300:]!r}")
-    return text, n_tokens
+from wire import arguments, completion, send, text_of
 
 
 def run(args, seeds):
@@ -58,7 +19,8 @@ def run(args, seeds):
     selector = selectors.DefaultSelector()
     parts, marks = {seed: [] for seed in seeds}, {seed: [] for seed in seeds}
     for seed in seeds:
-        selector.register(post(args, seed), selectors.EVENT_READ, seed)
+        body = completion(args, seed, args.tokens, temperature=args.temperature)
+        selector.register(send(args, "/v1/completions", body), selectors.EVENT_READ, seed)
     while selector.get_map():
         for key, _ in selector.select():
             data = key.fileobj.recv(65536)
@@ -69,7 +31,7 @@ def run(args, seeds):
                 selector.unregister(key.fileobj)
                 key.fileobj.close()
     seconds = time.perf_counter() - start
-    answers = {seed: answer(b"".join(raw), seed) for seed, raw in parts.items()}
+    answers = {seed: text_of(b"".join(raw)) for seed, raw in parts.items()}
     gaps = sorted(after - before for times in marks.values() for before, after in zip(times[1:], times[2:]))
     return {seed: text for seed, (text, _) in answers.items()}, sum(n for _, n in answers.values()) / seconds, gaps
 
@@ -82,10 +44,7 @@ def show(name, speed, gaps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=11434)
-    parser.add_argument("--model", default="mlxr-27m")
+    parser = arguments(__doc__)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.8)

@@ -59,6 +59,7 @@ pub(crate) enum CodeKernels {
 pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs, &mut TileScratch, &mut [f32]);
 
 /// Up to sixteen consecutive keys and values of a KV head, and the queries that meet them.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has a kernel for it"))]
 pub(crate) struct Unit<'a> {
     /// F32, F16 or BF16.
     pub(crate) dtype: DType,
@@ -78,6 +79,7 @@ pub(crate) struct Unit<'a> {
 
 /// One thread's memory for [`Attend`].
 #[derive(Default)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has a kernel for it"))]
 pub(crate) struct UnitScratch {
     pub(crate) keys: Vec<f32>,
     pub(crate) values: Vec<f32>,
@@ -85,6 +87,7 @@ pub(crate) struct UnitScratch {
 }
 
 /// The softmax of each query so far: largest score, sum of exponentials, weighted values.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has a kernel for it"))]
 pub(crate) struct Softmax<'a> {
     pub(crate) max: &'a mut [f32],
     pub(crate) sum: &'a mut [f32],
@@ -141,6 +144,8 @@ pub enum Isa {
     Amx,
     /// AArch64 with NEON and the dot product extension.
     Neon,
+    /// As [`Isa::Neon`], with 8-bit matrix products.
+    NeonI8mm,
 }
 
 impl Isa {
@@ -151,6 +156,7 @@ impl Isa {
             Isa::Avx512 => "AVX-512",
             Isa::Amx => "AMX",
             Isa::Neon => "NEON",
+            Isa::NeonI8mm => "NEON with I8MM",
         }
     }
 }
@@ -208,6 +214,9 @@ impl Kernels {
         #[cfg(target_arch = "aarch64")]
         if neon::is_available() {
             tables.push(neon::TABLE);
+            if neon::has_i8mm() {
+                tables.push(neon::I8MM);
+            }
         }
         tables
     }

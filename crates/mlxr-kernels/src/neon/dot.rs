@@ -237,7 +237,7 @@ fn dot_4(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn load_codes(codes: &[i8]) -> [int8x16_t; 2] {
+pub(super) fn load_codes(codes: &[i8]) -> [int8x16_t; 2] {
     let codes = &codes[..32];
     // SAFETY: 32 bytes are in bounds.
     unsafe { [vld1q_s8(codes.as_ptr()), vld1q_s8(codes[16..].as_ptr())] }
@@ -246,7 +246,7 @@ fn load_codes(codes: &[i8]) -> [int8x16_t; 2] {
 /// `acc + offsets * sums`, both padded to whole vectors.
 #[inline]
 #[target_feature(enable = "neon")]
-fn add_offsets(mut acc: float32x4_t, offsets: &[f32], sums: &[f32]) -> float32x4_t {
+pub(super) fn add_offsets(mut acc: float32x4_t, offsets: &[f32], sums: &[f32]) -> float32x4_t {
     for (a, b) in offsets.as_chunks::<4>().0.iter().zip(sums.as_chunks::<4>().0) {
         // SAFETY: four floats each.
         let (a, b) = unsafe { (vld1q_f32(a.as_ptr()), vld1q_f32(b.as_ptr())) };

@@ -67,6 +67,9 @@ pub enum EmbedError {
     Stopping,
     #[error("the forward failed: {reason}")]
     Failed { reason: String },
+    /// What the model had on the device is gone, and it must be loaded anew.
+    #[error("{reason}")]
+    DeviceLost { reason: String },
 }
 
 /// What the thread has done and holds.
@@ -357,7 +360,15 @@ impl Worker {
     }
 
     fn forward(&mut self, texts: &[Text]) -> Answer {
-        let failed = |error: TensorError| EmbedError::Failed { reason: error.to_string() };
+        let failed = |error: TensorError| {
+            let reason = error.to_string();
+            match error {
+                TensorError::DeviceLost { .. } | TensorError::OutOfMemory { .. } => {
+                    EmbedError::DeviceLost { reason }
+                }
+                _ => EmbedError::Failed { reason },
+            }
+        };
         let mut scratch = match self.scratch.take() {
             Some(scratch) => scratch,
             None => new_scratch(&self.embedder, &self.shared.limits).map_err(failed)?,

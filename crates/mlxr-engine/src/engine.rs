@@ -415,7 +415,10 @@ impl Engine {
             for event in self.step() {
                 match event {
                     Event::Prompt { tokens, .. } => on_chunk(&tokens),
-                    Event::Finish { reason: FinishReason::Error(reason), .. } => {
+                    Event::Finish {
+                        reason: FinishReason::Error(reason) | FinishReason::DeviceLost(reason),
+                        ..
+                    } => {
                         result = Err(ScoreError::Failed { reason });
                     }
                     _ => {}

@@ -57,6 +57,8 @@ pub enum FinishReason {
     Cancelled,
     /// The model failed on this sequence's batch, or gave no distribution.
     Error(String),
+    /// The device failed: what the model had on it is gone, and it must be loaded anew.
+    DeviceLost(String),
 }
 
 /// What said stop.

@@ -1,9 +1,9 @@
-//! What the engine asks of a model: run a batch, give the logits.
+//! What the engine asks of a model: run a batch, give the logits or the best token of each row.
 
 use std::sync::Arc;
 
 use mlxr_models::Model;
-use mlxr_tensor::{Backend, Batch, BlockCopy, KvCache, KvSpec, TensorError};
+use mlxr_tensor::{Act, Batch, BlockCopy, KvCache, KvSpec, TensorError, argmax};
 
 /// Owns the model's KV arena and runs one step on it.
 ///
@@ -17,6 +17,16 @@ pub trait Runner: Send {
     /// # Errors
     /// The device failed; the sequences of this batch are lost.
     fn run(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<f32>, TensorError>;
+
+    /// As [`Self::run`], for a step in which nobody needs more of a row than where [`argmax`] finds its largest value:
+    /// a device then hands out one number per row and keeps the rest.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn run_best(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<Option<u32>>, TensorError> {
+        let logits = self.run(copies, batch)?;
+        Ok(logits.chunks_exact(self.n_vocab()).map(argmax).collect())
+    }
 
     /// Takes back logits that nobody reads any more, for their memory.
     fn recycle(&mut self, logits: Vec<f32>) {
@@ -46,6 +56,13 @@ impl ModelRunner {
         let kv = model.backend().kv_cache(spec)?;
         Ok(Self { model, kv, spare: Vec::new() })
     }
+
+    fn forward(&mut self, copies: &[BlockCopy], batch: &Batch) -> Act {
+        if !copies.is_empty() {
+            self.model.backend().copy_blocks(&mut self.kv, copies);
+        }
+        self.model.forward(batch, &mut self.kv)
+    }
 }
 
 impl Runner for ModelRunner {
@@ -54,15 +71,16 @@ impl Runner for ModelRunner {
     }
 
     fn run(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<f32>, TensorError> {
-        let backend: &dyn Backend = &**self.model.backend();
-        if !copies.is_empty() {
-            backend.copy_blocks(&mut self.kv, copies);
-        }
-        let logits = self.model.forward(batch, &mut self.kv);
+        let logits = self.forward(copies, batch);
         // A step of silent chunks has nothing to read, but its failure must not surface in a later step.
         let mut values = std::mem::take(&mut self.spare);
-        backend.read_into(&logits, &mut values)?;
+        self.model.backend().read_into(&logits, &mut values)?;
         Ok(values)
+    }
+
+    fn run_best(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<Option<u32>>, TensorError> {
+        let logits = self.forward(copies, batch);
+        self.model.backend().argmax(&logits)
     }
 
     fn recycle(&mut self, logits: Vec<f32>) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
+use mlxr_tensor::TensorError;
 use mlxr_text::StopMatch;
 
 use crate::SeqId;
@@ -37,12 +38,14 @@ impl Engine {
             .entered();
             let n_decoding = self.n_decoding(&plan);
             match self.forward(&plan) {
-                Ok(logits) => {
-                    self.commit(&plan, &logits);
-                    self.runner.recycle(logits);
+                Ok(output) => {
+                    self.commit(&plan, &output);
+                    if let Output::Logits(logits) = output {
+                        self.runner.recycle(logits);
+                    }
                 }
                 Err(reason) => {
-                    tracing::error!(reason, "the forward failed");
+                    tracing::error!(?reason, "the forward failed");
                     self.fail(&plan, &reason);
                 }
             }
@@ -72,7 +75,15 @@ impl Engine {
         }
     }
 
-    fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>, String> {
+    /// Whether the largest logit is all that a sequence needs of its rows.
+    fn needs_only_best(&self, scheduled: &Scheduled) -> bool {
+        let choice = &self.choices[&scheduled.seq];
+        let active = &self.active[&choice.request];
+        let is_silent = active.spec.prompt_logprobs.is_none() && active.n_top_logprobs().is_none();
+        scheduled.n_logits == 0 || (is_silent && choice.sampler.takes_the_best())
+    }
+
+    fn forward(&mut self, plan: &Plan) -> Result<Output, FinishReason> {
         for scheduled in &plan.rows {
             let request = self.choices[&scheduled.seq].request;
             let active = self.active.get_mut(&request).expect("its sequence runs");
@@ -81,36 +92,49 @@ impl Engine {
         }
         let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens);
         // The runner's state is the arena's contents: whatever a panic left there belongs to sequences that end now.
-        let result = catch_unwind(AssertUnwindSafe(|| self.runner.run(&plan.copies, &batch)));
-        let logits = match result {
-            Ok(Ok(logits)) => logits,
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(panic) => return Err(format!("the forward panicked: {}", panic_text(&*panic))),
+        let is_best = plan.rows.iter().all(|scheduled| self.needs_only_best(scheduled));
+        let result = catch_unwind(AssertUnwindSafe(|| match is_best {
+            true => self.runner.run_best(&plan.copies, &batch).map(Output::Best),
+            false => self.runner.run(&plan.copies, &batch).map(Output::Logits),
+        }));
+        let output = match result {
+            Ok(Ok(output)) => output,
+            Ok(Err(error @ (TensorError::DeviceLost { .. } | TensorError::OutOfMemory { .. }))) => {
+                return Err(FinishReason::DeviceLost(error.to_string()));
+            }
+            Ok(Err(error)) => return Err(FinishReason::Error(error.to_string())),
+            Err(panic) => {
+                let reason = format!("the forward panicked: {}", panic_text(&*panic));
+                return Err(FinishReason::Error(reason));
+            }
         };
-        let expected = batch.output_rows.len() * self.runner.n_vocab();
-        if logits.len() != expected {
-            return Err(format!("the forward gave {} logits instead of {expected}", logits.len()));
+        let n_rows = batch.output_rows.len();
+        let (n, expected) = match &output {
+            Output::Logits(logits) => (logits.len(), n_rows * self.runner.n_vocab()),
+            Output::Best(best) => (best.len(), n_rows),
+        };
+        if n != expected {
+            return Err(FinishReason::Error(format!("the forward gave {n} values instead of {expected}")));
         }
-        Ok(logits)
+        Ok(output)
     }
 
-    fn fail(&mut self, plan: &Plan, reason: &str) {
+    fn fail(&mut self, plan: &Plan, reason: &FinishReason) {
         for scheduled in &plan.rows {
-            self.end_seq(scheduled.seq, FinishReason::Error(reason.to_owned()));
+            self.end_seq(scheduled.seq, reason.clone());
         }
         // Nobody knows what the device has left of the arena.
         self.scheduler.clear_cache();
     }
 
-    fn commit(&mut self, plan: &Plan, logits: &[f32]) {
-        let n_vocab = self.runner.n_vocab();
-        let mut rest = logits;
+    fn commit(&mut self, plan: &Plan, output: &Output) {
+        let rows = output.rows(self.runner.n_vocab());
+        let mut rest = rows.as_slice();
         let mut wanted = Vec::with_capacity(plan.rows.len());
         for scheduled in &plan.rows {
             let rows;
-            (rows, rest) = rest.split_at(scheduled.n_logits * n_vocab);
-            let rows: Vec<&[f32]> = rows.chunks_exact(n_vocab).collect();
-            self.commit_rows(scheduled, &rows, &mut wanted);
+            (rows, rest) = rest.split_at(scheduled.n_logits);
+            self.commit_rows(scheduled, rows, &mut wanted);
         }
         for (seq, drawn) in self.draw(&wanted) {
             match drawn {
@@ -121,8 +145,8 @@ impl Engine {
     }
 
     /// Chooses the next token of each sequence from its row, all at the same time: none depends on another.
-    fn draw(&mut self, wanted: &[(SeqId, &[f32])]) -> Vec<(SeqId, Result<Drawn, SampleError>)> {
-        let rows: BTreeMap<SeqId, &[f32]> = wanted.iter().copied().collect();
+    fn draw(&mut self, wanted: &[(SeqId, Row<'_>)]) -> Vec<(SeqId, Result<Drawn, SampleError>)> {
+        let rows: BTreeMap<SeqId, Row<'_>> = wanted.iter().copied().collect();
         let mut draws = Vec::with_capacity(rows.len());
         for (&seq, choice) in &mut self.choices {
             let Some(&row) = rows.get(&seq) else { continue };
@@ -142,8 +166,8 @@ impl Engine {
     fn commit_rows<'a>(
         &mut self,
         scheduled: &Scheduled,
-        rows: &[&'a [f32]],
-        wanted: &mut Vec<(SeqId, &'a [f32])>,
+        rows: &[Row<'a>],
+        wanted: &mut Vec<(SeqId, Row<'a>)>,
     ) {
         let seq = scheduled.seq;
         self.scheduler.register(seq, &self.choices[&seq].tokens);
@@ -166,7 +190,7 @@ impl Engine {
     }
 
     /// Reports the log-probabilities of the prompt tokens that `rows` predict, if they are wanted.
-    fn commit_prompt(&mut self, scheduled: &Scheduled, rows: &[&[f32]]) -> Result<(), SampleError> {
+    fn commit_prompt(&mut self, scheduled: &Scheduled, rows: &[Row<'_>]) -> Result<(), SampleError> {
         let choice = &self.choices[&scheduled.seq];
         let active = &self.active[&choice.request];
         let Some(n_top) = active.spec.prompt_logprobs else { return Ok(()) };
@@ -176,7 +200,9 @@ impl Engine {
             tokens.push(PromptToken { id: choice.tokens[0], logprobs: None });
         }
         for (position, row) in (first..).zip(rows) {
-            if position + 1 < active.n_prompt {
+            if let Row::Logits(row) = row
+                && position + 1 < active.n_prompt
+            {
                 let id = choice.tokens[position + 1];
                 tokens.push(PromptToken { id, logprobs: Some(logprobs(row, id, n_top)?) });
             }
@@ -268,6 +294,29 @@ impl Engine {
     }
 }
 
+/// What a step gave, row after row.
+enum Output {
+    Logits(Vec<f32>),
+    Best(Vec<Option<u32>>),
+}
+
+impl Output {
+    fn rows(&self, n_vocab: usize) -> Vec<Row<'_>> {
+        match self {
+            Output::Logits(logits) => logits.chunks_exact(n_vocab).map(Row::Logits).collect(),
+            Output::Best(best) => best.iter().copied().map(Row::Best).collect(),
+        }
+    }
+}
+
+/// What a step gave for one row.
+#[derive(Clone, Copy)]
+enum Row<'a> {
+    Logits(&'a [f32]),
+    /// The token of the largest logit, if the row is a distribution.
+    Best(Option<u32>),
+}
+
 /// A token that was chosen.
 struct Drawn {
     id: u32,
@@ -278,7 +327,7 @@ struct Drawn {
 struct Draw<'a> {
     seq: SeqId,
     choice: &'a mut Choice,
-    row: &'a [f32],
+    row: Row<'a>,
     n_prompt: usize,
     n_top: Option<usize>,
     result: Option<Result<Drawn, SampleError>>,
@@ -292,9 +341,14 @@ impl Draw<'_> {
     fn run(&mut self, scratch: &mut Candidates) -> Result<Drawn, SampleError> {
         let Choice { sampler, tokens, .. } = &mut *self.choice;
         let token_idx = (tokens.len() - self.n_prompt) as u64;
-        let id = sampler.sample(self.row, tokens, token_idx, scratch)?;
-        let logprobs = self.n_top.map(|n_top| logprobs(self.row, id, n_top)).transpose()?;
-        Ok(Drawn { id, logprobs })
+        match self.row {
+            Row::Best(best) => Ok(Drawn { id: best.ok_or(SampleError::NoDistribution)?, logprobs: None }),
+            Row::Logits(row) => {
+                let id = sampler.sample(row, tokens, token_idx, scratch)?;
+                let logprobs = self.n_top.map(|n_top| logprobs(row, id, n_top)).transpose()?;
+                Ok(Drawn { id, logprobs })
+            }
+        }
     }
 }
 

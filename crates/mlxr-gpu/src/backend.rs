@@ -81,6 +81,12 @@ impl GpuBackend {
         &self.gpu.info
     }
 
+    /// Takes the device away from itself, as a driver does that resets or removes it: what runs fails, and so does
+    /// everything later.
+    pub fn destroy(&self) {
+        self.gpu.device.destroy();
+    }
+
     pub(crate) fn subgroup(&self) -> u32 {
         self.gpu.subgroup
     }
@@ -219,6 +225,10 @@ impl Backend for GpuBackend {
 
     fn describe(&self) -> String {
         format!("{} ({}, {})", self.gpu.info.name, self.gpu.info.api, self.gpu.info.driver)
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.gpu.failure()
     }
 
     fn memory(&self) -> Option<DeviceMemory> {
@@ -517,11 +527,14 @@ impl Backend for GpuBackend {
         })
     }
 
-    fn argmax(&self, x: &Act) -> Result<Vec<u32>, TensorError> {
+    fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
+        self.gpu.check()?;
         let found = self.take(x.rows() * 4)?;
         let params = [x.rows() as u32, x.cols() as u32];
         self.run(&Argmax {}, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
         let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), x.rows() * 4)?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
+        let columns: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
+        // As argmax.wgsl has it.
+        Ok(columns.into_iter().map(|column| (column != u32::MAX).then_some(column)).collect())
     }
 }

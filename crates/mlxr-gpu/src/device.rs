@@ -172,17 +172,15 @@ impl Gpu {
             .map_err(|e| GpuError::Device { name: info.name.clone(), reason: e.to_string() })?;
         let failure = Arc::<Mutex<Option<String>>>::default();
         let note = |failure: &Arc<Mutex<Option<String>>>, text: String| {
-            tracing::error!(text, "GPU");
             failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
         };
         let of_error = failure.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&of_error, error.to_string())));
         let of_loss = failure.clone();
-        device.set_device_lost_callback(move |reason, text| {
-            // Dropping the device ends here too.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                note(&of_loss, format!("{reason:?}: {text}"));
-            }
+        // Dropping the device ends here too; then nobody asks any more.
+        device.set_device_lost_callback(move |reason, text| match reason {
+            wgpu::DeviceLostReason::Destroyed => note(&of_loss, "it was destroyed".to_owned()),
+            wgpu::DeviceLostReason::Unknown => note(&of_loss, text),
         });
         Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, failure })
     }
@@ -192,10 +190,15 @@ impl Gpu {
     /// # Errors
     /// [`TensorError::DeviceLost`] with the first reason.
     pub(crate) fn check(&self) -> Result<(), TensorError> {
-        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+        match self.failure() {
             None => Ok(()),
             Some(reason) => Err(self.lost(reason)),
         }
+    }
+
+    /// What failed first.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Remembers a failure, if it is the first.

@@ -1,11 +1,11 @@
 //! [`Backend`] on the CPU.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
-    RouterSpec, Routing, TensorError, Weight,
+    RouterSpec, Routing, TensorError, Weight, argmax,
 };
 
 use crate::acts::{ActPool, values, values_mut};
@@ -320,17 +320,13 @@ impl Backend for CpuBackend {
         out
     }
 
-    fn argmax(&self, x: &Act) -> Result<Vec<u32>, TensorError> {
-        let best = |row: &[f32]| {
-            let mut best = 0;
-            for (i, v) in row.iter().enumerate() {
-                if row[best] < *v || row[best].is_nan() && !v.is_nan() {
-                    best = i;
-                }
-            }
-            best as u32
-        };
-        Ok(values(x).chunks_exact(x.cols().max(1)).map(best).collect())
+    fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
+        let rows: Vec<&[f32]> = values(x).chunks_exact(x.cols().max(1)).collect();
+        let found: Vec<OnceLock<Option<u32>>> = rows.iter().map(|_| OnceLock::new()).collect();
+        self.parallel(rows.len(), &|row| {
+            found[row].get_or_init(|| argmax(rows[row]));
+        });
+        Ok(found.into_iter().map(|best| best.into_inner().flatten()).collect())
     }
 }
 

@@ -61,9 +61,16 @@ pub enum ServeError {
     #[error("the server is busy: {n_waiting} requests wait already, at most {max_waiting} may")]
     QueueFull { n_waiting: usize, max_waiting: usize },
     #[error(
-        "{model:?} does not fit: {plan} needed, {used_bytes} of {limit_bytes} bytes are taken by models in use"
+        "{model:?} does not fit: {plan} needed, {used_bytes} of {limit_bytes} bytes of {device} are taken by models \
+         in use"
     )]
-    OutOfMemory { model: String, plan: Box<MemoryPlan>, used_bytes: u64, limit_bytes: u64 },
+    OutOfMemory { model: String, device: String, plan: Box<MemoryPlan>, used_bytes: u64, limit_bytes: u64 },
+    /// There are no kernels for one of its formats, less memory than planned, or no device.
+    #[error("{model:?} cannot be computed here: {reason}")]
+    CannotCompute { model: String, reason: String },
+    /// While it ran.
+    #[error("the device that computes failed: {reason}; the next request starts it anew")]
+    DeviceLost { reason: String },
     #[error("{reason}")]
     DiskFull { reason: String },
     #[error("the server is shutting down")]
@@ -84,6 +91,11 @@ impl ServeError {
         ServeError::Internal { cause: cause.to_string() }
     }
 
+    /// Whether another device might do better.
+    pub const fn is_device_s(&self) -> bool {
+        matches!(self, ServeError::OutOfMemory { .. } | ServeError::CannotCompute { .. })
+    }
+
     pub fn status(&self) -> StatusCode {
         match self {
             ServeError::Invalid { .. }
@@ -102,9 +114,11 @@ impl ServeError {
             ServeError::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ServeError::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             ServeError::QueueFull { .. } | ServeError::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            ServeError::OutOfMemory { .. } | ServeError::ShuttingDown | ServeError::Cancelled => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            ServeError::OutOfMemory { .. }
+            | ServeError::CannotCompute { .. }
+            | ServeError::DeviceLost { .. }
+            | ServeError::ShuttingDown
+            | ServeError::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
             ServeError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
             ServeError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -113,7 +127,9 @@ impl ServeError {
     /// When to try again, in seconds, where that helps.
     pub const fn retry_after_s(&self) -> Option<u32> {
         match self {
-            ServeError::QueueFull { .. } | ServeError::OutOfMemory { .. } => Some(RETRY_AFTER_S),
+            ServeError::QueueFull { .. } | ServeError::OutOfMemory { .. } | ServeError::DeviceLost { .. } => {
+                Some(RETRY_AFTER_S)
+            }
             ServeError::RateLimited { retry_after_s, .. } => Some(*retry_after_s),
             _ => None,
         }

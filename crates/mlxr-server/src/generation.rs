@@ -166,7 +166,7 @@ impl Drop for Journal {
             Some(FinishReason::Stop(_)) => Outcome::Stop,
             Some(FinishReason::Length) => Outcome::Length,
             Some(FinishReason::Loop) => Outcome::Loop,
-            Some(FinishReason::Error(_)) => Outcome::Error,
+            Some(FinishReason::Error(_) | FinishReason::DeviceLost(_)) => Outcome::Error,
             Some(FinishReason::Cancelled) | None => Outcome::Cancelled,
         };
         if self.end.is_some() {

@@ -9,12 +9,13 @@ use mlxr_engine::{
     EmbedderHandle, EmbedderLimits, Engine, EngineError, EngineHandle, EngineOptions, Shutdown,
 };
 use mlxr_models::{Embedder, Model, ModelError, ModelOptions};
-use mlxr_tensor::Backend;
+use mlxr_tensor::TensorError;
 use mlxr_text::grammar::{GrammarError, GrammarFactory};
 use mlxr_text::{ChatTemplate, TemplateTokens, TextError, Tokenizer};
 use serde_json::{Map, Value};
 
 use crate::catalogue::ModelSettings;
+use crate::device::{self, Device, DeviceError};
 use crate::memory::{MemoryPlan, PlanError};
 use crate::model_list::ModelSpec;
 use crate::translate::defaults;
@@ -44,7 +45,7 @@ impl ModelSource {
 /// How engines are set up.
 #[derive(Clone, Debug)]
 pub struct EngineSetup {
-    pub backend: Arc<dyn Backend>,
+    pub device: Device,
     /// `n_ctx` and `kv_bytes` left open are chosen per model.
     pub options: EngineOptions,
 }
@@ -76,8 +77,29 @@ pub enum LoadError {
     Text(#[from] TextError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("cannot start the engine's thread: {0}")]
     Thread(std::io::Error),
+}
+
+impl LoadError {
+    /// Whether the model may well run on another device.
+    pub fn is_device_s(&self) -> bool {
+        match self {
+            LoadError::Device(_) => true,
+            LoadError::Thread(error) => error.get_ref().is_some_and(|cause| cause.is::<TensorError>()),
+            LoadError::Model(ModelError::Tensor(error)) | LoadError::Engine(EngineError::Tensor(error)) => {
+                matches!(
+                    error,
+                    TensorError::Unsupported { .. }
+                        | TensorError::OutOfMemory { .. }
+                        | TensorError::DeviceLost { .. }
+                )
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A model in memory, of either kind.
@@ -113,12 +135,18 @@ impl Loaded {
         self.plan().total_bytes() + more
     }
 
-    /// Why the thread behind it broke down, if it did; a failed batch of vectors is that batch's alone.
-    pub fn failure(&self) -> Option<&str> {
-        match self {
-            Loaded::Generator(model) => model.engine.failure(),
+    /// Why the thread or the device behind it broke down, if one did; a failed batch of vectors is that batch's alone.
+    pub fn failure(&self) -> Option<String> {
+        let thread = match self {
+            Loaded::Generator(model) => model.engine.failure().map(str::to_owned),
             Loaded::Embedder(_) => None,
-        }
+        };
+        thread.or_else(|| self.embeddings().embedder.backend().failure())
+    }
+
+    /// What it computes on, in one line.
+    pub fn device(&self) -> String {
+        device::describe(&**self.embeddings().embedder.backend())
     }
 
     /// Takes no more requests: `Drain` lets those there are finish, `Cancel` does not.
@@ -226,7 +254,7 @@ impl LoadedEmbedder {
     ) -> Result<LoadedEmbedder, LoadError> {
         let tokenizer = Tokenizer::from_source(&ckpt.tokenizer)?;
         let embedder =
-            Embedder::load(ckpt, setup.backend.clone(), &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
+            Embedder::load(ckpt, setup.device.backend()?, &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
         let embeddings = Embeddings::new(embedder, ckpt.embedding.clone());
         embeddings.start(setup.embedder_limits())?;
         Ok(LoadedEmbedder { name: name.to_owned(), embeddings, tokenizer, plan })
@@ -281,7 +309,7 @@ impl LoadedModel {
     ) -> Result<LoadedModel, LoadError> {
         let tokenizer = Tokenizer::from_source(&ckpt.tokenizer)?.with_generation_config(&ckpt.generation);
         let template = template(ckpt, &tokenizer, &spec.settings)?;
-        let model = Model::load(ckpt, setup.backend.clone(), &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
+        let model = Model::load(ckpt, setup.device.backend()?, &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
         let options = EngineOptions {
             n_ctx: Some(plan.n_ctx as usize),
             kv_bytes: Some(usize::try_from(plan.kv_bytes).unwrap_or(usize::MAX)),

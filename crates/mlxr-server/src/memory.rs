@@ -5,7 +5,7 @@ use std::fmt;
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{EmbedderLimits, EngineOptions};
 use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
-use mlxr_tensor::{DType, KvLayerSpec, KvSpec};
+use mlxr_tensor::{Backend, DType, DeviceMemory, KvLayerSpec, KvSpec};
 
 /// Sequences of full length the KV arena holds when nobody says; shorter ones share the room.
 const DEFAULT_FULL_SEQS: usize = 8;
@@ -180,6 +180,18 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Of a device: nine tenths of what it has free for this program, or of the host's where it computes in that.
+    pub fn of(backend: &dyn Backend) -> Memory {
+        let Some(DeviceMemory { usable_bytes, is_shared, .. }) = backend.memory() else {
+            return Memory::detect();
+        };
+        let limit_bytes = usable_bytes / 10 * 9;
+        match is_shared {
+            true => Memory { limit_bytes: limit_bytes.min(Memory::detect().limit_bytes) },
+            false => Memory { limit_bytes },
+        }
+    }
+
     /// Nine tenths of the machine's memory, or of the container's if that is less.
     pub fn detect() -> Memory {
         let mut system = sysinfo::System::new();

@@ -6,7 +6,10 @@
 //! on gets what the file says now. Loads happen one at a
 //! time, so that two of them never count on the same memory; requests for models that are there do not wait for them.
 //!
-//! Invariant: the plans of all resident models together are within the limit.
+//! A model that the first device has no room or no kernels for goes to the fallback, where there is one, and says so.
+//! Once a device has failed its models are loaded again, one by one, as they are asked for.
+//!
+//! Invariant: the plans of all models on a device together are within its limit.
 
 mod residence;
 
@@ -20,6 +23,7 @@ use tokio::sync::Notify;
 
 use crate::ServeError;
 use crate::catalogue::Catalogue;
+use crate::device::Device;
 use crate::ids::unix_s;
 use crate::loaded::{Embeddings, EngineSetup, LoadError, Loaded, LoadedEmbedder, LoadedModel, ModelSource};
 use crate::memory::{Memory, MemoryPlan, PlanError};
@@ -46,6 +50,7 @@ pub struct Models {
     list: ModelList,
     setup: EngineSetup,
     memory: Memory,
+    fallback: Option<Fallback>,
     keep_alive: KeepAlive,
     /// Names that stay in memory once they are there.
     pins: Vec<String>,
@@ -58,10 +63,29 @@ pub struct Models {
     idle: Notify,
 }
 
+/// Where models go that the first device cannot take.
+#[derive(Clone, Debug)]
+pub struct Fallback {
+    pub device: Device,
+    pub memory: Memory,
+    /// Whether both devices compute in the same memory.
+    pub shares_memory: bool,
+}
+
+/// One of the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    First,
+    Fallback,
+}
+
 /// A model in memory.
 #[derive(Debug)]
 struct Resident {
     model: Loaded,
+    place: Place,
+    /// Why it is not on the first device, if so.
+    why_here: Option<String>,
     /// What it was loaded from.
     spec: Arc<ModelSpec>,
     n_leases: usize,
@@ -108,6 +132,7 @@ impl Models {
             list,
             setup,
             memory,
+            fallback: None,
             keep_alive,
             pins: Vec::new(),
             created_s: unix_s(),
@@ -115,6 +140,11 @@ impl Models {
             loading: tokio::sync::Mutex::default(),
             idle: Notify::new(),
         }
+    }
+
+    /// With a second device for what the first cannot take.
+    pub fn with_fallback(self, fallback: Option<Fallback>) -> Models {
+        Models { fallback, ..self }
     }
 
     /// With models that stay in memory once they are there.
@@ -258,16 +288,10 @@ impl Models {
             && model.embeddings.running().is_none()
         {
             let plan = model.embeddings_plan;
-            let limit_bytes = self.memory.limit_bytes;
-            while self.used_bytes() + plan.total_bytes() > limit_bytes {
-                let Some(victim) = self.longest_idle() else {
-                    let (model, used_bytes) = (model.name.clone(), self.used_bytes());
-                    return Err(ServeError::OutOfMemory {
-                        model,
-                        plan: Box::new(plan),
-                        used_bytes,
-                        limit_bytes,
-                    });
+            let place = self.place_of(&hold.model);
+            while self.used_bytes(place) + plan.total_bytes() > self.limit_bytes(place) {
+                let Some(victim) = self.longest_idle(place) else {
+                    return Err(self.out_of_memory(&model.name, plan, place));
                 };
                 self.unload_now(|resident| resident.model.is_same(&victim)).await;
             }
@@ -304,18 +328,47 @@ impl Models {
         if let Some(hold) = self.hold_loaded(&spec) {
             return Ok(hold);
         }
-        // What is left of it is a model whose engine broke down.
+        // What is left of it is a model whose engine or device broke down; others may have shared its fate.
         self.unload_now(|resident| Arc::ptr_eq(&resident.spec, &spec)).await;
+        let is_broken = |resident: &Resident| resident.n_leases == 0 && resident.model.failure().is_some();
+        while self.lock().iter().any(is_broken) {
+            self.unload_now(is_broken).await;
+        }
+        match self.load_at(Place::First, &spec, purpose, None).await {
+            Err(error) if error.is_device_s() && self.fallback.is_some() => {
+                let why = error.to_string();
+                tracing::warn!(model = spec.name, why, "the model goes to the other device");
+                self.load_at(Place::Fallback, &spec, purpose, Some(why)).await
+            }
+            other => other,
+        }
+    }
+
+    /// Loads a model on one of the devices; `why_here` says why it is not the first.
+    async fn load_at(
+        self: &Arc<Self>,
+        place: Place,
+        spec: &Arc<ModelSpec>,
+        purpose: Purpose,
+        why_here: Option<String>,
+    ) -> Result<Hold, ServeError> {
         let name = &spec.name;
-        let failed = |error: LoadError| ServeError::internal(format!("cannot load {name:?}: {error}"));
-        let (setup, limit_bytes) = (self.setup.for_model(&spec.settings), self.memory.limit_bytes);
+        let failed = |error: LoadError| match error.is_device_s() {
+            true => {
+                // Behind the first line stands advice for the command line.
+                let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
+                ServeError::CannotCompute { model: name.clone(), reason }
+            }
+            false => ServeError::internal(format!("cannot load {name:?}: {error}")),
+        };
+        let (setup, limit_bytes) = (self.setup_at(place).for_model(&spec.settings), self.limit_bytes(place));
         let (planned, planned_setup) = (spec.clone(), setup.clone());
         let (ckpt, plan) =
             blocking(move || plan(&planned.source, &planned_setup, limit_bytes)).await?.map_err(failed)?;
         if purpose == Purpose::Generate && ckpt.is_embedder() {
             return Err(generates_nothing(name));
         }
-        let plan = self.make_room(name, &ckpt, &setup, plan).await?;
+        let plan = self.make_room(name, &ckpt, &setup, plan, place).await?;
         let loaded = spec.clone();
         let load = move || -> Result<Loaded, LoadError> {
             Ok(if ckpt.is_embedder() {
@@ -325,19 +378,53 @@ impl Models {
             })
         };
         let model = blocking(load).await?.map_err(failed)?;
-        tracing::info!(model = name, %plan, "model loaded");
+        tracing::info!(model = name, %plan, device = model.device(), "model loaded");
         let resident = Resident {
             model: model.clone(),
+            place,
+            why_here,
             n_leases: 1,
             last_used: Instant::now(),
             keep_alive: spec.settings.keep_alive.unwrap_or(self.keep_alive),
             is_pinned: spec.settings.pin || self.pins.contains(name),
             // It may have been changed or removed while it was loaded.
-            is_retired: !self.list.find(name).is_ok_and(|now| Arc::ptr_eq(&now, &spec)),
+            is_retired: !self.list.find(name).is_ok_and(|now| Arc::ptr_eq(&now, spec)),
             spec: spec.clone(),
         };
         self.lock().push(resident);
         Ok(Hold { model, models: self.clone() })
+    }
+
+    /// How engines are set up on a device.
+    fn setup_at(&self, place: Place) -> EngineSetup {
+        match (place, &self.fallback) {
+            (Place::Fallback, Some(fallback)) => {
+                EngineSetup { device: fallback.device.clone(), ..self.setup.clone() }
+            }
+            _ => self.setup.clone(),
+        }
+    }
+
+    fn limit_bytes(&self, place: Place) -> u64 {
+        match (place, &self.fallback) {
+            (Place::Fallback, Some(fallback)) => fallback.memory.limit_bytes,
+            _ => self.memory.limit_bytes,
+        }
+    }
+
+    fn place_of(&self, model: &Loaded) -> Place {
+        let table = self.lock();
+        table.iter().find(|resident| resident.model.is_same(model)).map_or(Place::First, |found| found.place)
+    }
+
+    fn out_of_memory(&self, model: &str, plan: MemoryPlan, place: Place) -> ServeError {
+        ServeError::OutOfMemory {
+            model: model.to_owned(),
+            device: self.setup_at(place).device.describe(),
+            plan: Box::new(plan),
+            used_bytes: self.used_bytes(place),
+            limit_bytes: self.limit_bytes(place),
+        }
     }
 
     /// Unloads idle models until `plan` fits. An arena nobody sized is planned anew to what busy models leave.
@@ -347,34 +434,40 @@ impl Models {
         ckpt: &Checkpoint,
         setup: &EngineSetup,
         plan: MemoryPlan,
+        place: Place,
     ) -> Result<MemoryPlan, ServeError> {
         loop {
-            let used_bytes = self.used_bytes();
-            let room = self.memory.limit_bytes.saturating_sub(used_bytes);
+            let room = self.limit_bytes(place).saturating_sub(self.used_bytes(place));
             if plan.total_bytes() <= room {
                 return Ok(plan);
             }
-            let Some(victim) = self.longest_idle() else {
+            let Some(victim) = self.longest_idle(place) else {
                 let smaller = plan_in(ckpt, setup, room).map_err(ServeError::internal)?;
                 if smaller.total_bytes() <= room {
                     return Ok(smaller);
                 }
-                let (model, plan) = (name.to_owned(), Box::new(smaller));
-                let limit_bytes = self.memory.limit_bytes;
-                return Err(ServeError::OutOfMemory { model, plan, used_bytes, limit_bytes });
+                return Err(self.out_of_memory(name, smaller, place));
             };
             tracing::info!(model = victim.name(), "unloading to make room for {name}");
             self.unload_now(|resident| resident.model.is_same(&victim)).await;
         }
     }
 
-    fn used_bytes(&self) -> u64 {
-        self.lock().iter().map(|resident| resident.model.total_bytes()).sum()
+    fn used_bytes(&self, place: Place) -> u64 {
+        let table = self.lock();
+        let there = table.iter().filter(|resident| self.is_at(resident, place));
+        there.map(|resident| resident.model.total_bytes()).sum()
     }
 
-    fn longest_idle(&self) -> Option<Loaded> {
+    /// Whether a model takes from the memory of a device.
+    fn is_at(&self, resident: &Resident, place: Place) -> bool {
+        resident.place == place || self.fallback.as_ref().is_some_and(|fallback| fallback.shares_memory)
+    }
+
+    fn longest_idle(&self, place: Place) -> Option<Loaded> {
         let table = self.lock();
         let idle = table.iter().filter(|r| r.n_leases == 0 && (r.is_retired || !r.is_pinned));
+        let idle = idle.filter(|resident| self.is_at(resident, place));
         idle.min_by_key(|resident| (!resident.is_retired, resident.last_used)).map(|r| r.model.clone())
     }
 

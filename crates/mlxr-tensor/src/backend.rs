@@ -39,6 +39,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Why the device computes no more, once something on it has failed: whatever it held is lost, and only a backend
+    /// opened anew goes on. `None` for one that works, and for those that cannot fail as a whole.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
     // --- placement -----------------------------------------------------------------------------------------------
 
     /// Makes a matrix `[out, in]` or a vector `[n]` usable by the ops, in the format it has. May repack it once.
@@ -152,11 +158,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     // --- the end of a step ---------------------------------------------------------------------------------------
 
-    /// Waits, and returns the column of the largest value of each row (the lowest such column).
+    /// Waits, and returns what [`argmax`](crate::argmax) finds in each row.
     ///
     /// # Errors
     /// As [`Self::read`].
-    fn argmax(&self, x: &Act) -> Result<Vec<u32>, TensorError>;
+    fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError>;
 }
 
 /// The memory of a device, in bytes.

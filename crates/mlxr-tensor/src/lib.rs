@@ -1,6 +1,7 @@
 //! Element types, quant block layouts with their scalar codecs, host tensors, and the [`Backend`] trait
 //! every device implements.
 
+mod argmax;
 pub mod backend;
 pub mod codec;
 pub mod conformance;
@@ -8,6 +9,7 @@ pub mod dtype;
 mod error;
 pub mod host;
 
+pub use argmax::argmax;
 pub use backend::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KvCache,
     KvLayerSpec, KvSpec, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Args;
 use mlxr_checkpoint::EmbeddingFiles;
-use mlxr_engine::{EmbedError, EmbedderHandle, EmbedderLimits, TextReader};
+use mlxr_engine::{EmbedError, EmbedderHandle, EmbedderLimits, EngineOptions, TextReader};
 use mlxr_kernels::Products;
 use mlxr_models::{DecoderConfig, Embedder, EmbedderHead, ModelError, ModelOptions, Text};
 use mlxr_server::config::Device;
 use mlxr_text::Tokenizer;
 
+use crate::device::{self, Wanted};
 use crate::failure::failure;
 use crate::model_source::ModelSource;
-use crate::{device, text};
+use crate::text;
 
 /// The context of a generating model when nobody says, unless its own is smaller.
 const DEFAULT_CTX: u32 = 4096;
@@ -54,24 +55,27 @@ impl LoadedEmbedder {
             }
             asked => asked,
         };
-        let backend = device::backend(args.device, args.threads, Products::Alike)?;
-        let embedder = Embedder::load(&ckpt, backend, &ModelOptions { n_ctx }).map_err(|error| {
-            let hint = match &error {
-                ModelError::ContextTooLong { n_ctx_max, .. } => {
-                    format!("\nhint: give --ctx at most {n_ctx_max}")
-                }
-                _ => String::new(),
-            };
-            anyhow::Error::from(error).context(format!("cannot load {source}{hint}"))
-        })?;
+        let options = EngineOptions { n_ctx: n_ctx.map(|n_ctx| n_ctx as usize), ..EngineOptions::default() };
         // Nobody else waits for this one.
         let limits = EmbedderLimits {
             max_waiting_tokens: usize::MAX,
             max_texts: usize::MAX,
             ..EmbedderLimits::default()
         };
-        let handle = EmbedderHandle::spawn(Arc::new(embedder), limits)
-            .context("cannot allocate the scratch\nhint: try a smaller --ctx")?;
+        let handle = Wanted::new(args.device, args.threads, Products::Alike).load(|backend| {
+            device::check_room(&ckpt, &*backend, &options)?;
+            let embedder = Embedder::load(&ckpt, backend, &ModelOptions { n_ctx }).map_err(|error| {
+                let hint = match &error {
+                    ModelError::ContextTooLong { n_ctx_max, .. } => {
+                        format!("\nhint: give --ctx at most {n_ctx_max}")
+                    }
+                    _ => String::new(),
+                };
+                anyhow::Error::from(error).context(format!("cannot load {source}{hint}"))
+            })?;
+            EmbedderHandle::spawn(Arc::new(embedder), limits)
+                .context("cannot allocate the scratch\nhint: try a smaller --ctx")
+        })?;
         Ok(LoadedEmbedder { handle, tokenizer, files: ckpt.embedding, is_cut: args.truncate })
     }
 

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use crate::args::LoadArgs;
+use crate::device::{self, Wanted};
 use crate::failure::failure;
-use crate::{device, interrupt, loaded, units};
+use crate::{interrupt, loaded, units};
 
 /// Context a model is opened with when nobody says, unless its own is smaller.
 const DEFAULT_CTX: u32 = 4096;
@@ -55,15 +56,23 @@ impl Generator {
     ) -> anyhow::Result<Generator> {
         let n_ctx_train = DecoderConfig::for_checkpoint(ckpt)?.n_ctx_train;
         let n_ctx = args.n_ctx.unwrap_or(n_ctx_train.min(DEFAULT_CTX));
-        let backend = device::backend(args.device, args.threads, device::products(args.bf16_products))?;
-        let model = loaded::model(ckpt, backend, Some(n_ctx))?;
-        let options = EngineOptions { kv_dtype: args.kv_type, max_seqs, ..EngineOptions::default() };
-        let kv_spec = model.kv_spec(1, options.block_tokens, args.kv_type);
-        let (weight_bytes, kv_bytes) =
-            (model.bytes_per_token() as f64, kv_spec.bytes_per_token().unwrap_or(0) as f64);
-        let engine = Engine::new(Arc::new(model), tokenizer, &options)
-            .context("cannot set up the engine\nhint: try a smaller --ctx or another --kv-type")?;
-        Ok(Generator { engine, weight_bytes, kv_bytes })
+        let options = EngineOptions {
+            n_ctx: Some(n_ctx as usize),
+            kv_dtype: args.kv_type,
+            max_seqs,
+            ..EngineOptions::default()
+        };
+        let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
+        wanted.load(|backend| {
+            device::check_room(ckpt, &*backend, &options)?;
+            let model = loaded::model(ckpt, backend, Some(n_ctx))?;
+            let kv_spec = model.kv_spec(1, options.block_tokens, args.kv_type);
+            let (weight_bytes, kv_bytes) =
+                (model.bytes_per_token() as f64, kv_spec.bytes_per_token().unwrap_or(0) as f64);
+            let engine = Engine::new(Arc::new(model), tokenizer.clone(), &options)
+                .context("cannot set up the engine\nhint: try a smaller --ctx or another --kv-type")?;
+            Ok(Generator { engine, weight_bytes, kv_bytes })
+        })
     }
 
     /// Runs a request to its end; Ctrl-C ends it early. `on_event` sees every event as it comes.
@@ -141,7 +150,9 @@ impl Answer {
                 choice.text.push_str(&text);
                 choice.reason = Some(reason);
             }
-            Event::Finish { reason: FinishReason::Error(reason), .. } => {
+            Event::Finish {
+                reason: FinishReason::Error(reason) | FinishReason::DeviceLost(reason), ..
+            } => {
                 return Err(anyhow!("the generation failed: {reason}"));
             }
             Event::Finish { usage, timings, .. } => {
@@ -206,7 +217,7 @@ fn describe_reason(reason: &FinishReason) -> String {
         FinishReason::Loop => "the model repeats itself".to_owned(),
         FinishReason::Length => "length reached".to_owned(),
         FinishReason::Cancelled => "cancelled".to_owned(),
-        FinishReason::Error(reason) => format!("failed: {reason}"),
+        FinishReason::Error(reason) | FinishReason::DeviceLost(reason) => format!("failed: {reason}"),
     }
 }
 
@@ -220,6 +231,8 @@ pub fn reason_json(reason: &FinishReason) -> Value {
         FinishReason::Loop => json!({ "reason": "loop" }),
         FinishReason::Length => json!({ "reason": "length" }),
         FinishReason::Cancelled => json!({ "reason": "cancelled" }),
-        FinishReason::Error(error) => json!({ "reason": "error", "error": error }),
+        FinishReason::Error(error) | FinishReason::DeviceLost(error) => {
+            json!({ "reason": "error", "error": error })
+        }
     }
 }

@@ -44,7 +44,12 @@ pub struct Residence {
     pub expires_in_s: Option<f64>,
     /// Seconds since it was last asked for or let go.
     pub idle_s: f64,
-    /// Why its engine broke down, if it did; the next request loads it again.
+    /// What it computes on.
+    pub device: String,
+    /// Why that is not the device the server prefers, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_here: Option<String>,
+    /// Why its engine or its device broke down, if one did; the next request loads it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
 }

@@ -1,6 +1,8 @@
 //! Log-probabilities as the model gave them: the log-softmax of the raw logits, before any bias, penalty, truncation
 //! or temperature.
 
+use mlxr_tensor::argmax;
+
 use super::SampleError;
 use super::candidates::Candidates;
 
@@ -49,29 +51,11 @@ fn largest(logits: &[f32], n: usize) -> Vec<u32> {
 /// A row of logits is usable when none is NaN or positive infinity and one is finite. Returns the largest one's id, the
 /// lowest among equals.
 pub(super) fn check_logits(logits: &[f32]) -> Result<u32, SampleError> {
-    // Sixteen lanes and no early end, so that compilers use vectors: vocabularies are long.
-    let (mut max, mut n_bad) = ([f32::NEG_INFINITY; 16], [0u32; 16]);
-    let (chunks, rest) = logits.as_chunks::<16>();
-    let mut padded = [f32::NEG_INFINITY; 16];
-    padded[..rest.len()].copy_from_slice(rest);
-    for chunk in chunks.iter().chain([&padded]) {
-        for lane in 0..16 {
-            let logit = chunk[lane];
-            max[lane] = if max[lane] < logit { logit } else { max[lane] };
-            // Not below infinity: infinity itself, or NaN, which is below nothing.
-            n_bad[lane] |= u32::from(logit < f32::INFINITY) ^ 1;
-        }
+    if let Some(best) = argmax(logits) {
+        return Ok(best);
     }
-    if n_bad.iter().any(|&n| n > 0) {
-        let bad = logits.iter().enumerate().find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);
-        let (id, &logit) = bad.expect("a bad logit was counted");
-        return Err(SampleError::BadLogit { id: id as u32, logit });
-    }
-    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    if max == f32::NEG_INFINITY {
-        return Err(SampleError::NoCandidate);
-    }
-    Ok(logits.iter().position(|&logit| logit == max).expect("the maximum is one of them") as u32)
+    let bad = logits.iter().enumerate().find(|(_, logit)| logit.is_nan() || **logit == f32::INFINITY);
+    Err(bad.map_or(SampleError::NoCandidate, |(id, &logit)| SampleError::BadLogit { id: id as u32, logit }))
 }
 
 #[cfg(test)]

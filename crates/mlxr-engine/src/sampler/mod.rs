@@ -31,6 +31,9 @@ pub use rng::{Draw, TokenRng};
 pub enum SampleError {
     #[error("the model's logit for token {id} is {logit}")]
     BadLogit { id: u32, logit: f32 },
+    /// As [`Self::BadLogit`], of a row that was not read.
+    #[error("the model's logits are no distribution: one is no number or infinite, or none is finite")]
+    NoDistribution,
     #[error("no token is left to choose from")]
     NoCandidate,
     #[error("token {id} is outside the vocabulary of {n_vocab}")]
@@ -102,7 +105,7 @@ impl Sampler {
         scratch: &mut Candidates,
     ) -> Result<u32, SampleError> {
         let best = logprobs::check_logits(logits)?;
-        if self.takes_the_best() && !self.forbidden.contains(&best) {
+        if self.params.is_greedy() && self.leaves_logits() && !self.forbidden.contains(&best) {
             return Ok(best);
         }
         match self.keeps_largest_first() {
@@ -140,9 +143,9 @@ impl Sampler {
         Ok(id)
     }
 
-    /// Whether the largest logit wins whatever came before, unless it is forbidden.
-    fn takes_the_best(&self) -> bool {
-        self.params.is_greedy() && self.leaves_logits()
+    /// Whether the largest logit wins whatever came before and whichever it is, so that the others need not be known.
+    pub fn takes_the_best(&self) -> bool {
+        self.params.is_greedy() && self.leaves_logits() && self.forbidden.is_empty()
     }
 
     /// How many of the largest logits are all that matters, because nothing looks at the others before they go.

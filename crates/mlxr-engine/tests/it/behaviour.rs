@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use mlxr_engine::sampler::{Dry, ParamError, Penalties};
 use mlxr_engine::{
-    Engine, EngineError, EngineOptions, Event, FinishReason, Prompt, Request, SamplingParams, ScoreError,
-    StopCause, SubmitError,
+    Engine, EngineError, EngineOptions, Event, FinishReason, Prompt, Request, Runner, SamplingParams,
+    ScoreError, StopCause, SubmitError,
 };
+use mlxr_tensor::{Batch, BlockCopy, TensorError};
 use mlxr_text::EncodeOptions;
 
-use crate::fake::{self, N_VOCAB, Outcome, engine, hashed, roomy, tokenizer};
+use crate::fake::{self, FakeRunner, N_VOCAB, Outcome, engine, hashed, roomy, tokenizer};
 
 fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
     Request {
@@ -239,6 +240,56 @@ fn a_panicking_forward_ends_its_batch_and_not_the_engine() {
     assert_eq!(fake::run(&mut engine, greedy(&[1, 2], 8)), fake::run(&mut roomy(), greedy(&[1, 2], 8)));
 }
 
+/// Gives the best tokens, and no logits.
+struct BestAlone(FakeRunner);
+
+impl Runner for BestAlone {
+    fn n_vocab(&self) -> usize {
+        N_VOCAB
+    }
+
+    fn run(&mut self, _: &[BlockCopy], _: &Batch) -> Result<Vec<f32>, TensorError> {
+        Err(TensorError::DeviceLost { backend: "fake", reason: "logits were read".to_owned() })
+    }
+
+    fn run_best(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<Option<u32>>, TensorError> {
+        self.0.run_best(copies, batch)
+    }
+}
+
+#[test]
+fn logits_are_read_only_where_somebody_needs_more_than_the_best() {
+    let options = EngineOptions::default();
+    let new = || {
+        let runner = BestAlone(FakeRunner::new(64, options.block_tokens, Box::new(hashed)));
+        Engine::with_runner(Box::new(runner), fake::tokenizer(), 64, &options).unwrap()
+    };
+    let plain = greedy(&[1, 2], 8);
+    assert_eq!(fake::run(&mut new(), plain.clone()), fake::run(&mut roomy(), plain.clone()));
+    let with = |change: fn(&mut SamplingParams)| {
+        let mut request = plain.clone();
+        change(&mut request.sampling);
+        request
+    };
+    let needing = [
+        Request { logprobs: Some(0), ..plain.clone() },
+        Request { prompt_logprobs: Some(0), ..plain.clone() },
+        Request { best_of: Some(2), ..plain.clone() },
+        with(|sampling| sampling.temperature = 1.0),
+        with(|sampling| sampling.penalties.repeat = 1.5),
+        with(|sampling| sampling.logit_bias = vec![(3, 1.0)]),
+        with(|sampling| sampling.ignore_eos = true),
+    ];
+    for request in needing {
+        let outcome = fake::run(&mut new(), request);
+        let reason = outcome.choices[&0].reason.clone();
+        assert!(
+            matches!(&reason, Some(FinishReason::DeviceLost(why)) if why.contains("logits were read")),
+            "{reason:?}"
+        );
+    }
+}
+
 #[test]
 fn logits_that_are_no_numbers_end_their_sequence_alone() {
     let broken = |history: &[u32]| if history[0] == 200 { vec![f32::NAN; N_VOCAB] } else { hashed(history) };
@@ -248,7 +299,7 @@ fn logits_that_are_no_numbers_end_their_sequence_alone() {
     let mut outcomes = BTreeMap::new();
     fake::finish(&mut engine, &mut outcomes);
     let Some(FinishReason::Error(reason)) = &only(&outcomes[&bad]).reason else { panic!() };
-    assert!(reason.contains("NaN"), "{reason}");
+    assert!(reason.contains("no distribution"), "{reason}");
     assert_eq!(outcomes[&good], fake::run(&mut roomy(), greedy(&[1, 2], 8)));
 }
 

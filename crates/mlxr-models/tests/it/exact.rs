@@ -91,7 +91,7 @@ impl Backend for Exact {
     fn combine(&self, x: &Act, routing: &Routing) -> Act {
         self.0.combine(x, routing)
     }
-    fn argmax(&self, x: &Act) -> Result<Vec<u32>, TensorError> {
+    fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
         self.0.argmax(x)
     }
 }

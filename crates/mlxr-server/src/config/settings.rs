@@ -128,7 +128,7 @@ settings! {
     /// Memory of all models together, such as 12G [default: nine tenths of what there is]
     memory: Option<Bytes> = "auto", "models.memory", [takes("memory", "SIZE")];
 
-    /// What computes: cpu, gpu, the number of a GPU, or auto for a GPU where there is one
+    /// What computes: cpu, gpu, the number of a GPU, or auto: a GPU, and the CPU for models it cannot take
     device: Device = "cpu", "engine.device", [takes("device", "DEVICE")];
     /// CPU threads [default: one per physical core]
     threads: Option<usize> = "auto", "engine.threads", [short('t', takes("threads", "N"))];

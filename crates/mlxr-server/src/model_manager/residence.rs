@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mlxr_engine::{EngineOptions, Shutdown};
 use mlxr_models::ModelError;
 
-use super::{KeepAlive, Models, Resident, blocking, plan_in};
+use super::{KeepAlive, Models, Place, Resident, blocking, plan_in};
 use crate::ServeError;
 use crate::loaded::{EngineSetup, Loaded};
 use crate::memory::{MemoryPlan, PlanError};
@@ -14,6 +14,8 @@ use crate::memory::{MemoryPlan, PlanError};
 #[derive(Clone, Debug)]
 pub struct Residence {
     pub model: Loaded,
+    /// Why it is not on the first device, if so.
+    pub why_here: Option<String>,
     pub n_leases: usize,
     pub keep_alive: KeepAlive,
     /// Until it goes if nobody asks for it; `None` while it is used and when it stays for ever.
@@ -22,7 +24,7 @@ pub struct Residence {
     pub idle: Duration,
 }
 
-/// The memory of all models together, in bytes.
+/// The memory of all models on the first device together, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryUse {
     pub limit_bytes: u64,
@@ -39,6 +41,7 @@ impl Models {
         let table = self.lock();
         let residences = table.iter().map(|resident| Residence {
             model: resident.model.clone(),
+            why_here: resident.why_here.clone(),
             n_leases: resident.n_leases,
             keep_alive: resident.keep_alive,
             expires_in: resident.expires_at().map(|at| at.saturating_duration_since(now)),
@@ -50,10 +53,11 @@ impl Models {
     pub fn memory_use(&self) -> MemoryUse {
         let table = self.lock();
         let of = |resident: &Resident| resident.model.total_bytes();
+        let here = || table.iter().filter(|resident| self.is_at(resident, Place::First));
         MemoryUse {
             limit_bytes: self.memory.limit_bytes,
-            used_bytes: table.iter().map(of).sum(),
-            idle_bytes: table.iter().filter(|resident| resident.n_leases == 0).map(of).sum(),
+            used_bytes: here().map(of).sum(),
+            idle_bytes: here().filter(|resident| resident.n_leases == 0).map(of).sum(),
         }
     }
 
@@ -72,7 +76,7 @@ impl Models {
 
     /// What computes.
     pub fn backend_name(&self) -> String {
-        self.setup.backend.describe()
+        self.setup.device.describe()
     }
 
     /// Takes a model out of memory. Returns how many requests used it, or `None` when it was not there. One in use

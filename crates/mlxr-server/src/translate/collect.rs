@@ -52,6 +52,9 @@ pub async fn collect(
             Event::Finish { reason: FinishReason::Error(cause), .. } => {
                 return Err(ServeError::Internal { cause });
             }
+            Event::Finish { reason: FinishReason::DeviceLost(reason), .. } => {
+                return Err(ServeError::DeviceLost { reason });
+            }
             Event::Finish { reason: FinishReason::Cancelled, .. } => return Err(ServeError::Cancelled),
             Event::Finish { usage, timings, .. } => {
                 collected.usage = usage;

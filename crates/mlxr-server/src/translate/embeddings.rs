@@ -99,6 +99,7 @@ pub fn refusal(error: EmbedError, field: FieldName) -> ServeError {
             ServeError::Invalid { field: None, reason: error.to_string() }
         }
         EmbedError::Stopping => ServeError::ShuttingDown,
+        EmbedError::DeviceLost { reason } => ServeError::DeviceLost { reason },
         EmbedError::Failed { reason } => ServeError::Internal { cause: reason },
     }
 }

@@ -10,7 +10,7 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use mlxr_engine::EngineOptions;
 use mlxr_kernels::{CpuBackend, CpuOptions};
-use mlxr_server::{App, EngineSetup, KeepAlive, Limits, Memory, ModelSource, ModelSpec, Models};
+use mlxr_server::{App, Device, EngineSetup, KeepAlive, Limits, Memory, ModelSource, ModelSpec, Models};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -33,7 +33,7 @@ pub fn specs() -> Vec<ModelSpec> {
 
 pub fn setup(options: EngineOptions) -> EngineSetup {
     let backend = CpuBackend::new(CpuOptions { n_threads: Some(2), isa: None }).unwrap();
-    EngineSetup { backend: Arc::new(backend), options }
+    EngineSetup { device: Device::of(Arc::new(backend)), options }
 }
 
 pub fn models(options: EngineOptions, memory: Memory, keep_alive: KeepAlive) -> Arc<Models> {

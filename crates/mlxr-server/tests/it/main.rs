@@ -9,6 +9,7 @@ mod catalogue;
 mod chat;
 mod completions;
 mod dashboard;
+mod devices;
 mod embeddings;
 mod errors;
 mod harness;

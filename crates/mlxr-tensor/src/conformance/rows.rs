@@ -169,10 +169,21 @@ pub(super) fn selection(backend: &dyn Backend) {
     let got = read(backend, &backend.gather_rows(&act, &rows));
     let expected: Vec<f32> = rows.iter().flat_map(|&r| &x[r as usize * 300..][..300]).copied().collect();
     assert_same_bits(&got, &expected, &"gathered rows");
-    let mut x = vec![-1f32; 3 * 300];
+    let mut x = vec![-1f32; 8 * 300];
     (x[7], x[250], x[300], x[599], x[899]) = (4.0, 4.0, 9.0, 8.0, 5.0);
-    let found = backend.argmax(&backend.act(3, 300, &x)).expect("the device works");
-    assert_eq!(found, [7, 0, 299], "the lowest column of the largest value");
+    x[900..1200].fill(f32::NEG_INFINITY);
+    x[1450] = f32::INFINITY;
+    x[1799] = f32::NAN;
+    x[1801] = -f32::NAN;
+    x[2100..2400].fill(f32::NEG_INFINITY);
+    x[2399] = f32::MIN;
+    let found = backend.argmax(&backend.act(8, 300, &x)).expect("the device works");
+    let expected = [Some(7), Some(0), Some(299), None, None, None, None, Some(299)];
+    assert_eq!(found, expected, "the lowest column of the largest value, or none of what is no distribution");
+    let wide = Noise::new(12).values(2 * 50_000);
+    let found = backend.argmax(&backend.act(2, 50_000, &wide)).expect("the device works");
+    let expected: Vec<Option<u32>> = wide.chunks_exact(50_000).map(crate::argmax).collect();
+    assert_eq!(found, expected, "rows as long as a vocabulary");
 }
 
 pub(super) fn rope(backend: &dyn Backend) {

@@ -7,15 +7,17 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use mlxr_engine::EngineOptions;
 use mlxr_tensor::Batch;
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
+use crate::device::{self, Wanted};
 use crate::failure::{EXIT_INTERRUPTED, usage};
 use crate::loaded::{self, Sequences};
 use crate::model_source::ModelSource;
 use crate::output::{self, DIM, HEADING};
-use crate::{device, interrupt, progress, units};
+use crate::{interrupt, progress, units};
 
 /// Rows of one prefill pass.
 const MAX_BATCH_ROWS: u32 = 512;
@@ -26,17 +28,24 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let tests = Test::all(args)?;
     let source = ModelSource::named(args.model.as_deref());
     let ckpt = source.open()?;
-    let backend = device::backend(args.device, args.threads, device::products(args.bf16_products))?;
-    let description = format!("{}, {}", backend.name(), backend.describe());
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;
-    let model = loaded::model(&ckpt, backend.clone(), Some(n_ctx))?;
+    let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
+    let sequences = wanted.load(|backend| {
+        let options =
+            EngineOptions { n_ctx: Some(n_ctx as usize), kv_dtype: args.kv_type, ..EngineOptions::default() };
+        device::check_room(&ckpt, &*backend, &options)?;
+        let model = loaded::model(&ckpt, backend.clone(), Some(n_ctx))?;
+        Sequences::new(model, backend, args.kv_type, n_seqs, n_ctx)
+    })?;
     drop(ckpt);
+    let model = &sequences.model;
+    let description = format!("{}, {}", model.backend().name(), model.backend().describe());
     let mut bench = Bench {
         n_vocab: model.config().vocab as u32,
         weights_bytes: model.weights_bytes(),
         bytes_per_token: model.bytes_per_token(),
-        sequences: Sequences::new(model, backend, args.kv_type, n_seqs, n_ctx)?,
+        sequences,
     };
     interrupt::install(interrupt::JOB_PATIENCE)?;
     let bar = progress::bar(tests.len() as u64 * u64::from(args.repeats + 1), "bench");

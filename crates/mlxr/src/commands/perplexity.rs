@@ -8,15 +8,17 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use mlxr_engine::EngineOptions;
 use mlxr_tensor::Batch;
 use mlxr_text::EncodeOptions;
 use serde_json::json;
 
 use crate::args::PerplexityArgs;
+use crate::device::{self, Wanted};
 use crate::failure::{EXIT_INTERRUPTED, failure};
 use crate::loaded::{self, Sequences};
 use crate::model_source::ModelSource;
-use crate::{device, interrupt, output, progress, stdin, text};
+use crate::{interrupt, output, progress, stdin, text};
 
 /// Rows of one forward pass, so that the logits of a pass stay small.
 const MAX_BATCH_ROWS: usize = 256;
@@ -37,9 +39,14 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
             "give a longer text or a smaller --ctx",
         ));
     }
-    let backend = device::backend(args.device, args.threads, device::products(args.bf16_products))?;
-    let model = loaded::model(&ckpt, backend.clone(), Some(args.n_ctx))?;
-    let mut sequences = Sequences::new(model, backend, args.kv_type, 1, args.n_ctx)?;
+    let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
+    let mut sequences = wanted.load(|backend| {
+        let options =
+            EngineOptions { n_ctx: Some(n_ctx), kv_dtype: args.kv_type, ..EngineOptions::default() };
+        device::check_room(&ckpt, &*backend, &options)?;
+        let model = loaded::model(&ckpt, backend.clone(), Some(args.n_ctx))?;
+        Sequences::new(model, backend, args.kv_type, 1, args.n_ctx)
+    })?;
     interrupt::install(interrupt::JOB_PATIENCE)?;
     let bar = progress::bar(n_windows as u64, "perplexity");
     let mut score = Score::default();

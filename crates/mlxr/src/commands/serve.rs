@@ -12,13 +12,14 @@ use mlxr_engine::EngineOptions;
 use mlxr_server::Inherited;
 use mlxr_server::config::{Bytes, Loaded, NamedPath, ServerConfig, Socket, Span};
 use mlxr_server::{
-    App, ClientLimits, EngineSetup, KeyFile, Keys, Limits, Listeners, Memory, ModelList, ModelSource,
-    ModelSpec, Models, Phase, Surroundings, Tokens, serve,
+    App, ClientLimits, EngineSetup, Fallback, KeyFile, Keys, Limits, Listeners, Memory, ModelList,
+    ModelSource, ModelSpec, Models, Phase, Surroundings, Tokens, serve,
 };
 
+use crate::device::{self, Devices, Wanted};
 use crate::failure::{EXIT_INTERRUPTED, failure, usage};
 use crate::settings::{self, SettingArgs};
-use crate::{bundled, device, folders, logging, output, service_manager};
+use crate::{bundled, folders, logging, output, service_manager};
 
 /// Threads that serve connections; the work is the engines'.
 const NETWORK_THREADS: usize = 2;
@@ -135,10 +136,18 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         prefix_cache: config.prefix_cache,
         ..defaults
     };
-    let backend = device::backend(config.device, config.threads, device::products(config.bf16_products))?;
-    let setup = EngineSetup { backend, options };
-    let memory = config.memory.map_or_else(Memory::detect, |Bytes(limit_bytes)| Memory { limit_bytes });
-    let models = Models::with_list(list, setup, memory, config.keep_alive);
+    let wanted = Wanted::new(config.device, config.threads, device::products(config.bf16_products));
+    let Devices { first, fallback } = wanted.open()?;
+    let backend = first.backend()?;
+    let set = config.memory.map(|Bytes(limit_bytes)| Memory { limit_bytes });
+    let memory = set.unwrap_or_else(|| Memory::of(&*backend));
+    let fallback = fallback.map(|device| Fallback {
+        device,
+        memory: set.unwrap_or_else(Memory::detect),
+        shares_memory: backend.memory().is_some_and(|memory| memory.is_shared),
+    });
+    let setup = EngineSetup { device: first, options };
+    let models = Models::with_list(list, setup, memory, config.keep_alive).with_fallback(fallback);
     let models = models.with_pins(&config.pin).map_err(|error| {
         failure(format_args!("models.pin: {error}"), "`mlxr config show` says where it is set")
     })?;

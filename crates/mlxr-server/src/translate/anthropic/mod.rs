@@ -54,10 +54,13 @@ fn kind(error: &ServeError) -> &'static str {
         ServeError::Denied(_) => "authentication_error",
         ServeError::BodyTooLarge { .. } => "request_too_large",
         ServeError::QueueFull { .. } | ServeError::RateLimited { .. } => "rate_limit_error",
-        ServeError::OutOfMemory { .. } | ServeError::ShuttingDown | ServeError::Cancelled => {
-            "overloaded_error"
+        ServeError::OutOfMemory { .. }
+        | ServeError::DeviceLost { .. }
+        | ServeError::ShuttingDown
+        | ServeError::Cancelled => "overloaded_error",
+        ServeError::CannotCompute { .. } | ServeError::DiskFull { .. } | ServeError::Internal { .. } => {
+            "api_error"
         }
-        ServeError::DiskFull { .. } | ServeError::Internal { .. } => "api_error",
     }
 }
 

@@ -48,6 +48,8 @@ const fn code(error: &ServeError) -> &'static str {
         ServeError::BodyTimeout => "request_timeout",
         ServeError::QueueFull { .. } => "queue_full",
         ServeError::OutOfMemory { .. } => "out_of_memory",
+        ServeError::CannotCompute { .. } => "cannot_compute",
+        ServeError::DeviceLost { .. } => "device_lost",
         ServeError::DiskFull { .. } => "disk_full",
         ServeError::ShuttingDown => "shutting_down",
         ServeError::Cancelled => "cancelled",
@@ -77,6 +79,10 @@ fn hint(error: &ServeError) -> Option<String> {
             "try again after the seconds in Retry-After"
         }
         ServeError::OutOfMemory { .. } => "unload a model, or load this one with a smaller context",
+        ServeError::CannotCompute { .. } => {
+            "start the server with --device auto or cpu, or quantise the model"
+        }
+        ServeError::DeviceLost { .. } => "try again; `mlxr doctor --gpu-selftest` checks the GPU",
         ServeError::Internal { .. } => "GET /mlxr/v1/logs?level=error has the cause",
         _ => return None,
     };

@@ -30,7 +30,9 @@ fn residence(residence: &Residence) -> wire::Residence {
         },
         expires_in_s: residence.expires_in.map(|time| time.as_secs_f64()),
         idle_s: residence.idle.as_secs_f64(),
-        failure: residence.model.failure().map(str::to_owned),
+        failure: residence.model.failure(),
+        device: residence.model.device(),
+        why_here: residence.why_here.clone(),
     }
 }
 

@@ -101,6 +101,10 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::BodyTimeout => (request, None, Some("request_timeout")),
         ServeError::QueueFull { .. } => ("rate_limit_error", None, Some("queue_full")),
         ServeError::OutOfMemory { .. } => ("server_error", Some("model".to_owned()), Some("out_of_memory")),
+        ServeError::CannotCompute { .. } => {
+            ("server_error", Some("model".to_owned()), Some("cannot_compute"))
+        }
+        ServeError::DeviceLost { .. } => ("server_error", None, Some("device_lost")),
         ServeError::DiskFull { .. } => ("server_error", None, Some("disk_full")),
         ServeError::ShuttingDown => ("server_error", None, Some("shutting_down")),
         ServeError::Cancelled => ("server_error", None, Some("cancelled")),
@@ -121,5 +125,6 @@ pub fn finish_reason(reason: &FinishReason) -> Result<&'static str, ServeError> 
         FinishReason::Loop => Ok("loop"),
         FinishReason::Cancelled => Err(ServeError::Cancelled),
         FinishReason::Error(cause) => Err(ServeError::Internal { cause: cause.clone() }),
+        FinishReason::DeviceLost(reason) => Err(ServeError::DeviceLost { reason: reason.clone() }),
     }
 }

@@ -1,0 +1,70 @@
+//! The devices that models compute on, and how one is had again after it failed.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mlxr_tensor::Backend;
+
+/// Opens a device; the error says why there is none.
+type Open = dyn Fn() -> Result<Arc<dyn Backend>, DeviceError> + Send + Sync;
+
+/// A device cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct DeviceError {
+    pub reason: String,
+}
+
+/// A device: opened when it is first needed, and anew once it has failed. Models on one that failed keep it until they
+/// are loaded again. Cheap to clone.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    open: Box<Open>,
+    backend: Mutex<Option<Arc<dyn Backend>>>,
+}
+
+impl Device {
+    pub fn new(open: impl Fn() -> Result<Arc<dyn Backend>, DeviceError> + Send + Sync + 'static) -> Device {
+        Device(Arc::new(Inner { open: Box::new(open), backend: Mutex::default() }))
+    }
+
+    /// One that is never opened anew.
+    pub fn of(backend: Arc<dyn Backend>) -> Device {
+        let current = Mutex::new(Some(backend.clone()));
+        Device(Arc::new(Inner { open: Box::new(move || Ok(backend.clone())), backend: current }))
+    }
+
+    /// What computes. Opening a device may take a second; blocks.
+    ///
+    /// # Errors
+    /// There is none, or none any more.
+    pub fn backend(&self) -> Result<Arc<dyn Backend>, DeviceError> {
+        let mut current = self.0.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(backend) = &*current {
+            let Some(reason) = backend.failure() else { return Ok(backend.clone()) };
+            tracing::warn!(device = backend.describe(), reason, "the device failed; it is opened anew");
+        }
+        // The old one may hold what the new one needs.
+        *current = None;
+        Ok(current.insert((self.0.open)()?).clone())
+    }
+
+    /// One line for people; the last known one of a device that failed.
+    pub fn describe(&self) -> String {
+        let current = self.0.backend.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map_or_else(|| "not opened".to_owned(), |backend| describe(&**backend))
+    }
+}
+
+/// A backend in one line.
+pub fn describe(backend: &dyn Backend) -> String {
+    format!("{}, {}", backend.name(), backend.describe())
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.describe())
+    }
+}

@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::arch::x86_64::*;
 
 use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
+use crate::avx512::layouts::Layout;
 use crate::avx512::tile::{
     Meet, Multiply, PANEL_COLS, PanelTile, Vnni, dot_tiled, dot_unpacked_with, load, store, tiled_kernels,
 };
@@ -66,30 +67,36 @@ impl Multiply for Amx {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn meet<const GROUP: usize, const OFFSETS: bool>(
-        meet: &Meet<'_>,
-        xs: &PackedRows,
-        out: &mut [f32],
-    ) {
-        // Tile by tile: it stays in the first-level cache while the activations pass by.
-        for (t, tile) in meet.tiles().enumerate() {
-            let mut configured = 0;
-            for ((n, block), out) in xs.blocks().zip(out.chunks_mut(TILE_ROWS * OUT_STRIDE)) {
-                if n != configured {
-                    // SAFETY: this table is only used where the unit is there.
-                    unsafe { unit::configure(&shapes(n, GROUP)) };
-                    configured = n;
-                }
-                let (job, out) = (TileJob { meet, tile, n }, &mut out[t * N_ROWS..]);
-                match n {
-                    ..=8 => job.run::<GROUP, OFFSETS, 8>(block, out),
-                    _ => job.run::<GROUP, OFFSETS, TILE_ROWS>(block, out),
-                }
+    unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &PackedRows, out: &mut [f32]) {
+        match (L::GROUP, L::OFFSETS) {
+            (32, false) => multiply::<32, false>(meet, xs, out),
+            (32, true) => multiply::<32, true>(meet, xs, out),
+            (_, false) => multiply::<16, false>(meet, xs, out),
+            (_, true) => multiply::<16, true>(meet, xs, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn multiply<const GROUP: usize, const OFFSETS: bool>(meet: &Meet<'_>, xs: &PackedRows, out: &mut [f32]) {
+    // Tile by tile: it stays in the first-level cache while the activations pass by.
+    for (t, tile) in meet.tiles().enumerate() {
+        let mut configured = 0;
+        for ((n, block), out) in xs.blocks().zip(out.chunks_mut(TILE_ROWS * OUT_STRIDE)) {
+            if n != configured {
+                // SAFETY: this table is only used where the unit is there.
+                unsafe { unit::configure(&shapes(n, GROUP)) };
+                configured = n;
+            }
+            let (job, out) = (TileJob { meet, tile, n }, &mut out[t * N_ROWS..]);
+            match n {
+                ..=8 => job.run::<GROUP, OFFSETS, 8>(block, out),
+                _ => job.run::<GROUP, OFFSETS, TILE_ROWS>(block, out),
             }
         }
-        // SAFETY: as above.
-        unsafe { unit::release() };
     }
+    // SAFETY: as above.
+    unsafe { unit::release() };
 }
 
 /// Registers 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.

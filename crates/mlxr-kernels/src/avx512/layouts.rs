@@ -71,6 +71,9 @@ pub(crate) trait Layout {
     const BLOCK_COLS: usize;
     /// Bytes of a block in memory; 0 where rows are already in a cache.
     const BLOCK_BYTES: usize;
+    /// Activation rows up to which codes meet them as they are unpacked, eight rows at a time. For more of them, codes
+    /// that take some time to unpack go through a panel.
+    const DIRECT_ROWS: usize = 16;
     /// Columns of a group: 16 or 32.
     const GROUP: usize;
     /// The code of zero.
@@ -84,7 +87,8 @@ pub(crate) trait Layout {
         group * Self::GROUP
     }
 
-    /// Hands the groups of a block to `visitor`.
+    /// Hands the groups of a block to `visitor`, from one place in the code: only then it is compiled in line, and codes
+    /// stay in registers.
     ///
     /// # Safety
     /// The CPU has AVX-512 F, BW, DQ, VL and VNNI, and the rows have that block.
@@ -100,6 +104,7 @@ impl Layout for Q4_0 {
     type Rows = TileRows;
     const BLOCK_COLS: usize = 32;
     const BLOCK_BYTES: usize = 18;
+    const DIRECT_ROWS: usize = usize::MAX;
     const GROUP: usize = 32;
     const ZERO: Zero = Zero::Is8;
     const OFFSETS: bool = false;
@@ -123,6 +128,7 @@ impl Layout for Q8_0 {
     type Rows = TileRows;
     const BLOCK_COLS: usize = 32;
     const BLOCK_BYTES: usize = 34;
+    const DIRECT_ROWS: usize = usize::MAX;
     const GROUP: usize = 32;
     const ZERO: Zero = Zero::Is128;
     const OFFSETS: bool = false;
@@ -172,12 +178,13 @@ impl KScales {
         }
     }
 
-    /// Scale and offset of sub-block `I`.
+    /// Scale and offset of sub-block `i`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn of<const I: usize>(&self) -> (__m512, __m512) {
-        let scale = _mm512_cvtepi32_ps(bits(self.scales[I / 4], 8 * (I as u32 % 4), 0xff));
-        let minimum = _mm512_cvtepi32_ps(bits(self.minima[I / 4], 8 * (I as u32 % 4), 0xff));
+    fn of(&self, i: usize) -> (__m512, __m512) {
+        let shift = 8 * (i as u32 % 4);
+        let scale = _mm512_cvtepi32_ps(bits(self.scales[i / 4], shift, 0xff));
+        let minimum = _mm512_cvtepi32_ps(bits(self.minima[i / 4], shift, 0xff));
         (_mm512_mul_ps(self.d, scale), _mm512_mul_ps(self.negated_d_min, minimum))
     }
 }
@@ -197,40 +204,14 @@ impl Layout for Q4K {
     unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
         // SAFETY: a super-block is 36 words: a head of four, then four runs of eight.
         let scales = KScales::new(unsafe { rows.lines::<4>(36 * block) });
-        // Written out, so that every shift is a constant.
-        // SAFETY: as above.
-        unsafe {
-            Self::pair::<V, 0, 1>(rows, block, &scales, visitor);
-            Self::pair::<V, 2, 3>(rows, block, &scales, visitor);
-            Self::pair::<V, 4, 5>(rows, block, &scales, visitor);
-            Self::pair::<V, 6, 7>(rows, block, &scales, visitor);
+        for i in 0..8 {
+            // SAFETY: as above; two sub-blocks share a run.
+            let bytes = unsafe { rows.lines::<8>(36 * block + 4 + i / 2 * 8) };
+            let codes = bits_of(bytes, 4 * (i as u32 % 2), LOW_NIBBLES);
+            let (scale, offset) = scales.of(i);
+            // SAFETY: passes the caller's promise on.
+            unsafe { visitor.group::<Self, 8>(block * 256 + 32 * i, codes, scale, offset) };
         }
-    }
-}
-
-impl Q4K {
-    /// The sub-blocks `LOW` and `HIGH`, which share bytes.
-    ///
-    /// # Safety
-    /// As [`Layout::visit`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn pair<V: Visitor, const LOW: usize, const HIGH: usize>(
-        rows: TileRows,
-        block: usize,
-        scales: &KScales,
-        visitor: &mut V,
-    ) {
-        // SAFETY: see `visit`.
-        let bytes = unsafe { rows.lines::<8>(36 * block + 4 + 4 * LOW) };
-        let (scale, offset) = scales.of::<LOW>();
-        let codes = bits_of(bytes, 0, LOW_NIBBLES);
-        // SAFETY: passes the caller's promise on.
-        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * LOW, codes, scale, offset) };
-        let (scale, offset) = scales.of::<HIGH>();
-        let codes = bits_of(bytes, 4, LOW_NIBBLES);
-        // SAFETY: passes the caller's promise on.
-        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * HIGH, codes, scale, offset) };
     }
 }
 
@@ -248,43 +229,17 @@ impl Layout for Q5K {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
         // SAFETY: a super-block is 44 words: a head of four, eight of high bits, then four runs of eight.
-        let (head, high) = unsafe { (rows.lines::<4>(44 * block), rows.lines::<8>(44 * block + 4)) };
-        let scales = KScales::new(head);
-        // Written out, so that every shift is a constant.
-        // SAFETY: as above.
-        unsafe {
-            Self::pair::<V, 0, 1>(rows, block, &high, &scales, visitor);
-            Self::pair::<V, 2, 3>(rows, block, &high, &scales, visitor);
-            Self::pair::<V, 4, 5>(rows, block, &high, &scales, visitor);
-            Self::pair::<V, 6, 7>(rows, block, &high, &scales, visitor);
+        let scales = KScales::new(unsafe { rows.lines::<4>(44 * block) });
+        for i in 0..8 {
+            // SAFETY: as above; two sub-blocks share a run.
+            let (high, low) =
+                unsafe { (rows.lines::<8>(44 * block + 4), rows.lines::<8>(44 * block + 12 + i / 2 * 8)) };
+            let nibbles = bits_of(low, 4 * (i as u32 % 2), LOW_NIBBLES);
+            let codes = with_bits(nibbles, bits_of(high, i as u32, 0x0101_0101));
+            let (scale, offset) = scales.of(i);
+            // SAFETY: passes the caller's promise on.
+            unsafe { visitor.group::<Self, 8>(block * 256 + 32 * i, codes, scale, offset) };
         }
-    }
-}
-
-impl Q5K {
-    /// The sub-blocks `LOW` and `HIGH`, which share bytes.
-    ///
-    /// # Safety
-    /// As [`Layout::visit`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn pair<V: Visitor, const LOW: usize, const HIGH: usize>(
-        rows: TileRows,
-        block: usize,
-        high: &[__m512i; 8],
-        scales: &KScales,
-        visitor: &mut V,
-    ) {
-        // SAFETY: see `visit`.
-        let low = unsafe { rows.lines::<8>(44 * block + 12 + 4 * LOW) };
-        let (scale, offset) = scales.of::<LOW>();
-        let codes = with_bits(bits_of(low, 0, LOW_NIBBLES), bits_of(*high, LOW as u32, 0x0101_0101));
-        // SAFETY: passes the caller's promise on.
-        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * LOW, codes, scale, offset) };
-        let (scale, offset) = scales.of::<HIGH>();
-        let codes = with_bits(bits_of(low, 4, LOW_NIBBLES), bits_of(*high, HIGH as u32, 0x0101_0101));
-        // SAFETY: passes the caller's promise on.
-        unsafe { visitor.group::<Self, 8>(block * 256 + 32 * HIGH, codes, scale, offset) };
     }
 }
 
@@ -320,54 +275,21 @@ impl Layout for Q6K {
     unsafe fn visit<V: Visitor>(rows: TileRows, block: usize, visitor: &mut V) {
         // SAFETY: a super-block is 52 words, 32 of low nibbles, sixteen of high bits, four of scales, and their factor.
         let (scales, d) = unsafe { (rows.lines::<4>(52 * block + 48), rows.half(block)) };
-        // Written out, so that every shift is a constant.
-        // SAFETY: as above.
-        unsafe {
-            Self::part::<V, 0, 0>(rows, block, (&scales, d), visitor);
-            Self::part::<V, 0, 1>(rows, block, (&scales, d), visitor);
-            Self::part::<V, 1, 0>(rows, block, (&scales, d), visitor);
-            Self::part::<V, 1, 1>(rows, block, (&scales, d), visitor);
+        for i in 0..16 {
+            let (half, part, run) = (i / 8, i / 4 % 2, i % 4);
+            let low = 52 * block + 16 * half + 4 * part + run % 2 * 8;
+            let high = 52 * block + 32 + 8 * half + 4 * part;
+            // SAFETY: as above.
+            let (low, high) = unsafe { (rows.lines::<4>(low), rows.lines::<4>(high)) };
+            let nibbles = bits_of(low, 4 * (run as u32 / 2), LOW_NIBBLES);
+            let codes = with_bits(nibbles, bits_of(high, 2 * run as u32, LOW_PAIRS));
+            // Sub-block `8 half + 2 run + part` has the scale of that number.
+            let number = signed_byte(scales[2 * half + run / 2], (2 * (run % 2) + part) as u32);
+            let scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(number));
+            let col = Self::column(16 * block + i);
+            // SAFETY: passes the caller's promise on.
+            unsafe { visitor.group::<Self, 4>(col, codes, scale, _mm512_setzero_ps()) };
         }
-    }
-}
-
-impl Q6K {
-    /// The four runs of sixteen columns that share bytes.
-    ///
-    /// # Safety
-    /// As [`Layout::visit`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn part<V: Visitor, const HALF: usize, const PART: usize>(
-        rows: TileRows,
-        block: usize,
-        (scales, d): (&[__m512i; 4], __m512),
-        visitor: &mut V,
-    ) {
-        let start = 52 * block + 16 * HALF + 4 * PART;
-        // SAFETY: see `visit`.
-        let (first, second) = unsafe { (rows.lines::<4>(start), rows.lines::<4>(start + 8)) };
-        // SAFETY: see `visit`.
-        let high = unsafe { rows.lines::<4>(52 * block + 32 + 8 * HALF + 4 * PART) };
-        let col = 256 * block + 128 * HALF + 16 * PART;
-        let zero = _mm512_setzero_ps();
-        // Sub-block `8 HALF + 2 run + PART` has the scale of that number.
-        let scale = |run: usize| {
-            let number = signed_byte(scales[2 * HALF + run / 2], (2 * (run % 2) + PART) as u32);
-            _mm512_mul_ps(d, _mm512_cvtepi32_ps(number))
-        };
-        let codes = with_bits(bits_of(first, 0, LOW_NIBBLES), bits_of(high, 0, LOW_PAIRS));
-        // SAFETY: passes the caller's promise on.
-        unsafe { visitor.group::<Self, 4>(col, codes, scale(0), zero) };
-        let codes = with_bits(bits_of(second, 0, LOW_NIBBLES), bits_of(high, 2, LOW_PAIRS));
-        // SAFETY: as above.
-        unsafe { visitor.group::<Self, 4>(col + 32, codes, scale(1), zero) };
-        let codes = with_bits(bits_of(first, 4, LOW_NIBBLES), bits_of(high, 4, LOW_PAIRS));
-        // SAFETY: as above.
-        unsafe { visitor.group::<Self, 4>(col + 64, codes, scale(2), zero) };
-        let codes = with_bits(bits_of(second, 4, LOW_NIBBLES), bits_of(high, 6, LOW_PAIRS));
-        // SAFETY: as above.
-        unsafe { visitor.group::<Self, 4>(col + 96, codes, scale(3), zero) };
     }
 }
 
@@ -394,6 +316,7 @@ impl<const SIGNED: bool, const GROUP: usize> Layout for Unpacked<SIGNED, GROUP> 
     type Rows = UnpackedRows;
     const BLOCK_COLS: usize = 4 * GROUP;
     const BLOCK_BYTES: usize = 0;
+    const DIRECT_ROWS: usize = 8;
     const GROUP: usize = GROUP;
     const ZERO: Zero = if SIGNED { Zero::Is128 } else { Zero::Is0 };
     const OFFSETS: bool = true;

@@ -185,8 +185,7 @@ pub(crate) fn low_half(lanes: __m512i) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) fn bits(lanes: __m512i, n: u32, mask: i32) -> __m512i {
-    let shifted = if n == 0 { lanes } else { _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(n as i32)) };
-    _mm512_and_si512(shifted, _mm512_set1_epi32(mask))
+    _mm512_and_si512(_mm512_srl_epi32(lanes, _mm_cvtsi32_si128(n as i32)), _mm512_set1_epi32(mask))
 }
 
 /// [`bits`] of each vector.

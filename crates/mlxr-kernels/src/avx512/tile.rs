@@ -1,9 +1,9 @@
 //! Products of sixteen or thirty-two weight rows with quantised activations.
 //!
 //! A weight row is a lane: one `vpdpbusd` multiplies four columns of sixteen rows with four codes of an activation
-//! row, so a group's integer sum needs no reduction and is exact. Few activation rows meet the codes as they leave
-//! the unpacking, in registers; many meet them in a panel that is unpacked once and stays in the first-level cache.
-//! Both do the same operations for a product, so a result does not depend on how many rows there are.
+//! row, so a group's integer sum needs no reduction and is exact. Codes meet eight activation rows at a time in
+//! registers, as they are unpacked, or from a panel that is unpacked once and stays in the first-level cache. Both do
+//! the same operations for a product, so a result does not depend on how many rows there are.
 
 use core::arch::asm;
 use core::arch::x86_64::*;
@@ -18,13 +18,13 @@ use crate::linear::codes::{CodeKind, QuantRow};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 use crate::linear::tiled::{N_ROWS, Tiles};
 
-/// Activation rows that meet the codes in registers at most.
-const MAX_FUSED: usize = 16;
+/// Activation rows that meet codes in registers at once.
+const MAX_BLOCK: usize = 8;
 
 /// Activation rows that share a load from the panel at most.
-const MAX_BLOCK: usize = 6;
+const PANEL_BLOCK: usize = 6;
 
-/// Tiles of sixteen rows that share a load of an activation's codes.
+/// Tiles of sixteen rows that one call takes.
 const TILES: usize = TILE_ROWS / N_ROWS;
 
 /// Columns of a panel.
@@ -179,30 +179,35 @@ impl<R: Copy> Job<R> {
         }
         assert!(self.n_blocks * L::BLOCK_COLS <= cols, "columns of weights and activations");
         assert!(n_rows * TILE_ROWS <= out.len(), "room for the products");
-        match M::few(xs) {
-            Some(xs @ [_]) => self.fused::<L, 1>(xs, out),
-            Some(xs @ [_, _]) => self.fused::<L, 2>(xs, out),
-            Some(xs) if xs.len() <= 4 => self.fused::<L, 4>(xs, out),
-            Some(xs) if xs.len() <= 8 => self.fused::<L, 8>(xs, out),
-            Some(xs) => self.fused::<L, MAX_FUSED>(xs, out),
-            None => self.through_panel::<L, M>(xs, &mut out[..n_rows * TILE_ROWS], panel),
+        match M::rows(xs) {
+            Some(xs) if xs.len() <= L::DIRECT_ROWS => {
+                for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
+                    match xs.len() {
+                        1 => self.in_registers::<L, 1>(xs, out),
+                        2 => self.in_registers::<L, 2>(xs, out),
+                        3 | 4 => self.in_registers::<L, 4>(xs, out),
+                        _ => self.in_registers::<L, MAX_BLOCK>(xs, out),
+                    }
+                }
+            }
+            _ => self.through_panel::<L, M>(xs, &mut out[..n_rows * TILE_ROWS], panel),
         }
     }
 
     /// Each tile's codes meet all `xs` in registers.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn fused<L: Layout<Rows = R>, const X: usize>(&self, xs: &[QuantRow<'_>], out: &mut [f32]) {
+    fn in_registers<L: Layout<Rows = R>, const X: usize>(&self, xs: &[QuantRow<'_>], out: &mut [f32]) {
         for (t, rows) in self.rows.iter().flatten().enumerate() {
             let ahead = self.stored.wrapping_add((t + 1) * self.tile_bytes);
-            let mut visitor =
-                Fused { acts: Acts::<X>::new(xs, L::GROUP), acc: [_mm512_setzero_ps(); X], ahead };
-            for block in 0..self.n_blocks {
+            let mut block =
+                Block { acts: Acts::<X>::new(xs, L::GROUP), acc: [_mm512_setzero_ps(); X], ahead };
+            for i in 0..self.n_blocks {
                 // SAFETY: the rows have `n_blocks` blocks, and `run` checked the activations' columns.
-                unsafe { L::visit(*rows, block, &mut visitor) };
+                unsafe { L::visit(*rows, i, &mut block) };
             }
-            for (x, acc) in visitor.acc.iter().take(xs.len()).enumerate() {
-                store(&mut out[x * TILE_ROWS + t * N_ROWS..], *acc);
+            for (acc, out) in block.acc.iter().zip(out.chunks_exact_mut(TILE_ROWS)).take(xs.len()) {
+                store(&mut out[t * N_ROWS..], *acc);
             }
         }
     }
@@ -251,17 +256,9 @@ impl<R: Copy> Job<R> {
             }
             let n_tiles = self.rows.iter().flatten().count();
             self.fetch_ahead(n_tiles, start..end);
-            let columns = &columns[..n_groups];
-            let meet = Meet { panel: panel.bytes(), columns, zero: L::ZERO, n_tiles };
+            let meet = Meet { panel: panel.bytes(), columns: &columns[..n_groups], n_tiles };
             // SAFETY: the panel was filled for `M` with these groups, and `run` checked the activations' columns.
-            unsafe {
-                match (L::GROUP, L::OFFSETS) {
-                    (32, false) => M::meet::<32, false>(&meet, xs, out),
-                    (32, true) => M::meet::<32, true>(&meet, xs, out),
-                    (_, false) => M::meet::<16, false>(&meet, xs, out),
-                    (_, true) => M::meet::<16, true>(&meet, xs, out),
-                }
-            }
+            unsafe { M::meet::<L>(&meet, xs, out) };
         }
     }
 }
@@ -335,15 +332,15 @@ impl<const X: usize> Acts<X> {
     }
 }
 
-/// Multiplies groups with `X` rows at once.
-struct Fused<const X: usize> {
+/// `X` activation rows that groups meet.
+struct Block<const X: usize> {
     acts: Acts<X>,
     acc: [__m512; X],
     /// What is fetched meanwhile: the next sixteen rows, which are the next bytes.
     ahead: *const u8,
 }
 
-impl<const X: usize> Visitor for Fused<X> {
+impl<const X: usize> Visitor for Block<X> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn group<L: Layout, const N: usize>(
@@ -361,14 +358,10 @@ impl<const X: usize> Visitor for Fused<X> {
         for x in 0..X {
             // SAFETY: the rows have the columns, by the caller's promise.
             unsafe {
-                // Two chains, because one would wait for each sum; integers add up the same.
-                let mut even = self.acts.start(x, col / L::GROUP, L::ZERO);
-                let mut odd = _mm512_setzero_si512();
-                for j in (0..N).step_by(2) {
-                    even = _mm512_dpbusd_epi32(even, codes[j], self.acts.word(x, col + 4 * j));
-                    odd = _mm512_dpbusd_epi32(odd, codes[j + 1], self.acts.word(x, col + 4 * j + 4));
+                let mut sums = self.acts.start(x, col / L::GROUP, L::ZERO);
+                for (j, &codes) in codes.iter().enumerate() {
+                    sums = _mm512_dpbusd_epi32(sums, codes, self.acts.word(x, col + 4 * j));
                 }
-                let sums = _mm512_add_epi32(even, odd);
                 let (group, factors) = (col / L::GROUP, (scale, offset));
                 self.acc[x] = match (L::GROUP, L::OFFSETS) {
                     (32, false) => self.acts.add::<32, false>(x, group, sums, factors, self.acc[x]),
@@ -392,8 +385,8 @@ pub(crate) trait Multiply {
     /// How many rows there are, all of one shape, and their padded columns.
     fn size(xs: Self::Xs<'_>) -> (usize, usize);
 
-    /// The rows, if they are so few that they meet the codes in registers: up to `MAX_FUSED`.
-    fn few<'a>(_: Self::Xs<'a>) -> Option<&'a [QuantRow<'a>]> {
+    /// The rows, if they can meet codes in registers.
+    fn rows<'a>(_: Self::Xs<'a>) -> Option<&'a [QuantRow<'a>]> {
         None
     }
 
@@ -401,11 +394,7 @@ pub(crate) trait Multiply {
     ///
     /// # Safety
     /// The CPU has what the implementation is compiled for. The panel was filled for it, and the rows have its columns.
-    unsafe fn meet<const GROUP: usize, const OFFSETS: bool>(
-        meet: &Meet<'_>,
-        xs: Self::Xs<'_>,
-        out: &mut [f32],
-    );
+    unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: Self::Xs<'_>, out: &mut [f32]);
 }
 
 /// Multiplication by `vpdpbusd`, a few rows at a time.
@@ -422,19 +411,20 @@ impl Multiply for Vnni {
         (xs.len(), first.cols())
     }
 
-    fn few<'a>(xs: Self::Xs<'a>) -> Option<&'a [QuantRow<'a>]> {
-        (xs.len() <= MAX_FUSED).then_some(xs)
+    fn rows<'a>(xs: Self::Xs<'a>) -> Option<&'a [QuantRow<'a>]> {
+        Some(xs)
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn meet<const GROUP: usize, const OFFSETS: bool>(
-        meet: &Meet<'_>,
-        xs: &[QuantRow<'_>],
-        out: &mut [f32],
-    ) {
-        for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
-            meet.some::<GROUP, OFFSETS>(xs, &mut out[..xs.len() * TILE_ROWS]);
+    unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &[QuantRow<'_>], out: &mut [f32]) {
+        for (xs, out) in xs.chunks(PANEL_BLOCK).zip(out.chunks_mut(PANEL_BLOCK * TILE_ROWS)) {
+            match (L::GROUP, L::OFFSETS) {
+                (32, false) => meet.some::<32, false>(L::ZERO, xs, out),
+                (32, true) => meet.some::<32, true>(L::ZERO, xs, out),
+                (_, false) => meet.some::<16, false>(L::ZERO, xs, out),
+                (_, true) => meet.some::<16, true>(L::ZERO, xs, out),
+            }
         }
     }
 }
@@ -483,7 +473,6 @@ pub(crate) struct Meet<'a> {
     panel: &'a [u8],
     /// The first column of each group it holds.
     pub(crate) columns: &'a [usize],
-    zero: Zero,
     /// Tiles of sixteen weight rows it holds.
     n_tiles: usize,
 }
@@ -548,13 +537,18 @@ impl Meet<'_> {
         })
     }
 
-    /// Adds the products with up to `MAX_BLOCK` rows to `out: [xs, TILE_ROWS]`.
+    /// Adds the products with up to `PANEL_BLOCK` rows to `out: [xs, TILE_ROWS]`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn some<const GROUP: usize, const OFFSETS: bool>(&self, xs: &[QuantRow<'_>], out: &mut [f32]) {
+    fn some<const GROUP: usize, const OFFSETS: bool>(
+        &self,
+        zero: Zero,
+        xs: &[QuantRow<'_>],
+        out: &mut [f32],
+    ) {
         match xs.len() {
-            1 | 2 => self.block::<GROUP, OFFSETS, 2>(xs, out),
-            _ => self.block::<GROUP, OFFSETS, MAX_BLOCK>(xs, out),
+            1 | 2 => self.block::<GROUP, OFFSETS, 2>(zero, xs, out),
+            _ => self.block::<GROUP, OFFSETS, PANEL_BLOCK>(zero, xs, out),
         }
     }
 
@@ -562,6 +556,7 @@ impl Meet<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn block<const GROUP: usize, const OFFSETS: bool, const X: usize>(
         &self,
+        zero: Zero,
         xs: &[QuantRow<'_>],
         out: &mut [f32],
     ) {
@@ -583,7 +578,7 @@ impl Meet<'_> {
             unsafe {
                 let mut sums = [[_mm512_setzero_si512(); TILES]; X];
                 for (x, sums) in sums.iter_mut().enumerate() {
-                    *sums = [acts.start(x, col / GROUP, self.zero); TILES];
+                    *sums = [acts.start(x, col / GROUP, zero); TILES];
                 }
                 let rows = acts.rows.map(|row| row.wrapping_add(col));
                 add_products!(GROUP / 4, X, codes, rows, sums);

@@ -1,26 +1,27 @@
-//! Attention over the paged cache, with an online softmax (Milakov and Gimelshein, arXiv 1805.02867).
+//! Attention over the paged cache, in segments whose softmax states are merged (Milakov and Gimelshein, arXiv 1805.02867).
 //!
-//! A query meets its KV blocks in order, cut into units of [`UNIT_TOKENS`]; units form segments of [`SEGMENT_TOKENS`] that start at fixed positions, each
-//! with a softmax state of its own, and the states are merged in order. Nothing in that order depends on the batch, on
-//! chunking or on the number of threads, so a row's result never does either.
+//! Segments of [`SEGMENT_TOKENS`] start at fixed positions. A query meets the keys of one, turns their scores into
+//! weights, and adds up the values; the states of its segments are merged in order. Nothing in that order depends on the
+//! batch, on chunking or on the number of threads, so a row's result never does either.
 
 use std::cell::RefCell;
+use std::mem::take;
 use std::ops::Range;
 
 use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, Span};
 
 use crate::aligned::{as_bytes, prefetch};
-use crate::disjoint::{Disjoint, split};
-use crate::kernels::{Attend, DotFloats, Kernels, Softmax, TILE, Unit, UnitScratch};
+use crate::disjoint::Disjoint;
+use crate::kernels::{AttendKernels, DotFloats, Kernels, TILE, UNIT_TOKENS, Units};
 use crate::kv::{LayerKv, decode};
 use crate::pool::ThreadPool;
 use crate::weight::vector;
 
 /// Tokens whose softmax state is kept apart.
-const SEGMENT_TOKENS: usize = 512;
+const SEGMENT_TOKENS: usize = 256;
 
-/// Keys met in one go, where blocks hold a multiple of it: a result then does not depend on the size of the blocks.
-const UNIT_TOKENS: usize = 16;
+/// Units of a segment, where blocks hold whole units: a result then does not depend on the size of the blocks.
+const SEGMENT_UNITS: usize = SEGMENT_TOKENS / UNIT_TOKENS;
 
 /// Queries (rows times heads of one KV head) that share one pass over the keys.
 const TILE_QUERIES: usize = 32;
@@ -59,11 +60,12 @@ struct State {
 struct Scratch {
     total: State,
     segment: State,
-    /// `[queries, unit_tokens]`
+    /// `[queries, positions of a segment]`: scores, then weights.
     scores: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
-    unit: UnitScratch,
+    /// A kernel's own.
+    floats: Vec<f32>,
 }
 
 thread_local! {
@@ -89,9 +91,9 @@ impl Attention<'_> {
         if tiles.len() < pool.n_threads() && tiles.iter().any(|tile| self.segments(tile).len() > 1) {
             return self.run_by_segments(pool, &tiles, &out);
         }
-        pool.run(|part, n_parts| {
+        pool.share(tiles.len(), 1, |range| {
             SCRATCH.with_borrow_mut(|scratch| {
-                for tile in &tiles[split(tiles.len(), part, n_parts, 1)] {
+                for tile in &tiles[range] {
                     self.tile(tile, scratch);
                     self.finish(tile, &scratch.total, &out);
                 }
@@ -105,12 +107,12 @@ impl Attention<'_> {
         let work: Vec<(&Tile<'_>, Range<usize>)> = work.collect();
         let mut states: Vec<State> = work.iter().map(|_| State::default()).collect();
         let shared = Disjoint::new(&mut states);
-        pool.run(|part, n_parts| {
+        pool.share(work.len(), 1, |range| {
             SCRATCH.with_borrow_mut(|scratch| {
-                for i in split(work.len(), part, n_parts, 1) {
+                for i in range {
                     let (tile, segment) = &work[i];
                     self.segment(tile, segment, scratch);
-                    // SAFETY: `split` gives each segment to one part only.
+                    // SAFETY: each segment is given to one thread only.
                     let state = unsafe { shared.slice(i..i + 1) };
                     std::mem::swap(&mut state[0], &mut scratch.segment);
                 }
@@ -196,55 +198,35 @@ impl Attention<'_> {
 
     /// Computes the state of all queries of a tile over some units into `scratch.segment`.
     fn segment(&self, tile: &Tile<'_>, units: &Range<usize>, scratch: &mut Scratch) {
-        scratch.segment.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
-        let seen_end = self.seen(tile).end;
-        for unit in units.clone() {
-            self.unit(tile, unit * self.unit_tokens(), seen_end, scratch);
+        let n_queries = tile.rows.len() * self.group();
+        let (first, end) = (units.start * self.unit_tokens(), units.end * self.unit_tokens());
+        let positions = first..end.min(self.seen(tile).end);
+        scratch.segment.reset(n_queries, self.layer.layout.v_dim);
+        scratch.scores.resize(n_queries * (end - first), 0.0);
+        match self.attend() {
+            Some(kernels) => self.segment_by_units(kernels, tile, positions, scratch),
+            None => {
+                self.scores(tile, positions.clone(), scratch);
+                self.soften(tile, first..end, scratch);
+                self.add_values(tile, positions, scratch);
+            }
         }
     }
 
-    /// Adds the keys and values of the unit that starts at position `first` to the segment's states.
-    fn unit(&self, tile: &Tile<'_>, first: usize, seen_end: usize, scratch: &mut Scratch) {
-        let layout = &self.layer.layout;
-        let (unit_tokens, v_dim) = (self.unit_tokens(), layout.v_dim);
-        let n_keys = unit_tokens.min(seen_end - first);
-        let (keys, values) = self.stored(tile, first, n_keys);
-        let next = first + n_keys;
-        let next = (next < seen_end).then(|| self.stored(tile, next, unit_tokens.min(seen_end - next)));
-        // Units lie anywhere in the arena, so that nobody else knows what comes next.
-        next.inspect(|(keys, _)| prefetch(keys));
-        if let Some(attend) = self.attend() {
-            next.inspect(|(_, values)| prefetch(values));
-            return self.unit_at_once(attend, tile, (first, n_keys), (keys, values), scratch);
-        }
-        self.scores(tile, keys, n_keys, scratch);
-        next.inspect(|(_, values)| prefetch(values));
-        scratch.values.resize(unit_tokens * v_dim, 0.0);
-        decode(self.kernels, layout.dtype, values, &mut scratch.values[..n_keys * v_dim]);
-        let group = self.group();
-        for (query, scores) in scratch.scores.chunks_exact_mut(unit_tokens).enumerate() {
-            let visible = self.visible(tile.span, tile.rows.start + query / group);
-            let from = visible.start.max(first) - first;
-            let to = visible.end.min(first + n_keys).saturating_sub(first);
-            if from >= to {
-                continue;
+    /// Turns the scores of a segment into weights, which are zero for positions that a query does not see.
+    fn soften(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch) {
+        let Range { start: first, end } = positions;
+        for (query, scores) in scratch.scores.chunks_exact_mut(end - first).enumerate() {
+            let visible = self.visible(tile.span, tile.rows.start + query / self.group());
+            let to = visible.end.clamp(first, end) - first;
+            let from = visible.start.saturating_sub(first).min(to);
+            scores[..from].fill(0.0);
+            scores[to..].fill(0.0);
+            if from < to {
+                let state = (&mut scratch.segment.max[query], &mut scratch.segment.sum[query]);
+                let scores = &mut scores[from..to];
+                (*state.0, *state.1) = self.kernels.soften(scores, self.spec.scale, self.spec.softcap);
             }
-            let state = &mut scratch.segment;
-            let acc = &mut state.acc[query * v_dim..(query + 1) * v_dim];
-            let scores = &mut scores[from..to];
-            self.kernels.scale(scores, self.spec.scale);
-            if let Some(cap) = self.spec.softcap {
-                self.kernels.softcap(scores, cap);
-            }
-            let max = state.max[query].max(self.kernels.max(scores));
-            if state.max[query] != f32::NEG_INFINITY && state.max[query] != max {
-                let shrink = self.kernels.exp(state.max[query] - max);
-                state.sum[query] *= shrink;
-                self.kernels.scale(acc, shrink);
-            }
-            state.max[query] = max;
-            state.sum[query] += self.kernels.exp_sum(scores, max);
-            self.kernels.weighted_sum(acc, scores, &scratch.values[from * v_dim..to * v_dim]);
         }
     }
 
@@ -259,8 +241,14 @@ impl Attention<'_> {
         (&keys[rows(layout.k_bytes)], &values[rows(layout.v_bytes)])
     }
 
-    /// The kernel that takes a unit at once, where there is one for these shapes.
-    fn attend(&self) -> Option<Attend> {
+    /// The units that `positions` are cut into, each with its first position and how many it has.
+    fn units(&self, positions: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+        let n = self.unit_tokens();
+        positions.clone().step_by(n).map(move |first| (first, n.min(positions.end - first)))
+    }
+
+    /// The kernels that take units, where there are some for these shapes.
+    fn attend(&self) -> Option<AttendKernels> {
         let layout = &self.layer.layout;
         let fits = self.unit_tokens() == UNIT_TOKENS
             && layout.k_dim.is_multiple_of(UNIT_TOKENS)
@@ -268,94 +256,111 @@ impl Attention<'_> {
         self.kernels.attend.filter(|_| fits)
     }
 
-    /// As [`Self::unit`], by a kernel of its own: `n_keys` keys and values from position `first` on.
-    fn unit_at_once(
+    /// [`Self::segment`] by kernels that take units.
+    fn segment_by_units(
         &self,
-        attend: Attend,
+        kernels: AttendKernels,
         tile: &Tile<'_>,
-        (first, n_keys): (usize, usize),
-        (keys, values): (&[u8], &[u8]),
+        positions: Range<usize>,
         scratch: &mut Scratch,
     ) {
         let layout = &self.layer.layout;
-        let (n_queries, group) = (tile.rows.len() * self.group(), self.group());
-        let mut queries: [&[f32]; MAX_QUERIES] = [&[]; MAX_QUERIES];
-        let mut masks = [0u16; MAX_QUERIES];
-        let mut floats = (layout.dtype, keys, values);
-        if layout.dtype == DType::Q8_0 {
-            scratch.keys.resize(n_keys * layout.k_dim, 0.0);
-            scratch.values.resize(n_keys * layout.v_dim, 0.0);
-            decode(self.kernels, layout.dtype, keys, &mut scratch.keys);
-            decode(self.kernels, layout.dtype, values, &mut scratch.values);
-            floats = (DType::F32, as_bytes(&scratch.keys), as_bytes(&scratch.values));
+        let n_units = positions.len().div_ceil(UNIT_TOKENS);
+        let n_positions = n_units * UNIT_TOKENS;
+        let (mut keys, mut values): ([&[u8]; SEGMENT_UNITS], _) =
+            ([&[]; SEGMENT_UNITS], [&[][..]; SEGMENT_UNITS]);
+        for (i, (first, n)) in self.units(positions.clone()).enumerate() {
+            (keys[i], values[i]) = self.stored(tile, first, n);
         }
+        let (mut key_floats, mut value_floats) = (take(&mut scratch.keys), take(&mut scratch.values));
+        let keys = self.as_units(&mut keys[..n_units], layout.k_dim, &mut key_floats);
+        let values = self.as_units(&mut values[..n_units], layout.v_dim, &mut value_floats);
+        values.units.iter().take(2).for_each(|unit| prefetch(unit));
+        let n_queries = tile.rows.len() * self.group();
         for start in (0..n_queries).step_by(MAX_QUERIES) {
+            let mut queries: [&[f32]; MAX_QUERIES] = [&[]; MAX_QUERIES];
             let n = MAX_QUERIES.min(n_queries - start);
-            for i in 0..n {
-                queries[i] = self.query(tile, start + i);
-                let visible = self.visible(tile.span, tile.rows.start + (start + i) / group);
-                let from = visible.start.max(first) - first;
-                let to = visible.end.min(first + n_keys).saturating_sub(first);
-                masks[i] = (from..to).fold(0, |mask, key| mask | 1 << key);
-            }
-            let unit = Unit {
-                dtype: floats.0,
-                keys: floats.1,
-                values: floats.2,
-                n_keys,
-                k_dim: layout.k_dim,
-                v_dim: layout.v_dim,
-                queries: &queries[..n],
-                masks: &masks[..n],
-                scale: self.spec.scale,
-                softcap: self.spec.softcap,
-            };
-            let state = &mut scratch.segment;
-            let mut softmax = Softmax {
-                max: &mut state.max[start..start + n],
-                sum: &mut state.sum[start..start + n],
-                acc: &mut state.acc[start * layout.v_dim..(start + n) * layout.v_dim],
-            };
+            queries[..n].iter_mut().enumerate().for_each(|(i, query)| *query = self.query(tile, start + i));
+            let out = &mut scratch.scores[start * n_positions..(start + n) * n_positions];
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { attend(&unit, &mut scratch.unit, &mut softmax) };
+            unsafe { (kernels.scores)(&keys, &queries[..n], &mut scratch.floats, out) };
         }
+        self.soften(tile, positions.start..positions.start + n_positions, scratch);
+        // SAFETY: as above.
+        unsafe {
+            (kernels.add_values)(&values, &scratch.scores, &mut scratch.floats, &mut scratch.segment.acc);
+        }
+        (scratch.keys, scratch.values) = (key_floats, value_floats);
     }
 
-    /// Dot products of all queries of a tile with `n_keys` stored keys.
-    fn scores(&self, tile: &Tile<'_>, keys: &[u8], n_keys: usize, scratch: &mut Scratch) {
+    /// Stored units in a form that kernels take: 8-bit ones become floats.
+    fn as_units<'u>(&self, stored: &'u mut [&'u [u8]], dim: usize, floats: &'u mut Vec<f32>) -> Units<'u> {
+        let dtype = self.layer.layout.dtype;
+        if dtype != DType::Q8_0 {
+            return Units { dtype, units: stored, dim };
+        }
+        floats.resize(stored.len() * UNIT_TOKENS * dim, 0.0);
+        for (unit, out) in stored.iter().zip(floats.chunks_exact_mut(UNIT_TOKENS * dim)) {
+            decode(self.kernels, dtype, unit, out);
+        }
+        let row_bytes = dim / dtype.block_len() * dtype.block_bytes();
+        for (unit, floats) in stored.iter_mut().zip(floats.chunks_exact(UNIT_TOKENS * dim)) {
+            *unit = as_bytes(&floats[..unit.len() / row_bytes * dim]);
+        }
+        Units { dtype: DType::F32, units: stored, dim }
+    }
+
+    /// Dot products of all queries of a tile with the stored keys of `positions`.
+    fn scores(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch) {
         let layout = &self.layer.layout;
-        let unit_tokens = self.unit_tokens();
         let n_queries = tile.rows.len() * self.group();
-        scratch.scores.resize(n_queries * unit_tokens, 0.0);
-        scratch.scores.truncate(n_queries * unit_tokens);
-        let (dot, keys, key_bytes): (DotFloats, &[u8], usize) =
-            match self.kernels.dot_floats(Format::Plain(layout.dtype)) {
+        let stride = scratch.scores.len() / n_queries;
+        for (first, n_keys) in self.units(positions.clone()) {
+            let (keys, _) = self.stored(tile, first, n_keys);
+            let (dot, keys, key_bytes): (DotFloats, &[u8], usize) = match self
+                .kernels
+                .dot_floats(Format::Plain(layout.dtype))
+            {
                 Some(dot) => (dot, keys, layout.k_bytes),
                 None => {
-                    scratch.keys.resize(unit_tokens * layout.k_dim, 0.0);
-                    decode(self.kernels, layout.dtype, keys, &mut scratch.keys[..n_keys * layout.k_dim]);
+                    scratch.keys.resize(n_keys * layout.k_dim, 0.0);
+                    decode(self.kernels, layout.dtype, keys, &mut scratch.keys);
                     (self.kernels.dot_f32, as_bytes(&scratch.keys), layout.k_dim * DType::F32.block_bytes())
                 }
             };
-        for first_query in (0..n_queries).step_by(TILE) {
-            let n = TILE.min(n_queries - first_query);
-            let mut queries: [&[f32]; TILE] = [&[]; TILE];
-            for (i, query) in queries[..n].iter_mut().enumerate() {
-                *query = self.query(tile, first_query + i);
-            }
-            for first_key in (0..n_keys).step_by(TILE) {
-                let n_tile = TILE.min(n_keys - first_key);
-                let rows: [&[u8]; TILE] = std::array::from_fn(|i| {
-                    let key = (first_key + i).min(n_keys - 1);
-                    &keys[key * key_bytes..(key + 1) * key_bytes]
-                });
-                let mut out = [0f32; TILE * TILE];
-                // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-                unsafe { dot(&rows[..n_tile], &queries[..n], &mut out) };
-                for i in 0..n {
-                    let at = (first_query + i) * unit_tokens + first_key;
-                    scratch.scores[at..at + n_tile].copy_from_slice(&out[i * TILE..][..n_tile]);
+            for first_query in (0..n_queries).step_by(TILE) {
+                let n = TILE.min(n_queries - first_query);
+                let queries: [&[f32]; TILE] =
+                    std::array::from_fn(|i| self.query(tile, (first_query + i).min(n_queries - 1)));
+                for (k, tile_keys) in keys.chunks(TILE * key_bytes).enumerate() {
+                    let n_tile = tile_keys.len() / key_bytes;
+                    let rows: [&[u8]; TILE] =
+                        std::array::from_fn(|i| &tile_keys[i.min(n_tile - 1) * key_bytes..][..key_bytes]);
+                    let mut out = [0f32; TILE * TILE];
+                    // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+                    unsafe { dot(&rows[..n_tile], &queries[..n], &mut out) };
+                    let at = first - positions.start + k * TILE;
+                    for (i, out) in out.chunks_exact(TILE).enumerate().take(n) {
+                        scratch.scores[(first_query + i) * stride + at..][..n_tile]
+                            .copy_from_slice(&out[..n_tile]);
+                    }
                 }
+            }
+        }
+    }
+
+    /// Adds the weighted values of `positions` to the segment's states.
+    fn add_values(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch) {
+        let layout = &self.layer.layout;
+        let stride = scratch.scores.len() / (tile.rows.len() * self.group());
+        for (first, n) in self.units(positions.clone()) {
+            let (_, values) = self.stored(tile, first, n);
+            scratch.values.resize(n * layout.v_dim, 0.0);
+            decode(self.kernels, layout.dtype, values, &mut scratch.values);
+            let weights = scratch.scores.chunks_exact(stride);
+            for (acc, weights) in scratch.segment.acc.chunks_exact_mut(layout.v_dim).zip(weights) {
+                let weights = &weights[first - positions.start..][..n];
+                self.kernels.weighted_sum(acc, weights, &scratch.values);
             }
         }
     }
@@ -378,6 +383,11 @@ impl Attention<'_> {
             }
             let acc = &mut total.acc[query * v_dim..(query + 1) * v_dim];
             let added = &segment.acc[query * v_dim..(query + 1) * v_dim];
+            if total.sum[query] == 0.0 {
+                (total.max[query], total.sum[query]) = (segment.max[query], segment.sum[query]);
+                acc.copy_from_slice(added);
+                continue;
+            }
             let max = total.max[query].max(segment.max[query]);
             let keep = self.kernels.exp(total.max[query] - max);
             let add = self.kernels.exp(segment.max[query] - max);

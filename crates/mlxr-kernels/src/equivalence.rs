@@ -238,6 +238,8 @@ proptest! {
             both(&|k, x| x[0] = k.exp_sum(&mut x.to_vec(), 3.0));
             both(&|k, x| x[0] = k.sum_squares(x) / n as f32);
             both(&|k, x| { k.exp_sum(x, 3.0); });
+            both(&|k, x| { k.soften(x, 0.5, None); });
+            both(&|k, x| x[0] = k.soften(&mut x.to_vec(), 0.5, Some(3.0)).1 / n as f32);
             both(&|k, x| x[0] = k.sum(x) / n as f32);
             both(&|k, x| k.subtract(x, &w, 0.3));
             for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh] {

@@ -58,45 +58,45 @@ pub(crate) enum CodeKernels {
 /// activation rows rounded up to whole blocks. A product does not depend on the numbers of rows.
 pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs, &mut TileScratch, &mut [f32]);
 
-/// Up to sixteen consecutive keys and values of a KV head, and the queries that meet them.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has a kernel for it"))]
-pub(crate) struct Unit<'a> {
+/// Positions that attention kernels meet in one go.
+pub(crate) const UNIT_TOKENS: usize = 16;
+
+/// Keys, or values, of consecutive positions of a KV head.
+pub(crate) struct Units<'a> {
     /// F32, F16 or BF16.
     pub(crate) dtype: DType,
-    /// `[n_keys, k_dim]`, as stored.
-    pub(crate) keys: &'a [u8],
-    /// `[n_keys, v_dim]`, as stored.
-    pub(crate) values: &'a [u8],
-    pub(crate) n_keys: usize,
-    pub(crate) k_dim: usize,
-    pub(crate) v_dim: usize,
-    pub(crate) queries: &'a [&'a [f32]],
-    /// Which keys each query sees, the first in the lowest bit.
-    pub(crate) masks: &'a [u16],
-    pub(crate) scale: f32,
-    pub(crate) softcap: Option<f32>,
+    /// `[UNIT_TOKENS, dim]` each, as stored; the last may have fewer positions.
+    pub(crate) units: &'a [&'a [u8]],
+    /// A multiple of sixteen.
+    pub(crate) dim: usize,
 }
 
-/// One thread's memory for [`Attend`].
-#[derive(Default)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has a kernel for it"))]
-pub(crate) struct UnitScratch {
-    pub(crate) keys: Vec<f32>,
-    pub(crate) values: Vec<f32>,
-    pub(crate) weights: Vec<f32>,
+/// Dot products with each query: `out[query * n + key]`, `n` being [`UNIT_TOKENS`] for each unit. What is written for
+/// positions that a unit lacks has no meaning. The vector is the kernel's own memory.
+pub(crate) type Scores = unsafe fn(&Units<'_>, &[&[f32]], &mut Vec<f32>, &mut [f32]);
+
+/// `acc += weights * values` for each query, position after position, the weights laid out as scores are.
+pub(crate) type AddValues = unsafe fn(&Units<'_>, &[f32], &mut Vec<f32>, &mut [f32]);
+
+/// How queries meet sixteen positions at once, each in the same way whatever the number of queries is.
+#[derive(Clone, Copy)]
+pub(crate) struct AttendKernels {
+    pub(crate) scores: Scores,
+    pub(crate) add_values: AddValues,
 }
 
-/// The softmax of each query so far: largest score, sum of exponentials, weighted values.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has a kernel for it"))]
-pub(crate) struct Softmax<'a> {
-    pub(crate) max: &'a mut [f32],
-    pub(crate) sum: &'a mut [f32],
-    /// `[queries, v_dim]`
-    pub(crate) acc: &'a mut [f32],
+impl Units<'_> {
+    /// # Panics
+    /// When the sizes are not what the documentation says.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has kernels for them"))]
+    pub(crate) fn check(&self) {
+        assert!(self.dim > 0 && self.dim.is_multiple_of(UNIT_TOKENS), "whole vectors of columns");
+        let row = self.dim * self.dtype.block_bytes();
+        let fits =
+            |unit: &&[u8]| unit.len().is_multiple_of(row) && (1..=UNIT_TOKENS).contains(&(unit.len() / row));
+        assert!(self.units.iter().all(fits), "up to sixteen positions a unit");
+    }
 }
-
-/// Adds a unit to the softmax of its queries, each computed the same way whatever their number is.
-pub(crate) type Attend = unsafe fn(&Unit<'_>, &mut UnitScratch, &mut Softmax<'_>);
 
 /// How weights of any format meet many activation rows in bf16.
 #[derive(Clone, Copy)]
@@ -184,8 +184,8 @@ pub struct Kernels {
     pub(crate) codes: CodeKernels,
     /// Only used where a backend was asked for [`Products::Bf16`].
     pub(crate) wide: Option<WideKernels>,
-    /// Attention to sixteen keys at once, of floats in multiples of sixteen; without it keys meet queries by `dot_*`.
-    pub(crate) attend: Option<Attend>,
+    /// Attention to sixteen positions at once; without it they meet queries by `dot_*` and `weighted_sum`.
+    pub(crate) attend: Option<AttendKernels>,
     /// The unpacking kernel of a format, if it has one.
     pub(crate) unpack: fn(Format) -> Option<(CodeKind, Unpack)>,
     pub(crate) lanes: Lanes,
@@ -276,6 +276,7 @@ lane_methods! {
     quantise(x: &[f32], out: QuantRowMut<'_>);
     max(x: &[f32]) -> f32;
     exp_sum(x: &mut [f32], max: f32) -> f32;
+    soften(x: &mut [f32], scale: f32, softcap: Option<f32>) -> (f32, f32);
     exp(x: f32) -> f32;
     sum(x: &[f32]) -> f32;
     sum_squares(x: &[f32]) -> f32;

@@ -1,44 +1,103 @@
-//! A small persistent thread pool: every worker runs the same closure on its own share of the output.
+//! A small persistent thread pool: its threads share the parts of one job at a time.
 //!
-//! Workers spin briefly for the next job, then sleep. A panic in any share is raised again in the caller once all
-//! shares have ended. A caller that finds the pool busy (nested or from another thread) does all shares itself, so no
-//! combination of callers can deadlock.
+//! Parts are claimed, not assigned, so that a thread which the system has put aside takes no part and holds nobody up:
+//! the caller claims what is left, closes the job, and waits only for workers that are inside it. Workers look out for
+//! the next job for a while, then sleep. A panic in any part is raised again in the caller. A caller that finds the
+//! pool busy (nested or from another thread) does all parts itself, so no combination of callers can deadlock.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
-/// Rounds of looking for a job before a worker sleeps: tens of microseconds, the gap between two ops of a step.
-const SPINS: u32 = 4_000;
+/// Looks for a change with nothing but a pause in between: some tens of microseconds, the gap between two ops of a step.
+const SPINS: u32 = 1_000;
 
-/// `job(part, n_parts)` behind a pointer whose lifetime `ThreadPool::run` guards.
-type Job = *const (dyn Fn(usize, usize) + Sync);
+/// Looks for a change that follow, each letting other threads run first: the gap between two steps.
+const YIELDS: u32 = 1_000;
+
+/// What every thread that joins a job runs, behind a pointer whose lifetime `ThreadPool::join` guards.
+type Job = *const (dyn Fn() + Sync);
+
+/// The state of the current job in one word, so that joining and closing it exclude each other: the number of workers
+/// inside in the low bits, then two flags, then the number of the job.
+struct Gate(AtomicU64);
+
+impl Gate {
+    const INSIDE: u64 = (1 << 16) - 1;
+    /// Workers may join.
+    const OPEN: u64 = 1 << 16;
+    /// The caller sleeps until the last worker has left.
+    const AWAITED: u64 = 1 << 17;
+    /// Counts jobs.
+    const JOB: u64 = 1 << 18;
+
+    fn job(state: u64) -> u64 {
+        state / Self::JOB
+    }
+
+    fn state(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Announces the next job. Only for the caller, once all workers have left the one before.
+    fn open(&self) {
+        let next = Self::job(self.state()) + 1;
+        self.0.store((next * Self::JOB) | Self::OPEN, Ordering::SeqCst);
+    }
+
+    /// Whether a worker that saw `state` is now inside its job.
+    fn join(&self, mut state: u64) -> bool {
+        let job = Self::job(state);
+        while state & Self::OPEN != 0 && Self::job(state) == job {
+            match self.0.compare_exchange_weak(state, state + 1, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return true,
+                Err(now) => state = now,
+            }
+        }
+        false
+    }
+
+    /// Leaves the job; whether the caller sleeps and has to be woken.
+    fn leave(&self) -> bool {
+        let before = self.0.fetch_sub(1, Ordering::SeqCst);
+        before & Self::AWAITED != 0 && before & Self::INSIDE == 1
+    }
+
+    /// Lets nobody in any more.
+    fn close(&self) {
+        self.0.fetch_and(!Self::OPEN, Ordering::SeqCst);
+    }
+
+    /// Announces that the caller is about to sleep; whether somebody is inside.
+    fn is_awaited(&self) -> bool {
+        self.0.fetch_or(Self::AWAITED, Ordering::SeqCst) & Self::INSIDE != 0
+    }
+}
 
 struct Shared {
     n_threads: usize,
-    /// Odd or even does not matter: a change announces a job.
-    epoch: AtomicU64,
+    gate: Gate,
     job: UnsafeCell<Option<Job>>,
-    /// Workers that have not finished the current job.
-    pending: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleep: Mutex<()>,
+    /// Workers nobody has woken since they went to sleep; changed under `sleep`.
     n_sleeping: AtomicUsize,
     wake: Condvar,
     done: Condvar,
 }
 
-// SAFETY: `job` is written by the one caller that holds `ThreadPool::busy` while `pending` is 0, and read by workers
-// only after they saw the new epoch (release/acquire).
+// SAFETY: `job` is written by the one caller that holds `ThreadPool::busy` while nobody is inside the gate, and read by
+// workers only while they are.
 unsafe impl Sync for Shared {}
-// SAFETY: the job pointer is only followed while `run` keeps the closure alive.
+// SAFETY: the job pointer is only followed while `join` keeps the closure alive.
 unsafe impl Send for Shared {}
 
-/// Threads that run one closure at a time; see the module's documentation.
+/// Threads that run one job at a time; see the module's documentation.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -60,7 +119,7 @@ impl ThreadPool {
             let slot: Arc<Mutex<Option<Arc<Shared>>>> = Arc::clone(&go_send);
             let spawned = std::thread::Builder::new()
                 .name(format!("mlxr-kernel-{index}"))
-                .spawn(move || wait_for_start(&slot, index));
+                .spawn(move || wait_for_start(&slot));
             match spawned {
                 Ok(handle) => workers.push(handle),
                 Err(_) => break,
@@ -68,9 +127,8 @@ impl ThreadPool {
         }
         let shared = Arc::new(Shared {
             n_threads: workers.len() + 1,
-            epoch: AtomicU64::new(0),
+            gate: Gate(AtomicU64::new(0)),
             job: UnsafeCell::new(None),
-            pending: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
             sleep: Mutex::new(()),
@@ -95,33 +153,48 @@ impl ThreadPool {
         self.shared.n_threads
     }
 
-    /// Calls `work(part, n_parts)` for every part and waits for all of them.
+    /// Calls `work(part, n_parts)` for every part, as many as there are threads, and waits for all of them.
     ///
     /// # Panics
-    /// When a part panicked: with its payload, after all parts have ended.
+    /// When a part panicked: with its payload, once no part runs any more.
     pub fn run(&self, work: impl Fn(usize, usize) + Sync) {
         let n_parts = self.n_threads();
-        let _busy = match self.busy.try_lock() {
-            Ok(guard) if n_parts > 1 => guard,
-            Err(TryLockError::Poisoned(poisoned)) if n_parts > 1 => poisoned.into_inner(),
-            _ => {
-                (0..n_parts).for_each(|part| work(part, n_parts));
-                return;
+        self.share(n_parts, 1, |parts| parts.for_each(|part| work(part, n_parts)));
+    }
+
+    /// Calls `work` for ranges of up to `grain` that together are `0..n`, and waits for all of them. Threads take one
+    /// range after the other, so that a slow one takes fewer.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn share(&self, n: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
+        let next = AtomicUsize::new(0);
+        self.join(&|| {
+            loop {
+                let start = next.fetch_add(grain, Ordering::Relaxed);
+                if n <= start {
+                    return;
+                }
+                work(start..n.min(start + grain));
             }
+        });
+    }
+
+    /// Calls `work` in this thread and in those workers that come in time.
+    fn join(&self, work: &(dyn Fn() + Sync)) {
+        let _busy = match self.busy.try_lock() {
+            Ok(guard) if self.n_threads() > 1 => guard,
+            Err(TryLockError::Poisoned(poisoned)) if self.n_threads() > 1 => poisoned.into_inner(),
+            _ => return work(),
         };
         let shared = &*self.shared;
-        let job: &(dyn Fn(usize, usize) + Sync) = &work;
         // SAFETY: only the lifetime changes; `finish` below returns after every worker has let go of the pointer.
-        let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Job>(job) };
-        // SAFETY: this caller holds `busy` and the previous job's workers are done, so nobody reads the cell.
+        let job: Job = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), Job>(work) };
+        // SAFETY: this caller holds `busy` and the workers have left the previous job, so nobody reads the cell.
         unsafe { *shared.job.get() = Some(job) };
-        shared.pending.store(n_parts - 1, Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
-        if shared.n_sleeping.load(Ordering::SeqCst) > 0 {
-            let _sleep = lock(&shared.sleep);
-            shared.wake.notify_all();
-        }
-        let own = catch_unwind(AssertUnwindSafe(|| work(0, n_parts)));
+        shared.gate.open();
+        shared.wake_workers();
+        let own = catch_unwind(AssertUnwindSafe(work));
         shared.finish();
         let theirs = lock(&shared.panic).take();
         if let Some(payload) = own.err().or(theirs) {
@@ -133,11 +206,8 @@ impl ThreadPool {
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
-        {
-            let _sleep = lock(&self.shared.sleep);
-            self.shared.wake.notify_all();
-        }
+        self.shared.gate.open();
+        self.shared.wake_workers();
         for worker in self.workers.drain(..) {
             // A worker catches its jobs' panics, so joining cannot fail for a reason worth reporting.
             let _ = worker.join();
@@ -146,71 +216,89 @@ impl Drop for ThreadPool {
 }
 
 impl Shared {
-    /// Waits until no worker is in the current job.
+    fn wake_workers(&self) {
+        if self.n_sleeping.load(Ordering::SeqCst) > 0 {
+            let _sleep = lock(&self.sleep);
+            self.n_sleeping.store(0, Ordering::SeqCst);
+            self.wake.notify_all();
+        }
+    }
+
+    /// Ends the job: waits until no worker is in it.
     fn finish(&self) {
-        for _ in 0..SPINS {
-            if self.pending.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            std::hint::spin_loop();
+        self.gate.close();
+        if look_out(|| (self.gate.state() & Gate::INSIDE == 0).then_some(())).is_some() {
+            return;
         }
         let mut sleep = lock(&self.sleep);
-        while self.pending.load(Ordering::Acquire) != 0 {
+        while self.gate.is_awaited() {
             sleep = self.done.wait(sleep).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Waits for an epoch other than `seen` and returns it.
-    fn next_epoch(&self, seen: u64) -> u64 {
-        for _ in 0..SPINS {
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != seen {
-                return epoch;
-            }
-            std::hint::spin_loop();
+    /// Waits for a job other than `seen` and returns the state of the gate.
+    fn next_job(&self, seen: u64) -> u64 {
+        let new = || Some(self.gate.state()).filter(|&state| Gate::job(state) != seen);
+        if let Some(state) = look_out(new) {
+            return state;
         }
         let mut sleep = lock(&self.sleep);
         self.n_sleeping.fetch_add(1, Ordering::SeqCst);
-        let epoch = loop {
-            let epoch = self.epoch.load(Ordering::SeqCst);
-            if epoch != seen {
-                break epoch;
+        loop {
+            if let Some(state) = new() {
+                return state;
             }
             sleep = self.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
-        };
-        self.n_sleeping.fetch_sub(1, Ordering::SeqCst);
-        epoch
+        }
     }
 }
 
-fn wait_for_start(slot: &Mutex<Option<Arc<Shared>>>, index: usize) {
+/// What `find` finds before it is time to sleep.
+fn look_out<T>(find: impl Fn() -> Option<T>) -> Option<T> {
+    for _ in 0..SPINS {
+        if let found @ Some(_) = find() {
+            return found;
+        }
+        std::hint::spin_loop();
+    }
+    (0..YIELDS).find_map(|_| {
+        std::thread::yield_now();
+        find()
+    })
+}
+
+fn wait_for_start(slot: &Mutex<Option<Arc<Shared>>>) {
     let shared = loop {
         if let Some(shared) = lock(slot).clone() {
             break shared;
         }
         std::thread::park();
     };
-    work_loop(&shared, index);
+    work_loop(&shared);
 }
 
-fn work_loop(shared: &Shared, index: usize) {
+fn work_loop(shared: &Shared) {
     let mut seen = 0;
     loop {
-        seen = shared.next_epoch(seen);
+        let state = shared.next_job(seen);
+        seen = Gate::job(state);
         if shared.stop.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: the new epoch was published after the cell was written, and `run` waits for `pending` to reach 0
-        // before the cell is written again.
+        if !shared.gate.join(state) {
+            continue;
+        }
+        // SAFETY: this worker is inside the gate: the cell was written before it was opened and will not be before the
+        // worker has left.
         let job = unsafe { *shared.job.get() };
         if let Some(job) = job {
-            // SAFETY: `run` keeps the closure alive until this worker has decremented `pending`.
+            // SAFETY: `join` keeps the closure alive until this worker has left.
             let work = unsafe { &*job };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| work(index, shared.n_threads))) {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(work)) {
                 lock(&shared.panic).get_or_insert(payload);
             }
         }
-        if shared.pending.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if shared.gate.leave() {
             let _sleep = lock(&shared.sleep);
             shared.done.notify_all();
         }
@@ -247,6 +335,19 @@ mod tests {
                 counts[part].fetch_add(1, Ordering::Relaxed);
             });
             assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn shared_ranges_cover_everything_once() {
+        let pool = ThreadPool::new(3);
+        for (n, grain) in [(0, 1), (1, 4), (7, 2), (100, 7)] {
+            let counts: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            pool.share(n, grain, |range| {
+                assert!(range.len() <= grain);
+                range.for_each(|i| assert_eq!(counts[i].fetch_add(1, Ordering::Relaxed), 0));
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n} by {grain}");
         }
     }
 

@@ -38,7 +38,7 @@ pub(crate) const TABLE: Kernels = Kernels {
         packs_from: usize::MAX,
     },
     wide: None,
-    attend: Some(attend::attend),
+    attend: Some(attend::KERNELS),
     unpack,
     lanes: LANES,
 };

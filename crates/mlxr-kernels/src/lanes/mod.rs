@@ -16,12 +16,16 @@ pub(crate) use math::{Fused, Separate};
 /// Partial results of a reduction.
 const LANES: usize = 16;
 
+/// Scores, their scale and cap; see [`bodies::soften`].
+type Soften = unsafe fn(&mut [f32], f32, Option<f32>) -> (f32, f32);
+
 /// The loops of one instruction set; the functions may only be called where its features are present.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes {
     pub(crate) quantise: unsafe fn(&[f32], QuantRowMut<'_>),
     pub(crate) max: unsafe fn(&[f32]) -> f32,
     pub(crate) exp_sum: unsafe fn(&mut [f32], f32) -> f32,
+    pub(crate) soften: Soften,
     pub(crate) exp: unsafe fn(f32) -> f32,
     pub(crate) sum: unsafe fn(&[f32]) -> f32,
     pub(crate) sum_squares: unsafe fn(&[f32]) -> f32,
@@ -52,6 +56,10 @@ macro_rules! lane_table {
             fn max(x: &[f32]) -> f32 { bodies::max(x) }
             $(#[target_feature(enable = $feature)])?
             fn exp_sum(x: &mut [f32], max: f32) -> f32 { bodies::exp_sum::<$madd>(x, max) }
+            $(#[target_feature(enable = $feature)])?
+            fn soften(x: &mut [f32], scale: f32, softcap: Option<f32>) -> (f32, f32) {
+                bodies::soften::<$madd>(x, scale, softcap)
+            }
             $(#[target_feature(enable = $feature)])?
             fn exp(x: f32) -> f32 { bodies::exp::<$madd>(x) }
             $(#[target_feature(enable = $feature)])?
@@ -98,6 +106,7 @@ macro_rules! lane_table {
                 quantise,
                 max,
                 exp_sum,
+                soften,
                 exp,
                 sum,
                 sum_squares,
@@ -176,6 +185,17 @@ pub(crate) mod bodies {
             *sum += *v;
         }
         sum_lanes(lanes)
+    }
+
+    /// Turns scores, to be multiplied by `scale` and capped, into `exp(score - largest)`; returns the largest and the sum.
+    #[inline(always)]
+    pub(crate) fn soften<M: Madd>(x: &mut [f32], scale_by: f32, cap: Option<f32>) -> (f32, f32) {
+        scale(x, scale_by);
+        if let Some(cap) = cap {
+            softcap::<M>(x, cap);
+        }
+        let largest = max(x);
+        (largest, exp_sum::<M>(x, largest))
     }
 
     #[inline(always)]

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor, KvCache,
-    KvSpec, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor, KernelTime,
+    KvCache, KvSpec, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::batch::BatchTables;
@@ -229,6 +229,19 @@ impl Backend for GpuBackend {
 
     fn failure(&self) -> Option<String> {
         self.gpu.failure()
+    }
+
+    fn start_profile(&self) -> Result<(), TensorError> {
+        self.gpu.check()?;
+        self.record().start_profile(&self.gpu, &self.buffers)
+    }
+
+    fn stop_profile(&self) {
+        self.record().stop_profile(&self.gpu, &self.buffers);
+    }
+
+    fn kernel_times(&self) -> Vec<KernelTime> {
+        self.record().kernel_times()
     }
 
     fn memory(&self) -> Option<DeviceMemory> {

@@ -23,6 +23,7 @@ mod memory;
 mod metal_tests;
 mod ops;
 mod pipelines;
+mod profile;
 mod recorder;
 mod repack;
 mod weight;

@@ -71,6 +71,8 @@ sources!(
 pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,
+    /// The file it comes from.
+    pub(crate) kernel: &'static str,
     /// Tells pipelines apart in caches.
     pub(crate) id: usize,
 }
@@ -195,7 +197,7 @@ fn compile(
         cache: None,
     });
     match pollster::block_on(scope.pop()) {
-        None => Ok(Pipeline { pipeline, layout, id }),
+        None => Ok(Pipeline { pipeline, layout, kernel: file, id }),
         Some(error) => Err(GpuError::Kernel { kernel: file, reason: error.to_string() }),
     }
 }

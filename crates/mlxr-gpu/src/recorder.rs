@@ -1,11 +1,12 @@
 //! What is to run: one compute pass, submitted in pieces while the next is recorded.
 
-use mlxr_tensor::TensorError;
+use mlxr_tensor::{KernelTime, TensorError};
 
 use crate::bindings::Bound;
 use crate::buffers::Buffers;
 use crate::device::{Gpu, IMMEDIATE_BYTES};
 use crate::pipelines::Pipeline;
+use crate::profile::Profile;
 
 /// Dispatches after which a piece is submitted, so that the device starts while the rest is recorded.
 const PIECE: usize = 64;
@@ -46,6 +47,8 @@ pub(crate) struct Dispatch<'a> {
 pub(crate) struct Recorder {
     open: Option<(wgpu::CommandEncoder, wgpu::ComputePass<'static>)>,
     n_dispatches: usize,
+    /// Takes the dispatches in place of `open`.
+    profile: Option<Profile>,
 }
 
 impl Recorder {
@@ -63,11 +66,21 @@ impl Recorder {
         let mut padded = [0u8; IMMEDIATE_BYTES as usize];
         padded[..immediates.len()].copy_from_slice(immediates);
         let group = buffers.groups.get(gpu, pipeline, bound);
+        let encode = |pass: &mut wgpu::ComputePass<'_>| {
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            pass.set_immediates(0, &padded);
+            pass.dispatch_workgroups(grid.x, grid.y, grid.z);
+        };
+        if let Some(profile) = &mut self.profile {
+            profile.record(gpu, pipeline.kernel, encode);
+            if profile.is_full() {
+                self.submit(gpu, buffers);
+            }
+            return;
+        }
         let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
-        pass.set_pipeline(&pipeline.pipeline);
-        pass.set_bind_group(0, &group, &[]);
-        pass.set_immediates(0, &padded);
-        pass.dispatch_workgroups(grid.x, grid.y, grid.z);
+        encode(pass);
         self.n_dispatches += 1;
         if self.n_dispatches == PIECE {
             self.submit(gpu, buffers);
@@ -80,8 +93,29 @@ impl Recorder {
             drop(pass);
             gpu.queue.submit([encoder.finish()]);
         }
+        if let Some(Err(error)) = self.profile.as_mut().map(|profile| profile.finish(gpu)) {
+            gpu.fail(error);
+        }
         self.n_dispatches = 0;
         buffers.submitted();
+    }
+
+    /// Measures what is recorded from now on.
+    pub(crate) fn start_profile(&mut self, gpu: &Gpu, buffers: &Buffers) -> Result<(), TensorError> {
+        self.submit(gpu, buffers);
+        self.profile = Some(Profile::new(gpu)?);
+        Ok(())
+    }
+
+    /// Measures no longer.
+    pub(crate) fn stop_profile(&mut self, gpu: &Gpu, buffers: &Buffers) {
+        self.submit(gpu, buffers);
+        self.profile = None;
+    }
+
+    /// What was measured.
+    pub(crate) fn kernel_times(&self) -> Vec<KernelTime> {
+        self.profile.as_ref().map_or_else(Vec::new, Profile::times)
     }
 
     /// Submits, waits, and copies `n_bytes` of `buffer` out.
@@ -95,6 +129,9 @@ impl Recorder {
         buffer: &wgpu::Buffer,
         n_bytes: usize,
     ) -> Result<Vec<u8>, TensorError> {
+        if self.profile.is_some() {
+            self.submit(gpu, buffers);
+        }
         let (mut encoder, pass) = self.open.take().unwrap_or_else(|| begin(gpu));
         drop(pass);
         let size = (n_bytes as u64).next_multiple_of(4);

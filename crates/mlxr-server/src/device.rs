@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mlxr_tensor::Backend;
+use mlxr_tensor::{Backend, KernelTime};
 
 /// Opens a device; the error says why there is none.
 type Open = dyn Fn() -> Result<Arc<dyn Backend>, DeviceError> + Send + Sync;
@@ -49,6 +49,12 @@ impl Device {
         // The old one may hold what the new one needs.
         *current = None;
         Ok(current.insert((self.0.open)()?).clone())
+    }
+
+    /// What its kernels have taken, where they are timed.
+    pub fn kernel_times(&self) -> Vec<KernelTime> {
+        let current = self.0.backend.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        current.map_or_else(Vec::new, |backend| backend.kernel_times())
     }
 
     /// One line for people; the last known one of a device that failed.

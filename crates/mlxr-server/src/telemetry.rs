@@ -9,6 +9,7 @@ use metrics::{
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
+use mlxr_tensor::KernelTime;
 
 use crate::loaded::{Loaded, LoadedModel};
 use crate::memory::process_bytes;
@@ -153,6 +154,10 @@ impl Telemetry {
                 record_model(model);
             }
             record_server(models.memory_use(), uptime);
+            for KernelTime { kernel, n_calls, time } in models.kernel_times() {
+                counter!("mlxr_kernel_calls_total", "kernel" => kernel).absolute(n_calls);
+                gauge!("mlxr_kernel_seconds", "kernel" => kernel).set(time.as_secs_f64());
+            }
         });
         self.handle.render()
     }
@@ -316,6 +321,8 @@ fn describe() {
         "mlxr_process_resident_bytes",
         "The process in memory, cached pages of mapped files included"
     );
+    describe_counter!("mlxr_kernel_calls_total", "Calls of a GPU's kernel while its time is measured");
+    describe_gauge!("mlxr_kernel_seconds", "What these calls took");
     describe_gauge!("mlxr_models_loaded", "Models in memory");
     describe_gauge!("mlxr_model_memory_bytes", "Planned memory of the model");
 }

@@ -14,6 +14,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::{DType, Format, HostTensor, TensorError};
 
@@ -43,6 +44,24 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// opened anew goes on. `None` for one that works, and for those that cannot fail as a whole.
     fn failure(&self) -> Option<String> {
         None
+    }
+
+    /// Measures from now on how long each kernel takes, which makes everything slower; what was measured before is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`TensorError::NoProfile`] where that cannot be measured.
+    fn start_profile(&self) -> Result<(), TensorError> {
+        let reason = "only those of a GPU can\nhint: compute on one with --device gpu".to_owned();
+        Err(TensorError::NoProfile { backend: self.name(), reason })
+    }
+
+    /// Measures no longer.
+    fn stop_profile(&self) {}
+
+    /// What the kernels have taken since [`Self::start_profile`], the longest first; nothing when none runs.
+    fn kernel_times(&self) -> Vec<KernelTime> {
+        Vec::new()
     }
 
     // --- placement -----------------------------------------------------------------------------------------------
@@ -173,6 +192,14 @@ pub struct DeviceMemory {
     pub usable_bytes: u64,
     /// Whether it is the host's memory.
     pub is_shared: bool,
+}
+
+/// What one kernel took, over all its calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelTime {
+    pub kernel: &'static str,
+    pub n_calls: u64,
+    pub time: Duration,
 }
 
 /// What [`Backend::gated`] computes from `gate` (g) and `up` (u).

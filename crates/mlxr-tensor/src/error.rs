@@ -17,6 +17,8 @@ pub enum TensorError {
     Unsupported { name: String, backend: &'static str, reason: String },
     #[error("{backend}: out of memory: needed {needed_bytes} bytes for {what}")]
     OutOfMemory { backend: &'static str, what: String, needed_bytes: u64 },
+    #[error("{backend}: kernels cannot be timed: {reason}")]
+    NoProfile { backend: &'static str, reason: String },
     #[error("{backend}: device lost: {reason}")]
     DeviceLost { backend: &'static str, reason: String },
 }

@@ -11,8 +11,8 @@ pub mod host;
 
 pub use argmax::argmax;
 pub use backend::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KvCache,
-    KvLayerSpec, KvSpec, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KernelTime,
+    KvCache, KvLayerSpec, KvSpec, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,
 };
 pub use dtype::DType;
 pub use error::TensorError;

@@ -267,6 +267,9 @@ pub struct BenchArgs {
     /// Sequences decoded at once
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "1")]
     pub batch: Vec<u32>,
+    /// Also time each kernel, on a GPU that has a clock; in a pass of its own, as it makes everything slower
+    #[arg(long)]
+    pub profile: bool,
     /// Times each measurement is taken
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeats: u32,

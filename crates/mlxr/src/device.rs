@@ -12,6 +12,7 @@ use mlxr_server::config;
 use mlxr_server::{Device, DeviceError, Memory, MemoryPlan};
 use mlxr_tensor::{Backend, TensorError};
 
+use crate::failure::usage;
 use crate::units::bytes;
 
 /// What is asked for: a device, and how the CPU computes if that is it.
@@ -20,6 +21,7 @@ pub struct Wanted {
     device: config::Device,
     n_threads: Option<usize>,
     products: Products,
+    is_profiled: bool,
 }
 
 /// The device that models go to, and where they go that it cannot take.
@@ -44,7 +46,12 @@ pub fn adapter(device: config::Device) -> Option<AdapterChoice> {
 
 impl Wanted {
     pub fn new(device: config::Device, n_threads: Option<usize>, products: Products) -> Wanted {
-        Wanted { device, n_threads, products }
+        Wanted { device, n_threads, products, is_profiled: false }
+    }
+
+    /// With every kernel timed, if `is_profiled`.
+    pub fn profiled(self, is_profiled: bool) -> Wanted {
+        Wanted { is_profiled, ..self }
     }
 
     /// Opens the device. With `auto` the CPU takes the place of a GPU that is not there, and stands in for one that is.
@@ -53,21 +60,33 @@ impl Wanted {
     /// There is no such device, or it cannot be used.
     pub fn open(self) -> anyhow::Result<Devices> {
         let cpu = Device::new(move || self.open_cpu());
-        let Some(choice) = adapter(self.device) else { return Ok(Devices { first: cpu, fallback: None }) };
-        let gpu = Device::new(move || {
-            let backend =
-                GpuBackend::new(choice).map_err(|error| DeviceError { reason: error.to_string() })?;
-            Ok(Arc::new(backend))
-        });
+        let Some(choice) = adapter(self.device) else {
+            if self.is_profiled {
+                return Err(usage(
+                    "kernels of a CPU cannot be timed",
+                    "leave --profile out, or give --device gpu",
+                ));
+            }
+            return Ok(Devices { first: cpu, fallback: None });
+        };
+        let gpu = Device::new(move || self.open_gpu(choice));
         let is_auto = self.device == config::Device::Auto;
         match gpu.backend() {
             Ok(_) => Ok(Devices { first: gpu, fallback: is_auto.then_some(cpu) }),
-            Err(error) if is_auto => {
+            Err(error) if is_auto && !self.is_profiled => {
                 tracing::info!(reason = error.reason, "computing on the CPU");
                 Ok(Devices { first: cpu, fallback: None })
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn open_gpu(self, choice: AdapterChoice) -> Result<Arc<dyn Backend>, DeviceError> {
+        let backend = GpuBackend::new(choice).map_err(|error| DeviceError { reason: error.to_string() })?;
+        if self.is_profiled {
+            backend.start_profile().map_err(|error| DeviceError { reason: error.to_string() })?;
+        }
+        Ok(Arc::new(backend))
     }
 
     fn open_cpu(self) -> Result<Arc<dyn Backend>, DeviceError> {

@@ -4,6 +4,7 @@
 
 mod failures;
 mod greedy;
+mod profile;
 
 use std::sync::{Arc, OnceLock};
 

@@ -139,6 +139,9 @@ settings! {
     /// Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company
     bf16_products: bool = "false", "engine.bf16_products",
         [means("bf16-products", "true", "Compute prompts in bf16 on CPUs with AMX: faster, but texts then depend on their company")];
+    /// Time each kernel of a GPU for GET /metrics, which makes it slower
+    profile: bool = "false", "engine.profile",
+        [means("profile", "true", "Time each kernel of a GPU for GET /metrics, which makes it slower")];
     /// Memory of a model's keys and values, such as 512M [default: as many as 8 full sequences]
     kv_size: Option<Bytes> = "auto", "engine.kv_size", [takes("kv-size", "SIZE")];
     /// Sequences a model runs at a time

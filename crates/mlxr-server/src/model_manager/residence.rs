@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use mlxr_engine::{EngineOptions, Shutdown};
 use mlxr_models::ModelError;
+use mlxr_tensor::KernelTime;
 
 use super::{KeepAlive, Models, Place, Resident, blocking, plan_in};
 use crate::ServeError;
@@ -72,6 +73,11 @@ impl Models {
     /// Tokens of a block of keys and values.
     pub fn block_tokens(&self) -> usize {
         self.setup.options.block_tokens
+    }
+
+    /// What the kernels of the first device have taken, where they are timed.
+    pub fn kernel_times(&self) -> Vec<KernelTime> {
+        self.setup.device.kernel_times()
     }
 
     /// What computes.

@@ -9,6 +9,7 @@ use mlxr_gpu::{AdapterChoice, GpuBackend, GpuError};
 use mlxr_server::{
     App, Device, DeviceError, EngineSetup, Fallback, KeepAlive, Limits, Memory, ModelList, Models,
 };
+use mlxr_tensor::Backend;
 use serde_json::{Value, json};
 
 use crate::harness::{HOUSE, ROOMY, TINY, ask, ask_json, get, post, send, setup, specs};
@@ -100,6 +101,13 @@ async fn a_lost_device_ends_its_requests_and_the_next_one_starts_it_anew() {
     let Some((app, opened)) = on_gpu() else { return };
     let request = json!({"model": TINY, "prompt": "a", "max_tokens": 4, "temperature": 0});
     let before = ask_json(&app, "/v1/completions", request.clone()).await;
+    assert!(!get(&app, "/metrics").await.text.contains("mlxr_kernel_seconds{"), "nobody asked for them");
+    if opened.lock().unwrap()[0].start_profile().is_ok() {
+        assert_eq!(ask_json(&app, "/v1/completions", request.clone()).await["choices"], before["choices"]);
+        let metrics = get(&app, "/metrics").await.text;
+        assert!(metrics.contains("mlxr_kernel_calls_total{kernel=\"attention\"}"), "{metrics}");
+        assert!(metrics.contains("mlxr_kernel_seconds{kernel=\"argmax\"}"), "{metrics}");
+    }
     let long = json!({
         "model": TINY, "prompt": "a", "max_tokens": 500, "temperature": 0, "stream": true, "ignore_eos": true
     });

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use mlxr_engine::EngineOptions;
-use mlxr_tensor::Batch;
+use mlxr_tensor::{Batch, KernelTime};
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
@@ -40,6 +40,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     })?;
     drop(ckpt);
     let model = &sequences.model;
+    if args.profile {
+        // Who cannot have it is told before anything is measured.
+        model.backend().start_profile()?;
+        model.backend().stop_profile();
+    }
     let description = format!("{}, {}", model.backend().name(), model.backend().describe());
     let mut bench = Bench {
         n_vocab: model.config().vocab as u32,
@@ -67,7 +72,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             }
         }
         seconds.sort_by(f64::total_cmp);
-        results.push(Outcome { bytes: bench.bytes_read(&test), test, seconds });
+        results.push(Outcome { bytes: bench.bytes_read(&test), test, seconds, kernels: Vec::new() });
+    }
+    if args.profile {
+        for outcome in &mut results {
+            outcome.kernels = bench.profile(&outcome.test)?;
+        }
     }
     bar.finish_and_clear();
     let report = Report { args, source, description, weights_bytes: bench.weights_bytes, read_gbps, results };
@@ -170,21 +180,46 @@ impl Bench {
                 Ok(start.elapsed().as_secs_f64())
             }
             Kind::Decode => {
-                for seq in 0..test.batch as usize {
-                    self.prefill(seq, test.depth)?;
-                }
+                self.fill(test)?;
                 let start = Instant::now();
-                for i in 0..test.n_tokens {
-                    let mut batch = Batch::new();
-                    for seq in 0..test.batch {
-                        self.sequences.append(&mut batch, seq as usize, &[self.token(i + seq * 31)]);
-                        batch.want_last();
-                    }
-                    self.sequences.forward(&batch)?;
-                }
+                self.decode(test)?;
                 Ok(start.elapsed().as_secs_f64())
             }
         }
+    }
+
+    /// What each kernel takes in one pass of a test.
+    fn profile(&mut self, test: &Test) -> anyhow::Result<Vec<KernelTime>> {
+        let backend = self.sequences.model.backend().clone();
+        self.sequences.truncate(0);
+        if test.kind == Kind::Decode {
+            self.fill(test)?;
+        }
+        backend.start_profile()?;
+        match test.kind {
+            Kind::Prefill => self.prefill(0, test.n_tokens)?,
+            Kind::Decode => self.decode(test)?,
+        }
+        let times = backend.kernel_times();
+        backend.stop_profile();
+        Ok(times)
+    }
+
+    /// Stores what lies before the tokens that a test decodes.
+    fn fill(&mut self, test: &Test) -> anyhow::Result<()> {
+        (0..test.batch as usize).try_for_each(|seq| self.prefill(seq, test.depth))
+    }
+
+    fn decode(&mut self, test: &Test) -> anyhow::Result<()> {
+        for i in 0..test.n_tokens {
+            let mut batch = Batch::new();
+            for seq in 0..test.batch {
+                self.sequences.append(&mut batch, seq as usize, &[self.token(i + seq * 31)]);
+                batch.want_last();
+            }
+            self.sequences.forward(&batch)?;
+        }
+        Ok(())
     }
 
     fn prefill(&mut self, seq: usize, n_tokens: u32) -> anyhow::Result<()> {
@@ -225,9 +260,41 @@ struct Outcome {
     test: Test,
     seconds: Vec<f64>,
     bytes: f64,
+    /// What each kernel took in a pass, if that was asked for.
+    kernels: Vec<KernelTime>,
 }
 
 impl Outcome {
+    /// What the kernels took together.
+    fn kernel_seconds(&self) -> f64 {
+        self.kernels.iter().map(|kernel| kernel.time.as_secs_f64()).sum()
+    }
+
+    /// One line per kernel: calls, time, share of the whole, mean; the last one is the sum.
+    fn write_kernels(&self, out: &mut impl Write) -> io::Result<()> {
+        let total = self.kernel_seconds();
+        writeln!(
+            out,
+            "\n{HEADING}{:<24} {:>9} {:>12} {:>8} {:>12}{HEADING:#}",
+            format!("kernels of {}", self.test.name()),
+            "calls",
+            "total",
+            "share",
+            "mean"
+        )?;
+        let mut line = |name: &str, n_calls: u64, seconds: f64| {
+            let (share, mean) = (seconds / total * 100.0, units::seconds(seconds / n_calls.max(1) as f64));
+            let seconds = units::seconds(seconds);
+            writeln!(out, "{name:<24} {n_calls:>9} {seconds:>12} {share:>6.1} % {mean:>12}")
+        };
+        for KernelTime { kernel, n_calls, time } in &self.kernels {
+            line(kernel, *n_calls, time.as_secs_f64())?;
+        }
+        line("all", self.kernels.iter().map(|kernel| kernel.n_calls).sum(), total)?;
+        let gb_s = self.bytes / total / 1e9;
+        writeln!(out, "{DIM}weights, keys and values over that time:{DIM:#} {gb_s:.2} GB/s")
+    }
+
     fn median_seconds(&self) -> f64 {
         let (a, b) = (self.seconds[(self.seconds.len() - 1) / 2], self.seconds[self.seconds.len() / 2]);
         (a + b) / 2.0
@@ -282,6 +349,9 @@ impl Report<'_> {
                 outcome.gb_s(),
             )?;
         }
+        if self.args.profile {
+            self.results.iter().try_for_each(|outcome| outcome.write_kernels(out))?;
+        }
         Ok(())
     }
 
@@ -316,8 +386,14 @@ impl Report<'_> {
             },
             "gb_s": outcome.gb_s(),
             "bandwidth_share": self.share(outcome),
+            "kernels": self.args.profile.then(|| kernels_json(&outcome.kernels)),
         })
     }
+}
+
+fn kernels_json(kernels: &[KernelTime]) -> Vec<Value> {
+    let kernel = |&KernelTime { kernel, n_calls, time }: &KernelTime| json!({"kernel": kernel, "calls": n_calls, "seconds": time.as_secs_f64()});
+    kernels.iter().map(kernel).collect()
 }
 
 #[cfg(test)]
@@ -326,7 +402,7 @@ mod tests {
 
     fn outcome(seconds: &[f64]) -> Outcome {
         let test = Test { kind: Kind::Decode, n_tokens: 10, depth: 0, batch: 2 };
-        Outcome { test, seconds: seconds.to_vec(), bytes: 4e9 }
+        Outcome { test, seconds: seconds.to_vec(), bytes: 4e9, kernels: Vec::new() }
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         ..defaults
     };
     let wanted = Wanted::new(config.device, config.threads, device::products(config.bf16_products));
-    let Devices { first, fallback } = wanted.open()?;
+    let Devices { first, fallback } = wanted.profiled(config.profile).open()?;
     let backend = first.backend()?;
     let set = config.memory.map(|Bytes(limit_bytes)| Memory { limit_bytes });
     let memory = set.unwrap_or_else(|| Memory::of(&*backend));

@@ -22,6 +22,33 @@ fn the_report_has_every_number_and_they_agree() {
 }
 
 #[test]
+fn a_profile_needs_a_gpu_and_names_its_kernels() {
+    let bench = |device: &str| {
+        let args = ["bench", "--json", "--profile", "-p", "8", "-n", "2", "-r", "1", "--device", device];
+        mlxr(args).assert().get_output().clone()
+    };
+    let on_cpu = bench("cpu");
+    assert_eq!(on_cpu.status.code(), Some(1));
+    let stderr = String::from_utf8(on_cpu.stderr).unwrap();
+    assert!(stderr.contains("kernels cannot be timed") && stderr.contains("--device gpu"), "{stderr}");
+
+    let on_gpu = bench("0");
+    let stderr = String::from_utf8_lossy(&on_gpu.stderr);
+    if stderr.contains("0 found") {
+        assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "{stderr}");
+        return eprintln!("skipped: no GPU and no software driver");
+    }
+    assert_eq!(on_gpu.status.code(), Some(0), "{stderr}");
+    let report: serde_json::Value = serde_json::from_slice(&on_gpu.stdout).unwrap();
+    for result in report["results"].as_array().unwrap() {
+        let kernels = result["kernels"].as_array().unwrap();
+        let seconds = |kernel: &serde_json::Value| kernel["seconds"].as_f64().unwrap();
+        assert!(kernels.len() > 5 && kernels.iter().map(seconds).sum::<f64>() > 0.0, "{result}");
+        assert!(kernels.iter().any(|kernel| kernel["kernel"] == "attention"), "{result}");
+    }
+}
+
+#[test]
 fn nothing_to_measure_is_a_usage_error() {
     mlxr(["bench", "-p", "0", "-n", "0"]).assert().code(2);
 }

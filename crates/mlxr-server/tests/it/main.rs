@@ -20,6 +20,7 @@ mod models;
 mod native;
 mod ollama;
 mod openapi;
+mod pace;
 mod responses;
 mod sockets;
 mod structure;

@@ -14,7 +14,6 @@ mod keys;
 mod packaging;
 mod perplexity;
 mod run;
-mod serve;
 mod show;
 mod tokenize;
 
@@ -24,6 +23,8 @@ mod control;
 mod doctor;
 #[cfg(unix)]
 mod repl;
+#[cfg(unix)]
+mod serve;
 #[cfg(unix)]
 mod server;
 #[cfg(unix)]

@@ -1,12 +1,13 @@
 //! `mlxr serve`.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 
+use serde_json::{Value, json};
 use snapbox::str;
 
-use crate::command::{binary, mlxr};
+use crate::command::mlxr;
+use crate::server::{Server, serve};
 
 #[test]
 fn other_machines_need_a_key() {
@@ -35,17 +36,6 @@ hint: name a .gguf file, or a folder with config.json and *.safetensors
 "#]]);
 }
 
-/// Ends the server when a test fails before it did.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended already when all went well.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn exchange(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
@@ -54,29 +44,53 @@ fn exchange(address: &str, request: &str) -> String {
     answer
 }
 
-#[cfg(unix)]
+/// The JSON of an answer; a POST if there is a body.
+fn ask(server: &Server, path: &str, body: &str) -> Value {
+    let address = server.addresses[0].strip_prefix("http://").unwrap();
+    let method = if body.is_empty() { "GET" } else { "POST" };
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close");
+    let answer = exchange(address, &format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
 #[test]
 fn the_bundled_model_answers_until_the_server_is_told_to_stop() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("mlxr.sock");
-    let mut command = Command::new(binary());
-    command.args(["serve", "--port", "0", "--socket"]).arg(&socket);
-    let mut server = Server(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
-    let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let tcp = lines.next().unwrap();
-    let address = tcp.strip_prefix("listening on http://").unwrap();
-    assert_eq!(lines.next().unwrap(), format!("listening on {}", socket.display()));
-
-    let head = format!("HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
-    let answer = exchange(address, &format!("GET /v1/models {head}\r\n"));
-    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains(r#""id":"mlxr-27m""#), "{answer}");
+    let mut server = Server::start(serve().args(["--port", "0", "--socket"]).arg(&socket), 2);
+    assert_eq!(server.addresses[1], socket.display().to_string());
+    assert_eq!(ask(&server, "/v1/models", "")["data"][0]["id"], "mlxr-27m");
     let body = r#"{"model":"mlxr-27m","prompt":"Once upon a","max_tokens":1,"temperature":0}"#;
-    let request = format!("POST /v1/completions {head}Content-Length: {}\r\n\r\n{body}", body.len());
-    let answer = exchange(address, &request);
-    assert!(answer.contains(r#""text":" time""#), "{answer}");
-
-    let pid = server.0.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert_eq!(server.0.wait().unwrap().code(), Some(0));
+    assert_eq!(ask(&server, "/v1/completions", body)["choices"][0]["text"], " time");
+    server.signal("-TERM");
+    assert_eq!(server.code(), Some(0));
     assert!(!socket.exists());
+}
+
+/// What a server that was told so much has for a target in ms, and whether it caches prompts.
+fn pace_and_cache(args: &[&str], variables: &[(&str, &str)]) -> (Value, bool) {
+    let mut command = serve();
+    command.args(["--port", "0", "--no-socket"]).args(args).envs(variables.iter().copied());
+    let server = Server::start(&mut command, 1);
+    let body = json!({"model": "mlxr-27m", "prompt": "once upon a time ".repeat(20), "max_tokens": 1});
+    ask(&server, "/v1/completions", &body.to_string());
+    let again = ask(&server, "/v1/completions", &body.to_string());
+    let n_cached = &again["usage"]["prompt_tokens_details"]["cached_tokens"];
+    let stats = ask(&server, "/mlxr/v1/stats", "");
+    (stats["models"][0]["pace"]["target_ms"].clone(), n_cached.as_u64().unwrap() > 0)
+}
+
+#[test]
+fn a_target_for_the_time_between_tokens_and_the_prefix_cache_are_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("server.yaml");
+    std::fs::write(&file, "engine:\n  target_itl: 1m\n  prefix_cache: false\n").unwrap();
+    let file = ["--config", file.to_str().unwrap()];
+    assert_eq!(pace_and_cache(&[], &[]), (Value::Null, true));
+    let flags = ["--target-itl", "50ms", "--no-prefix-cache"];
+    assert_eq!(pace_and_cache(&flags, &[]), (json!(50.0), false));
+    assert_eq!(pace_and_cache(&file, &[]), (json!(60_000.0), false));
+    let variable = ("MLXR_ENGINE_PREFIX_CACHE", "true");
+    assert_eq!(pace_and_cache(&file, &[variable]), (json!(60_000.0), true));
 }

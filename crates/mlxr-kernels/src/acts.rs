@@ -42,7 +42,7 @@ impl ActPool {
             Some(i) => idle.swap_remove(i),
             None => {
                 drop(idle);
-                AlignedBytes::zeroed(n_bytes.max(64).next_multiple_of(64))
+                AlignedBytes::mapped(n_bytes.max(64).next_multiple_of(64))
                     .unwrap_or_else(|| panic!("out of memory: {n_bytes} bytes for an activation"))
             }
         }

@@ -1,14 +1,22 @@
 //! Zeroed memory on cache-line boundaries.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::io;
 use std::ptr::NonNull;
+
+use memmap2::MmapMut;
 
 const ALIGNMENT: usize = 64;
 
-/// Bytes aligned to 64, zero at first. Untouched pages cost no memory until written.
+/// Maps from this size on are asked for in huge pages.
+const HUGE_FROM: usize = 2 << 20;
+
+/// Bytes aligned to 64, zero at first.
 pub(crate) struct AlignedBytes {
     ptr: NonNull<u8>,
     n_bytes: usize,
+    /// Where the memory is, if not on the heap.
+    map: Option<MmapMut>,
 }
 
 // SAFETY: the memory is owned and plain; access follows the borrow of `self`.
@@ -22,11 +30,17 @@ impl AlignedBytes {
         let layout = Layout::from_size_align(n_bytes.max(ALIGNMENT), ALIGNMENT).ok()?;
         // SAFETY: the layout's size is at least `ALIGNMENT`, so not zero.
         let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Self { ptr, n_bytes })
+        Some(Self { ptr, n_bytes, map: None })
+    }
+
+    /// Memory to keep: its pages cost nothing until they are written, and are huge ones where the system gives them.
+    pub(crate) fn mapped(n_bytes: usize) -> Option<Self> {
+        let mut map = map_zeroed(n_bytes).ok()?;
+        Some(Self { ptr: NonNull::new(map.as_mut_ptr())?, n_bytes, map: Some(map) })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: `n_bytes` initialised bytes were allocated at `ptr` and live as long as `self`.
+        // SAFETY: `n_bytes` initialised bytes were allocated or mapped at `ptr` and live as long as `self`.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.n_bytes) }
     }
 
@@ -49,11 +63,26 @@ impl AlignedBytes {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
+        if self.map.is_some() {
+            return;
+        }
         let layout = Layout::from_size_align(self.n_bytes.max(ALIGNMENT), ALIGNMENT)
             .expect("the layout was valid when the memory was allocated");
         // SAFETY: allocated in `zeroed` with this layout and freed only here.
         unsafe { dealloc(self.ptr.as_ptr(), layout) }
     }
+}
+
+/// Memory of the system's own: zeros that cost nothing until they are written.
+pub(crate) fn map_zeroed(n_bytes: usize) -> io::Result<MmapMut> {
+    // A map of nothing is an error on some systems.
+    let map = MmapMut::map_anon(n_bytes.max(1))?;
+    #[cfg(target_os = "linux")]
+    if HUGE_FROM <= n_bytes {
+        // Advice only: small pages serve as well, somewhat slower.
+        let _ = map.advise(memmap2::Advice::HugePage);
+    }
+    Ok(map)
 }
 
 /// Has bytes fetched into the cache for a use soon to come, where the target has a way to ask for it.

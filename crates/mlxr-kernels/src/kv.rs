@@ -77,7 +77,7 @@ impl CpuKv {
                 k_bytes,
                 v_bytes,
             };
-            let memory = AlignedBytes::zeroed(layout.block_bytes().checked_mul(spec.n_blocks)?)?;
+            let memory = AlignedBytes::mapped(layout.block_bytes().checked_mul(spec.n_blocks)?)?;
             Some(LayerKv { memory, layout })
         });
         let layers = layers.collect::<Option<Vec<_>>>().ok_or_else(|| TensorError::OutOfMemory {

@@ -23,13 +23,7 @@ pub(crate) fn quantise(x: &[f32], mut out: QuantRowMut<'_>) {
 /// Whole arrays and no early end, so that compilers use vectors throughout.
 #[inline(always)]
 fn quantise_group(g: usize, group: &[f32; ACT_GROUP], out: &mut QuantRowMut<'_>) {
-    let mut lanes = [0f32; ACT_GROUP / 2];
-    for half in group.as_chunks::<{ ACT_GROUP / 2 }>().0 {
-        for (m, v) in lanes.iter_mut().zip(half) {
-            *m = if *m < v.abs() { v.abs() } else { *m };
-        }
-    }
-    let largest = lanes.iter().fold(0f32, |m, &v| if m < v { v } else { m });
+    let largest = largest_magnitude(group);
     let scale = largest / 127.0;
     let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
     let mut codes = [0; ACT_GROUP];
@@ -45,6 +39,23 @@ fn quantise_group(g: usize, group: &[f32; ACT_GROUP], out: &mut QuantRowMut<'_>)
     out.negated16[2 * g] = -sums[0];
     out.negated16[2 * g + 1] = -sums[1];
     out.negated32[g] = -sums[0] - sums[1];
+}
+
+/// By halves: a chain of comparisons would wait for each. NaNs count as 0.
+#[inline(always)]
+fn largest_magnitude(group: &[f32; ACT_GROUP]) -> f32 {
+    let mut lanes = [0f32; ACT_GROUP];
+    for (m, v) in lanes.iter_mut().zip(group) {
+        *m = if 0.0 < v.abs() { v.abs() } else { 0.0 };
+    }
+    let mut width = ACT_GROUP;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] = if lanes[i] < lanes[i + width] { lanes[i + width] } else { lanes[i] };
+        }
+    }
+    lanes[0]
 }
 
 /// The nearest code, ties to even: what `as i8` makes of the rounded value, in steps that exist for vectors.

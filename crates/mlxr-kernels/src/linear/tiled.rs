@@ -9,6 +9,7 @@ use std::ops::Range;
 use memmap2::MmapMut;
 use mlxr_tensor::{DType, Format, HostTensor, TensorError, codec};
 
+use crate::aligned::map_zeroed;
 use crate::disjoint::{Disjoint, split};
 use crate::pool::ThreadPool;
 
@@ -20,9 +21,6 @@ pub(crate) const LINE_BYTES: usize = 4 * N_ROWS;
 
 /// Bytes of the two-byte numbers of a block of each row.
 pub(crate) const HALVES_BYTES: usize = 2 * N_ROWS;
-
-/// Memory from this size on is asked for in huge pages.
-const HUGE_FROM: usize = 2 << 20;
 
 /// How a format's blocks are cut in words.
 #[derive(Clone, Copy, Debug)]
@@ -177,18 +175,10 @@ impl TiledMatrix {
     }
 }
 
-/// Memory that costs nothing until it is written.
 fn zeroed(n_bytes: usize, name: &str) -> Result<MmapMut, TensorError> {
-    // A map of nothing is an error on some systems.
-    let memory = MmapMut::map_anon(n_bytes.max(1)).map_err(|_| TensorError::OutOfMemory {
+    map_zeroed(n_bytes).map_err(|_| TensorError::OutOfMemory {
         backend: "cpu",
         what: format!("tensor {name:?}"),
         needed_bytes: n_bytes as u64,
-    })?;
-    #[cfg(target_os = "linux")]
-    if HUGE_FROM <= n_bytes {
-        // Advice only: small pages serve as well, somewhat slower.
-        let _ = memory.advise(memmap2::Advice::HugePage);
-    }
-    Ok(memory)
+    })
 }

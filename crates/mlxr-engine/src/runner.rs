@@ -1,9 +1,9 @@
-//! What the engine asks of a model: run a batch, give the logits or the best token of each row.
+//! What the engine asks of a model: run a batch, give the logits of each row, or the largest of them.
 
 use std::sync::Arc;
 
 use mlxr_models::Model;
-use mlxr_tensor::{Act, Batch, BlockCopy, KvCache, KvSpec, TensorError, argmax};
+use mlxr_tensor::{Act, Batch, BlockCopy, KvCache, KvSpec, TensorError, argmax, largest};
 
 /// Owns the model's KV arena and runs one step on it.
 ///
@@ -26,6 +26,22 @@ pub trait Runner: Send {
     fn run_best(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<Option<u32>>, TensorError> {
         let logits = self.run(copies, batch)?;
         Ok(logits.chunks_exact(self.n_vocab()).map(argmax).collect())
+    }
+
+    /// As [`Self::run_best`], for a step in which nobody needs more of a row than what [`largest`] gives of it; nothing
+    /// of rows that are no distribution. `n` is at most [`MAX_LARGEST`](mlxr_tensor::MAX_LARGEST).
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn run_largest(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        n: usize,
+    ) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
+        let logits = self.run(copies, batch)?;
+        let of_row = |row: &[f32]| argmax(row).map_or_else(Vec::new, |_| largest(row, n));
+        Ok(logits.chunks_exact(self.n_vocab()).map(of_row).collect())
     }
 
     /// Takes back logits that nobody reads any more, for their memory.
@@ -81,6 +97,16 @@ impl Runner for ModelRunner {
     fn run_best(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<Option<u32>>, TensorError> {
         let logits = self.forward(copies, batch);
         self.model.backend().argmax(&logits)
+    }
+
+    fn run_largest(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        n: usize,
+    ) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
+        let logits = self.forward(copies, batch);
+        self.model.backend().largest(&logits, n)
     }
 
     fn recycle(&mut self, logits: Vec<f32>) {

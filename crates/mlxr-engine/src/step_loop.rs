@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use mlxr_tensor::TensorError;
+use mlxr_tensor::{MAX_LARGEST, TensorError};
 use mlxr_text::StopMatch;
 
 use crate::SeqId;
@@ -13,7 +13,7 @@ use crate::batch;
 use crate::choice::Choice;
 use crate::engine::Engine;
 use crate::event::{Event, FinishReason, PromptToken, StopCause};
-use crate::sampler::{Candidates, Logprobs, SampleError, logprobs};
+use crate::sampler::{Candidates, Logprobs, Need, SampleError, logprobs};
 use crate::scheduler::{Plan, Scheduled};
 
 impl Engine {
@@ -75,12 +75,17 @@ impl Engine {
         }
     }
 
-    /// Whether the largest logit is all that a sequence needs of its rows.
-    fn needs_only_best(&self, scheduled: &Scheduled) -> bool {
+    /// What a sequence needs of its rows.
+    fn need(&self, scheduled: &Scheduled) -> Need {
         let choice = &self.choices[&scheduled.seq];
         let active = &self.active[&choice.request];
-        let is_silent = active.spec.prompt_logprobs.is_none() && active.n_top_logprobs().is_none();
-        scheduled.n_logits == 0 || (is_silent && choice.sampler.takes_the_best())
+        if scheduled.n_logits == 0 {
+            Need::Best
+        } else if active.spec.prompt_logprobs.is_some() || active.n_top_logprobs().is_some() {
+            Need::Logits
+        } else {
+            choice.sampler.need()
+        }
     }
 
     fn forward(&mut self, plan: &Plan) -> Result<Output, FinishReason> {
@@ -92,10 +97,13 @@ impl Engine {
         }
         let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens);
         // The runner's state is the arena's contents: whatever a panic left there belongs to sequences that end now.
-        let is_best = plan.rows.iter().all(|scheduled| self.needs_only_best(scheduled));
-        let result = catch_unwind(AssertUnwindSafe(|| match is_best {
-            true => self.runner.run_best(&plan.copies, &batch).map(Output::Best),
-            false => self.runner.run(&plan.copies, &batch).map(Output::Logits),
+        let need = plan.rows.iter().map(|scheduled| self.need(scheduled)).max().unwrap_or(Need::Best);
+        let result = catch_unwind(AssertUnwindSafe(|| match need {
+            Need::Best => self.runner.run_best(&plan.copies, &batch).map(Output::Best),
+            Need::Largest(n) if n <= MAX_LARGEST => {
+                self.runner.run_largest(&plan.copies, &batch, n).map(Output::Largest)
+            }
+            Need::Largest(_) | Need::Logits => self.runner.run(&plan.copies, &batch).map(Output::Logits),
         }));
         let output = match result {
             Ok(Ok(output)) => output,
@@ -112,6 +120,7 @@ impl Engine {
         let (n, expected) = match &output {
             Output::Logits(logits) => (logits.len(), n_rows * self.runner.n_vocab()),
             Output::Best(best) => (best.len(), n_rows),
+            Output::Largest(rows) => (rows.len(), n_rows),
         };
         if n != expected {
             return Err(FinishReason::Error(format!("the forward gave {n} values instead of {expected}")));
@@ -298,6 +307,7 @@ impl Engine {
 enum Output {
     Logits(Vec<f32>),
     Best(Vec<Option<u32>>),
+    Largest(Vec<Vec<(u32, f32)>>),
 }
 
 impl Output {
@@ -305,6 +315,7 @@ impl Output {
         match self {
             Output::Logits(logits) => logits.chunks_exact(n_vocab).map(Row::Logits).collect(),
             Output::Best(best) => best.iter().copied().map(Row::Best).collect(),
+            Output::Largest(rows) => rows.iter().map(|ranked| Row::Largest(ranked)).collect(),
         }
     }
 }
@@ -315,6 +326,8 @@ enum Row<'a> {
     Logits(&'a [f32]),
     /// The token of the largest logit, if the row is a distribution.
     Best(Option<u32>),
+    /// The largest logits by rank, if the row is a distribution.
+    Largest(&'a [(u32, f32)]),
 }
 
 /// A token that was chosen.
@@ -343,6 +356,10 @@ impl Draw<'_> {
         let token_idx = (tokens.len() - self.n_prompt) as u64;
         match self.row {
             Row::Best(best) => Ok(Drawn { id: best.ok_or(SampleError::NoDistribution)?, logprobs: None }),
+            Row::Largest(ranked) => {
+                let id = sampler.sample_ranked(ranked, tokens, token_idx, scratch)?;
+                Ok(Drawn { id, logprobs: None })
+            }
             Row::Logits(row) => {
                 let id = sampler.sample(row, tokens, token_idx, scratch)?;
                 let logprobs = self.n_top.map(|n_top| logprobs(row, id, n_top)).transpose()?;

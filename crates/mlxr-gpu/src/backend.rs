@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor, KernelTime,
-    KvCache, KvSpec, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
+    KvCache, KvSpec, MAX_LARGEST, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::batch::BatchTables;
@@ -15,7 +15,8 @@ use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
 use crate::kernels::{
     Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows,
-    LayerNorm, RmsNorm, RmsNormInPlace, RotateHeads, Route, Scale, StoreKv, StoreKvQ8, activation, gate,
+    Largest, LayerNorm, RmsNorm, RmsNormInPlace, RotateHeads, Route, Scale, StoreKv, StoreKvQ8, activation,
+    gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::Layout;
@@ -171,6 +172,9 @@ impl GpuBackend {
         (lanes, lanes / self.gpu.subgroup)
     }
 }
+
+/// What stands for the column of a row that has none, in `argmax.wgsl` and `largest.wgsl`.
+const NO_COLUMN: u32 = u32::MAX;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -547,7 +551,28 @@ impl Backend for GpuBackend {
         self.run(&Argmax {}, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
         let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), x.rows() * 4)?;
         let columns: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-        // As argmax.wgsl has it.
-        Ok(columns.into_iter().map(|column| (column != u32::MAX).then_some(column)).collect())
+        Ok(columns.into_iter().map(|column| (column != NO_COLUMN).then_some(column)).collect())
+    }
+
+    fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
+        assert!((1..=MAX_LARGEST).contains(&n), "{n} values of a row");
+        self.gpu.check()?;
+        let n = n.min(x.cols());
+        let n_bytes = x.rows() * n * 8;
+        let found = self.take(n_bytes)?;
+        let params = [x.rows() as u32, x.cols() as u32, n as u32];
+        self.run(&Largest {}, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), n_bytes)?;
+        let pairs: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(&bytes);
+        let of_row = |row: &[[u32; 2]]| -> Vec<(u32, f32)> {
+            if row[0][0] == NO_COLUMN {
+                return Vec::new();
+            }
+            let mut row: Vec<(u32, f32)> =
+                row.iter().map(|&[column, bits]| (column, f32::from_bits(bits))).collect();
+            row.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            row
+        };
+        Ok(pairs.chunks_exact(n).map(of_row).collect())
     }
 }

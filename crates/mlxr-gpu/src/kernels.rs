@@ -39,6 +39,7 @@ kernels! {
     LayerNorm = "layer_norm.wgsl" [Read, Read, Read, Write] { lanes: u32, n_subgroups: u32 }
     RotateHeads = "rope.wgsl" [Read, Write] { is_interleaved: bool }
     Argmax = "argmax.wgsl" [Read, Write] {}
+    Largest = "largest.wgsl" [Read, Write] {}
     Route = "route.wgsl" [Read, Write, Write] { softmax_over_all: bool }
     Combine = "combine.wgsl" [Read, Read, Write] {}
     QuantiseRows = "quantise_rows.wgsl" [Read, Write, Write] {}

@@ -56,6 +56,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &PadRows {});
     printed.print(pipelines, &CopyWords {});
     printed.print(pipelines, &Argmax {});
+    printed.print(pipelines, &Largest {});
     printed.print(pipelines, &Combine {});
     printed.print(pipelines, &QuantiseRows {});
     for kind in ["silu", "gelu", "gelu_tanh", "clamped_swiglu"] {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
-    RouterSpec, Routing, TensorError, Weight, argmax,
+    RouterSpec, Routing, TensorError, Weight, argmax, largest,
 };
 
 use crate::acts::{ActPool, values, values_mut};
@@ -321,16 +321,25 @@ impl Backend for CpuBackend {
     }
 
     fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
-        let rows: Vec<&[f32]> = values(x).chunks_exact(x.cols().max(1)).collect();
-        let found: Vec<OnceLock<Option<u32>>> = rows.iter().map(|_| OnceLock::new()).collect();
-        self.parallel(rows.len(), &|row| {
-            found[row].get_or_init(|| argmax(rows[row]));
-        });
-        Ok(found.into_iter().map(|best| best.into_inner().flatten()).collect())
+        Ok(self.each_row(x, argmax))
+    }
+
+    fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
+        Ok(self.each_row(x, |row| argmax(row).map_or_else(Vec::new, |_| largest(row, n))))
     }
 }
 
 impl CpuBackend {
+    /// What `of` finds in each row, on all threads.
+    fn each_row<T: Send + Sync>(&self, x: &Act, of: impl Fn(&[f32]) -> T + Sync) -> Vec<T> {
+        let rows: Vec<&[f32]> = values(x).chunks_exact(x.cols().max(1)).collect();
+        let found: Vec<OnceLock<T>> = rows.iter().map(|_| OnceLock::new()).collect();
+        self.parallel(rows.len(), &|row| {
+            found[row].get_or_init(|| of(rows[row]));
+        });
+        found.into_iter().map(|found| found.into_inner().expect("every row was looked at")).collect()
+    }
+
     /// `1 / sqrt(mean(x^2) + eps)`.
     fn norm_factor(&self, x: &[f32], eps: f32) -> f32 {
         1.0 / (self.kernels.sum_squares(x) / x.len() as f32 + eps).sqrt()

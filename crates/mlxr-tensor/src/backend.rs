@@ -182,6 +182,13 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`Self::read`].
     fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError>;
+
+    /// Waits, and returns what [`largest`](crate::largest) finds in each row, for `n` from 1 to [`MAX_LARGEST`]; nothing
+    /// in rows in which [`Self::argmax`] finds nothing.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError>;
 }
 
 /// The memory of a device, in bytes.
@@ -201,6 +208,9 @@ pub struct KernelTime {
     pub n_calls: u64,
     pub time: Duration,
 }
+
+/// The most values of a row that [`Backend::largest`] gives.
+pub const MAX_LARGEST: usize = 256;
 
 /// What [`Backend::gated`] computes from `gate` (g) and `up` (u).
 #[derive(Clone, Copy, Debug, PartialEq)]

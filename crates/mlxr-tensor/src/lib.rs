@@ -1,19 +1,19 @@
 //! Element types, quant block layouts with their scalar codecs, host tensors, and the [`Backend`] trait
 //! every device implements.
 
-mod argmax;
 pub mod backend;
 pub mod codec;
 pub mod conformance;
 pub mod dtype;
 mod error;
 pub mod host;
+mod largest;
 
-pub use argmax::argmax;
 pub use backend::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KernelTime,
-    KvCache, KvLayerSpec, KvSpec, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,
+    KvCache, KvLayerSpec, KvSpec, MAX_LARGEST, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,
 };
 pub use dtype::DType;
 pub use error::TensorError;
 pub use host::{Codebook, Format, HostTensor, MlxFloat};
+pub use largest::{argmax, largest};

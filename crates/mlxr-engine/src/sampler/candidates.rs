@@ -49,27 +49,11 @@ impl Candidates {
         self.order = Order::Full;
     }
 
-    /// Starts over with the `n` largest logits of a row, by rank: what [`Self::reset`] and [`Self::keep_largest`] give,
+    /// Starts over with the largest logits of a row, by rank: what [`Self::reset`] and [`Self::keep_largest`] give,
     /// without a candidate for each of the others.
-    pub fn reset_to_largest(&mut self, logits: &[f32], n: usize) {
-        let n = n.clamp(1, logits.len().max(1));
-        let room = n.saturating_mul(4).max(64);
+    pub fn reset_to_ranked(&mut self, ranked: &[(u32, f32)]) {
         self.items.clear();
-        // Whatever comes later must be larger than this to be among the `n` largest: equals rank behind.
-        let mut floor = None;
-        for (id, &logit) in logits.iter().enumerate() {
-            if floor.is_some_and(|floor: f32| logit.total_cmp(&floor).is_le()) {
-                continue;
-            }
-            self.items.push(Candidate { id: id as u32, logit, p: 0.0 });
-            if self.items.len() == room {
-                self.items.select_nth_unstable_by(n - 1, by_rank);
-                self.items.truncate(n);
-                floor = Some(self.items[n - 1].logit);
-            }
-        }
-        self.items.sort_unstable_by(by_rank);
-        self.items.truncate(n);
+        self.items.extend(ranked.iter().map(|&(id, logit)| Candidate { id, logit, p: 0.0 }));
         self.order = Order::ByRank;
     }
 
@@ -281,7 +265,7 @@ mod tests {
         let logits: Vec<f32> = (0..5000u32).map(|i| ((i * 7919) % 97) as f32 * 0.25 - 3.0).collect();
         for n in [1, 3, 40, 100, 4999, 5000, 6000] {
             let (mut direct, mut selected) = (Candidates::default(), Candidates::default());
-            direct.reset_to_largest(&logits, n);
+            direct.reset_to_ranked(&mlxr_tensor::largest(&logits, n));
             selected.reset(&logits);
             selected.keep_largest(n);
             assert_eq!(direct.items(), selected.items(), "{n}");

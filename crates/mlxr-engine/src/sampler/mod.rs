@@ -16,6 +16,7 @@ mod truncate;
 
 use std::sync::Arc;
 
+use mlxr_tensor::largest;
 use mlxr_text::grammar::{ConstraintState, GrammarError};
 
 pub use candidates::{Candidate, Candidates};
@@ -40,6 +41,16 @@ pub enum SampleError {
     NoSuchToken { id: u32, n_vocab: usize },
     #[error(transparent)]
     Grammar(#[from] GrammarError),
+}
+
+/// What a sampler has to know of a row of logits; the later include the earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Which is the largest: it wins whatever came before.
+    Best,
+    /// So many of the largest.
+    Largest(usize),
+    Logits,
 }
 
 /// Chooses the tokens of one sequence.
@@ -109,9 +120,48 @@ impl Sampler {
             return Ok(best);
         }
         match self.keeps_largest_first() {
-            Some(n) => scratch.reset_to_largest(logits, n),
+            Some(n) => scratch.reset_to_ranked(&largest(logits, n)),
             None => scratch.reset(logits),
         }
+        self.choose(logits.len(), history, token_idx, scratch)
+    }
+
+    /// As [`Self::sample`], from the largest logits alone, by rank, as many as [`Self::need`] says or more. None are there
+    /// of a row that is no distribution.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_ranked(
+        &mut self,
+        ranked: &[(u32, f32)],
+        history: &[u32],
+        token_idx: u64,
+        scratch: &mut Candidates,
+    ) -> Result<u32, SampleError> {
+        let &(best, _) = ranked.first().ok_or(SampleError::NoDistribution)?;
+        if self.need() == Need::Best {
+            return Ok(best);
+        }
+        scratch.reset_to_ranked(ranked);
+        self.choose(ranked.len(), history, token_idx, scratch)
+    }
+
+    /// What has to be known of a row of logits.
+    pub fn need(&self) -> Need {
+        if self.params.is_greedy() && self.leaves_logits() && self.forbidden.is_empty() {
+            return Need::Best;
+        }
+        self.keeps_largest_first().map_or(Need::Logits, Need::Largest)
+    }
+
+    /// Runs the chain on the candidates and draws.
+    fn choose(
+        &mut self,
+        n_vocab: usize,
+        history: &[u32],
+        token_idx: u64,
+        scratch: &mut Candidates,
+    ) -> Result<u32, SampleError> {
         penalties::logit_bias(scratch, &self.params.logit_bias);
         for &id in &*self.forbidden {
             scratch.update(id, |_| f32::NEG_INFINITY);
@@ -131,7 +181,7 @@ impl Sampler {
         let chosen = if self.params.is_greedy() {
             scratch.best().copied()
         } else if self.params.mirostat != Mirostat::Off {
-            self.params.mirostat.sample(scratch, &mut self.mu, logits.len(), u)
+            self.params.mirostat.sample(scratch, &mut self.mu, n_vocab, u)
         } else {
             scratch.softmax();
             scratch.pick(u).copied()
@@ -141,11 +191,6 @@ impl Sampler {
             constraint.commit(id)?;
         }
         Ok(id)
-    }
-
-    /// Whether the largest logit wins whatever came before and whichever it is, so that the others need not be known.
-    pub fn takes_the_best(&self) -> bool {
-        self.params.is_greedy() && self.leaves_logits() && self.forbidden.is_empty()
     }
 
     /// How many of the largest logits are all that matters, because nothing looks at the others before they go.

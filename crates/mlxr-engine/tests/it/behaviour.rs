@@ -240,10 +240,10 @@ fn a_panicking_forward_ends_its_batch_and_not_the_engine() {
     assert_eq!(fake::run(&mut engine, greedy(&[1, 2], 8)), fake::run(&mut roomy(), greedy(&[1, 2], 8)));
 }
 
-/// Gives the best tokens, and no logits.
-struct BestAlone(FakeRunner);
+/// Gives the largest logits, and no others.
+struct LargestAlone(FakeRunner);
 
-impl Runner for BestAlone {
+impl Runner for LargestAlone {
     fn n_vocab(&self) -> usize {
         N_VOCAB
     }
@@ -255,13 +255,22 @@ impl Runner for BestAlone {
     fn run_best(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<Option<u32>>, TensorError> {
         self.0.run_best(copies, batch)
     }
+
+    fn run_largest(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        n: usize,
+    ) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
+        self.0.run_largest(copies, batch, n)
+    }
 }
 
 #[test]
-fn logits_are_read_only_where_somebody_needs_more_than_the_best() {
+fn logits_are_read_only_where_somebody_needs_more_than_the_largest() {
     let options = EngineOptions::default();
     let new = || {
-        let runner = BestAlone(FakeRunner::new(64, options.block_tokens, Box::new(hashed)));
+        let runner = LargestAlone(FakeRunner::new(64, options.block_tokens, Box::new(hashed)));
         Engine::with_runner(Box::new(runner), fake::tokenizer(), 64, &options).unwrap()
     };
     let plain = greedy(&[1, 2], 8);
@@ -271,11 +280,19 @@ fn logits_are_read_only_where_somebody_needs_more_than_the_best() {
         change(&mut request.sampling);
         request
     };
+    let drawn = with(|sampling| *sampling = SamplingParams { seed: Some(7), ..SamplingParams::default() });
+    let read = Request { logprobs: Some(0), ..drawn.clone() };
+    let ids = |outcome: Outcome| only(&outcome).ids.clone();
+    assert_eq!(
+        ids(fake::run(&mut new(), drawn)),
+        ids(fake::run(&mut roomy(), read)),
+        "seeds give the same tokens"
+    );
     let needing = [
         Request { logprobs: Some(0), ..plain.clone() },
         Request { prompt_logprobs: Some(0), ..plain.clone() },
         Request { best_of: Some(2), ..plain.clone() },
-        with(|sampling| sampling.temperature = 1.0),
+        with(|sampling| *sampling = SamplingParams::neutral()),
         with(|sampling| sampling.penalties.repeat = 1.5),
         with(|sampling| sampling.logit_bias = vec![(3, 1.0)]),
         with(|sampling| sampling.ignore_eos = true),

@@ -94,4 +94,7 @@ impl Backend for Exact {
     fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
         self.0.argmax(x)
     }
+    fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
+        self.0.largest(x, n)
+    }
 }

@@ -184,6 +184,18 @@ pub(super) fn selection(backend: &dyn Backend) {
     let found = backend.argmax(&backend.act(2, 50_000, &wide)).expect("the device works");
     let expected: Vec<Option<u32>> = wide.chunks_exact(50_000).map(crate::argmax).collect();
     assert_eq!(found, expected, "rows as long as a vocabulary");
+    let expected: Vec<_> = wide.chunks_exact(50_000).map(|row| crate::largest(row, 40)).collect();
+    let found = backend.largest(&backend.act(2, 50_000, &wide), 40).expect("the device works");
+    assert_eq!(found, expected, "the largest of rows as long as a vocabulary");
+    for n in [1, 2, 37, crate::MAX_LARGEST] {
+        let found = backend.largest(&backend.act(8, 300, &x), n).expect("the device works");
+        let rows = x.chunks_exact(300);
+        let expected: Vec<_> =
+            rows.map(|row| crate::argmax(row).map_or_else(Vec::new, |_| crate::largest(row, n))).collect();
+        assert_eq!(found, expected, "the {n} largest, equal ones by their column");
+    }
+    let short = backend.largest(&backend.act(1, 3, &[1.0, 3.0, -2.0]), 40).expect("the device works");
+    assert_eq!(short, [[(1, 3.0), (0, 1.0), (2, -2.0)]], "all of a short row");
 }
 
 pub(super) fn rope(backend: &dyn Backend) {

@@ -1,0 +1,102 @@
+//! The largest values of a row.
+//!
+//! Rank is the order of floats that [`f32::total_cmp`] has, larger first; equal ones by their column, lower first.
+
+/// Values looked at together, so that compilers use vectors: vocabularies are long.
+const LANES: usize = 16;
+
+/// An integer that orders as the float does.
+fn key(value: f32) -> i32 {
+    let bits = value.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
+}
+
+/// The column of a row's first value by rank. `None` for a row that is no distribution: one of its values is NaN or
+/// positive infinity, or none is finite.
+pub fn argmax(row: &[f32]) -> Option<u32> {
+    let (mut max, mut min) = ([i32::MIN; LANES], [i32::MAX; LANES]);
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut padded = [f32::NEG_INFINITY; LANES];
+    padded[..rest.len()].copy_from_slice(rest);
+    for chunk in chunks.iter().chain([&padded]) {
+        for lane in 0..LANES {
+            let key = key(chunk[lane]);
+            max[lane] = max[lane].max(key);
+            min[lane] = min[lane].min(key);
+        }
+    }
+    let (max, min) = (max.into_iter().max()?, min.into_iter().min()?);
+    // Beyond the infinities lie the NaNs, at either end.
+    if max >= key(f32::INFINITY) || max <= key(f32::NEG_INFINITY) || min < key(f32::NEG_INFINITY) {
+        return None;
+    }
+    row.iter().position(|&value| key(value) == max).map(|column| column as u32)
+}
+
+/// The first `n` values of a row by rank, and their columns.
+pub fn largest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let by_rank = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let n = n.clamp(1, row.len().max(1));
+    let room = n.saturating_mul(4).max(64);
+    let mut found = Vec::with_capacity(room.min(row.len()));
+    // Whatever comes later must be larger than this to be among the `n` largest: equals rank behind.
+    let mut floor = None;
+    for (column, &value) in row.iter().enumerate() {
+        if floor.is_some_and(|floor: f32| value.total_cmp(&floor).is_le()) {
+            continue;
+        }
+        found.push((column as u32, value));
+        if found.len() == room {
+            found.select_nth_unstable_by(n - 1, by_rank);
+            found.truncate(n);
+            floor = Some(found[n - 1].1);
+        }
+    }
+    found.sort_unstable_by(by_rank);
+    found.truncate(n);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_first_of_the_largest_is_found_whatever_the_length(
+            mut row in proptest::collection::vec(-4i8..4, 1..70)
+                .prop_map(|row| row.into_iter().map(f32::from).collect::<Vec<_>>()),
+            bad in proptest::option::of((any::<usize>(), prop_oneof![Just(f32::NAN), Just(f32::INFINITY)])),
+        ) {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let first = row.iter().position(|&value| value == max).unwrap();
+            prop_assert_eq!(argmax(&row), Some(first as u32));
+            if let Some((at, value)) = bad {
+                let at = at % row.len();
+                row[at] = value;
+                prop_assert_eq!(argmax(&row), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_without_a_finite_value_has_none() {
+        assert_eq!(argmax(&[f32::NEG_INFINITY; 20]), None);
+        assert_eq!(argmax(&[]), None);
+    }
+
+    #[test]
+    fn the_largest_come_by_rank() {
+        let row: Vec<f32> = (0..5000u32).map(|i| ((i * 7919) % 97) as f32 * 0.25 - 3.0).collect();
+        let mut sorted: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        for n in [1, 3, 40, 100, 4999, 5000, 6000] {
+            assert_eq!(largest(&row, n), sorted[..n.min(5000)], "{n}");
+        }
+        assert_eq!(argmax(&row), Some(sorted[0].0));
+        assert_eq!(argmax(&[-0.0, 0.0]), Some(1));
+        assert_eq!(largest(&[-0.0, f32::NEG_INFINITY, 0.0], 3)[0].0, 2);
+    }
+}

@@ -1,7 +1,8 @@
 //! [`Backend`] on a GPU.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
@@ -13,14 +14,15 @@ use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
+use crate::half::padded_rows;
 use crate::kernels::{
     Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows,
-    Largest, LayerNorm, RmsNorm, RmsNormInPlace, RotateHeads, Route, Scale, StoreKv, StoreKvQ8, activation,
-    gate,
+    Largest, LayerNorm, NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route,
+    Scale, StoreKv, StoreKvQ8, activation, gate,
 };
 use crate::kv::GpuKv;
-use crate::layout::Layout;
-use crate::ops::{Attention, Inputs, Product};
+use crate::layout::{CODES_CHUNK, Layout};
+use crate::ops::{Attention, Product};
 use crate::pipelines::{Kernel, Pipelines};
 use crate::recorder::{Dispatch, Grid, Recorder};
 use crate::weight::{GpuWeight, Numbered, has_numbers};
@@ -34,6 +36,10 @@ pub struct GpuBackend {
     buffers: Arc<Buffers>,
     pipelines: Pipelines,
     recorder: Mutex<Recorder>,
+    /// Whether products of many rows are computed in f16.
+    pub(crate) has_half_products: bool,
+    /// Whether any weight meets activations in eight bits, so that ops write those as well.
+    wants_codes: AtomicBool,
     /// Bound where a kernel has a place for something the call lacks.
     none: Numbered,
 }
@@ -45,7 +51,31 @@ impl fmt::Debug for GpuBackend {
 }
 
 /// What stands behind an activation.
-struct GpuAct(Pooled);
+pub(crate) struct GpuAct {
+    values: Pooled,
+    /// The same values in eight bits, once something has made them.
+    codes: OnceLock<ActCodes>,
+    /// And in f16.
+    pub(crate) halves: OnceLock<Pooled>,
+}
+
+impl GpuAct {
+    fn new(values: Pooled, codes: OnceLock<ActCodes>) -> Self {
+        Self { values, codes, halves: OnceLock::new() }
+    }
+}
+
+/// An activation as `quantise.wgsl` has it.
+pub(crate) struct ActCodes {
+    codes: Pooled,
+    scales: Pooled,
+}
+
+impl ActCodes {
+    pub(crate) fn bound(&self) -> [Bound<'_>; 2] {
+        [self.codes.bound(), self.scales.bound()]
+    }
+}
 
 /// What stands behind a routing.
 struct GpuRouting {
@@ -59,9 +89,17 @@ impl Pooled {
     }
 }
 
-/// An activation's buffer.
+/// An activation's values.
 pub(crate) fn act(x: &Act) -> Bound<'_> {
-    x.handle::<GpuAct>().0.bound()
+    x.handle::<GpuAct>().values.bound()
+}
+
+/// An activation's values, to change.
+fn act_mut(x: &mut Act) -> Bound<'_> {
+    let handle = x.handle_mut::<GpuAct>();
+    handle.codes.take();
+    handle.halves.take();
+    handle.values.bound()
 }
 
 impl GpuBackend {
@@ -74,7 +112,15 @@ impl GpuBackend {
         let buffers = Arc::<Buffers>::default();
         let none = Numbered::empty(&gpu, &buffers, "none", 16)
             .map_err(|e| GpuError::Device { name: gpu.info.name.clone(), reason: e.to_string() })?;
-        Ok(Self { gpu, buffers, pipelines: Pipelines::new(), recorder: Mutex::default(), none })
+        Ok(Self {
+            gpu,
+            buffers,
+            pipelines: Pipelines::new(),
+            recorder: Mutex::default(),
+            has_half_products: false,
+            wants_codes: AtomicBool::new(false),
+            none,
+        })
     }
 
     /// The adapter this runs on.
@@ -86,6 +132,14 @@ impl GpuBackend {
     /// everything later.
     pub fn destroy(&self) {
         self.gpu.device.destroy();
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    pub(crate) fn buffers(&self) -> &Arc<Buffers> {
+        &self.buffers
     }
 
     pub(crate) fn subgroup(&self) -> u32 {
@@ -132,13 +186,86 @@ impl GpuBackend {
         cols: usize,
         fill: impl FnOnce(Bound<'_>) -> Result<(), TensorError>,
     ) -> Act {
-        let buffer = self.take(rows * cols * 4).unwrap_or_else(|error| {
+        self.new_act_in(rows, rows, cols, fill)
+    }
+
+    /// As [`Self::new_act`], with room for `room` rows.
+    fn new_act_in(
+        &self,
+        room: usize,
+        rows: usize,
+        cols: usize,
+        fill: impl FnOnce(Bound<'_>) -> Result<(), TensorError>,
+    ) -> Act {
+        let values = self.take_or_fail(room * cols * 4);
+        let filled = fill(values.bound());
+        self.note(filled);
+        Act::new(rows, cols, GpuAct::new(values, OnceLock::new()))
+    }
+
+    /// As [`Self::new_act`]; where products may want the activation in eight bits, `fill`, which writes columns in runs
+    /// of `run`, writes that as well.
+    fn new_act_with_codes(
+        &self,
+        [rows, cols]: [usize; 2],
+        run: usize,
+        fill: impl FnOnce(Bound<'_>, Option<[Bound<'_>; 2]>) -> Result<(), TensorError>,
+    ) -> Act {
+        let values = self.take_or_fail(rows * cols * 4);
+        let is_wanted = self.wants_codes.load(Ordering::Relaxed) && run.is_multiple_of(CODES_CHUNK);
+        let made = if is_wanted { self.act_codes(rows * cols).map(Some) } else { Ok(None) };
+        let filled = made.and_then(|codes| {
+            fill(values.bound(), codes.as_ref().map(ActCodes::bound))?;
+            Ok(codes.map_or_else(OnceLock::new, OnceLock::from))
+        });
+        let codes = filled.unwrap_or_else(|error| {
+            self.gpu.fail(error);
+            OnceLock::new()
+        });
+        Act::new(rows, cols, GpuAct::new(values, codes))
+    }
+
+    /// Remembers that products want activations in eight bits, if this weight's do.
+    fn note_layout(&self, weight: &GpuWeight) {
+        if matches!(weight.layout, Layout::Codes(_)) {
+            self.wants_codes.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Scratch of `n_bytes`, or a stand-in for it on a device that has just failed.
+    fn take_or_fail(&self, n_bytes: usize) -> Pooled {
+        self.take(n_bytes).unwrap_or_else(|error| {
             self.gpu.fail(error);
             self.buffers.stand_in(self.none.buffer())
-        });
-        let filled = fill(buffer.bound());
-        self.note(filled);
-        Act::new(rows, cols, GpuAct(buffer))
+        })
+    }
+
+    /// Room for `n` values in eight bits.
+    fn act_codes(&self, n: usize) -> Result<ActCodes, TensorError> {
+        Ok(ActCodes { codes: self.take(n)?, scales: self.take(n / CODES_CHUNK * 16)? })
+    }
+
+    /// An activation in eight bits.
+    pub(crate) fn codes<'a>(&self, x: &'a Act) -> Result<[Bound<'a>; 2], TensorError> {
+        let known = &x.handle::<GpuAct>().codes;
+        if known.get().is_none() {
+            let n = x.rows() * x.cols();
+            let made = self.act_codes(n)?;
+            let [codes, scales] = made.bound();
+            let n_quads = n / 4;
+            let grid = Grid::flat(n_quads.div_ceil(256));
+            self.run(&QuantiseRows {}, &[act(x), codes, scales], &[n_quads as u32], grid)?;
+            // When another thread was faster its codes serve as well.
+            let _ = known.set(made);
+        }
+        Ok(known.get().expect("just set").bound())
+    }
+
+    /// Waits, and copies the first `n` values of a buffer out.
+    pub(crate) fn read_floats(&self, from: Bound<'_>, n: usize) -> Result<Vec<f32>, TensorError> {
+        self.gpu.check()?;
+        let bytes = self.record().read(&self.gpu, &self.buffers, from.buffer, n * 4)?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
     /// Keeps a failure for the next read.
@@ -166,11 +293,23 @@ impl GpuBackend {
         cached.as_ref().map_err(|()| self.gpu.lost("an earlier failure"))
     }
 
-    /// Lanes of a norm over `cols` columns.
-    fn norm_lanes(&self, cols: usize) -> (u32, u32) {
-        let lanes = if cols >= 1024 { 256 } else { 64 };
-        (lanes, lanes / self.gpu.subgroup)
+    /// How a norm over `cols` columns is divided.
+    fn norm_shape(&self, cols: usize) -> NormShape {
+        let has_quads = cols.is_multiple_of(CODES_CHUNK);
+        let n_items = if has_quads { cols / 4 } else { cols } as u32;
+        let lanes = n_items.next_power_of_two().clamp(64, 256);
+        NormShape {
+            lanes,
+            n_subgroups: lanes / self.gpu.subgroup,
+            has_quads,
+            per_lane: n_items.div_ceil(lanes),
+        }
     }
+}
+
+/// Bindings with those of codes behind them.
+pub(crate) fn with_codes<'a>(bound: &[Bound<'a>], codes: Option<[Bound<'a>; 2]>) -> Vec<Bound<'a>> {
+    bound.iter().copied().chain(codes.into_iter().flatten()).collect()
 }
 
 /// What stands for the column of a row that has none, in `argmax.wgsl` and `largest.wgsl`.
@@ -180,9 +319,17 @@ const NO_COLUMN: u32 = u32::MAX;
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct NormParams {
     n_groups: u32,
-    cols: u32,
+    n_items: u32,
+    cols: f32,
     eps: f32,
     scale: f32,
+}
+
+impl NormParams {
+    fn new(shape: NormShape, n_groups: usize, cols: usize, eps: f32, scale: f32) -> Self {
+        let n_items = if shape.has_quads { cols / 4 } else { cols } as u32;
+        Self { n_groups: n_groups as u32, n_items, cols: cols as f32, eps, scale }
+    }
 }
 
 #[repr(C)]
@@ -228,7 +375,8 @@ impl Backend for GpuBackend {
     }
 
     fn describe(&self) -> String {
-        format!("{} ({}, {})", self.gpu.info.name, self.gpu.info.api, self.gpu.info.driver)
+        let products = if self.has_half_products { ", f16 products" } else { "" };
+        format!("{} ({}, {}){products}", self.gpu.info.name, self.gpu.info.api, self.gpu.info.driver)
     }
 
     fn failure(&self) -> Option<String> {
@@ -261,6 +409,7 @@ impl Backend for GpuBackend {
             });
         }
         let weight = GpuWeight::new(&self.gpu, &self.buffers, tensor)?;
+        self.note_layout(&weight);
         Ok(Weight::new(tensor.shape(), tensor.format(), weight))
     }
 
@@ -277,24 +426,23 @@ impl Backend for GpuBackend {
             return Err(unsupported(odd.name(), reason));
         }
         let shape: Vec<usize> = [experts.len()].iter().chain(first.shape()).copied().collect();
-        Ok(Weight::new(&shape, first.format(), GpuWeight::stack(&self.gpu, &self.buffers, experts)?))
+        let weight = GpuWeight::stack(&self.gpu, &self.buffers, experts)?;
+        self.note_layout(&weight);
+        Ok(Weight::new(&shape, first.format(), weight))
     }
 
     fn act(&self, rows: usize, cols: usize, values: &[f32]) -> Act {
         assert_eq!(values.len(), rows * cols, "values of an activation");
-        let buffer =
+        let values =
             self.buffers.take_with(&self.gpu, bytemuck::cast_slice(values)).unwrap_or_else(|error| {
                 self.gpu.fail(error);
                 self.buffers.stand_in(self.none.buffer())
             });
-        Act::new(rows, cols, GpuAct(buffer))
+        Act::new(rows, cols, GpuAct::new(values, OnceLock::new()))
     }
 
     fn read(&self, x: &Act) -> Result<Vec<f32>, TensorError> {
-        self.gpu.check()?;
-        let n_bytes = x.rows() * x.cols() * 4;
-        let bytes = self.record().read(&self.gpu, &self.buffers, act(x).buffer, n_bytes)?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
+        self.read_floats(act(x), x.rows() * x.cols())
     }
 
     fn kv_cache(&self, spec: &KvSpec) -> Result<KvCache, TensorError> {
@@ -312,10 +460,7 @@ impl Backend for GpuBackend {
                     n: n as u32,
                     n_chunks: n_chunks as u32,
                     n_groups: weight.layout.groups(weight.cols) as u32,
-                    group: match weight.layout {
-                        Layout::Floats(floats) => floats.group.unwrap_or(weight.cols as u32),
-                        Layout::Codes(codes) => codes.group,
-                    },
+                    group: weight.layout.group(weight.cols),
                     cols: weight.cols as u32,
                     scale,
                     first_out: part.first_row as u32,
@@ -343,14 +488,15 @@ impl Backend for GpuBackend {
     }
 
     fn linear_each(&self, x: &Act, layers: &[(&Weight, Option<&Weight>)]) -> Vec<Act> {
-        let mut inputs = Inputs::new(x);
         let each = layers.iter().map(|&(w, bias)| {
             assert_eq!(x.cols(), w.cols(), "columns of the input and of {w:?}");
             let weight = w.handle::<GpuWeight>();
-            self.new_act(x.rows(), weight.n_out, |y| {
-                let product = Product { weight, bias, routing: None, n_rows: x.rows() };
-                self.product(&mut inputs, &product, y)
-            })
+            let product = Product { weight, bias, routing: None, n_rows: x.rows() };
+            if self.is_half(&product) {
+                let room = padded_rows(x.rows());
+                return self.new_act_in(room, x.rows(), weight.n_out, |y| self.half_product(x, weight, y));
+            }
+            self.new_act(x.rows(), weight.n_out, |y| self.product(x, &product, y))
         });
         each.collect()
     }
@@ -365,21 +511,23 @@ impl Backend for GpuBackend {
 
     fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act {
         assert_eq!(x.cols(), weight.cols(), "columns of the input and of the norm");
-        self.new_act(x.rows(), x.cols(), |y| {
-            let (lanes, n_subgroups) = self.norm_lanes(x.cols());
-            let kernel = RmsNorm { kind: "out_of_place", lanes, n_subgroups };
-            let params = NormParams { n_groups: x.rows() as u32, cols: x.cols() as u32, eps, scale: 0.0 };
-            self.run(&kernel, &[self.values(weight)?, y, act(x)], &params, Grid::flat(x.rows()))
+        self.new_act_with_codes([x.rows(), x.cols()], x.cols(), |y, codes| {
+            let shape = self.norm_shape(x.cols());
+            let kernel = RmsNorm { kind: "out_of_place", is_quantising: codes.is_some(), shape };
+            let params = NormParams::new(shape, x.rows(), x.cols(), eps, 0.0);
+            let bound = with_codes(&[self.values(weight)?, y, act(x)], codes);
+            self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
         })
     }
 
     fn add_rms_norm(&self, residual: &mut Act, x: &Act, scale: f32, weight: &Weight, eps: f32) -> Act {
         assert_eq!((x.rows(), x.cols()), (residual.rows(), residual.cols()), "shapes of a sum");
-        self.new_act(x.rows(), x.cols(), |y| {
-            let (lanes, n_subgroups) = self.norm_lanes(x.cols());
-            let kernel = AddRmsNorm { kind: "residual", lanes, n_subgroups };
-            let params = NormParams { n_groups: x.rows() as u32, cols: x.cols() as u32, eps, scale };
-            let bound = [self.values(weight)?, y, act(x), act(residual)];
+        let residual = act_mut(residual);
+        self.new_act_with_codes([x.rows(), x.cols()], x.cols(), |y, codes| {
+            let shape = self.norm_shape(x.cols());
+            let kernel = AddRmsNorm { kind: "residual", is_quantising: codes.is_some(), shape };
+            let params = NormParams::new(shape, x.rows(), x.cols(), eps, scale);
+            let bound = with_codes(&[self.values(weight)?, y, act(x), residual], codes);
             self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
         })
     }
@@ -387,7 +535,7 @@ impl Backend for GpuBackend {
     fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act {
         assert_eq!(x.cols(), weight.cols(), "columns of the input and of the norm");
         self.new_act(x.rows(), x.cols(), |y| {
-            let (lanes, n_subgroups) = self.norm_lanes(x.cols());
+            let lanes = if x.cols() >= 1024 { 256 } else { 64 };
             let bias_bound = match bias {
                 Some(bias) => self.values(bias)?,
                 None => self.none(),
@@ -395,18 +543,19 @@ impl Backend for GpuBackend {
             let (n_rows, cols) = (x.rows() as u32, x.cols() as u32);
             let params = LayerNormParams { n_rows, cols, eps, has_bias: bias.is_some().into() };
             let bound = [act(x), self.values(weight)?, bias_bound, y];
-            self.run(&LayerNorm { lanes, n_subgroups }, &bound, &params, Grid::flat(x.rows()))
+            let kernel = LayerNorm { lanes, n_subgroups: lanes / self.gpu.subgroup };
+            self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
         })
     }
 
     fn rms_norm_heads(&self, x: &mut Act, weight: &Weight, eps: f32) {
         let cols = weight.cols();
         assert!(x.cols().is_multiple_of(cols), "columns of the input and of the norm");
-        let (lanes, n_subgroups) = self.norm_lanes(cols);
+        let shape = self.norm_shape(cols);
         let n_groups = x.rows() * x.cols() / cols;
-        let params = NormParams { n_groups: n_groups as u32, cols: cols as u32, eps, scale: 0.0 };
-        let kernel = RmsNormInPlace { kind: "in_place", lanes, n_subgroups };
-        let run = |weight| self.run(&kernel, &[weight, act(x)], &params, Grid::flat(n_groups));
+        let params = NormParams::new(shape, n_groups, cols, eps, 0.0);
+        let kernel = RmsNormInPlace { kind: "in_place", is_quantising: false, shape };
+        let run = |weight| self.run(&kernel, &[weight, act_mut(x)], &params, Grid::flat(n_groups));
         self.note(self.values(weight).and_then(run));
     }
 
@@ -415,45 +564,47 @@ impl Backend for GpuBackend {
         // Buffers are whole vectors of four; what is behind the end is nobody's.
         let n_quads = (x.rows() * x.cols()).div_ceil(4);
         let params = ScaleParams { n: n_quads as u32, factor: scale };
-        self.note(self.elementwise(&Add {}, &[act(x), act(y)], &params, n_quads));
+        self.note(self.elementwise(&Add {}, &[act_mut(x), act(y)], &params, n_quads));
     }
 
     fn scale(&self, x: &mut Act, factor: f32) {
         let n = x.rows() * x.cols();
         let params = ScaleParams { n: n as u32, factor };
-        self.note(self.elementwise(&Scale { is_softcap: false }, &[act(x)], &params, n));
+        self.note(self.elementwise(&Scale { is_softcap: false }, &[act_mut(x)], &params, n));
     }
 
     fn softcap(&self, x: &mut Act, cap: f32) {
         let n = x.rows() * x.cols();
         let params = ScaleParams { n: n as u32, factor: cap };
-        self.note(self.elementwise(&Scale { is_softcap: true }, &[act(x)], &params, n));
+        self.note(self.elementwise(&Scale { is_softcap: true }, &[act_mut(x)], &params, n));
     }
 
     fn gated(&self, gate_act: &Act, up: &Act, kind: Gate) -> Act {
         assert_eq!((gate_act.rows(), gate_act.cols()), (up.rows(), up.cols()), "shapes of gate and up");
         let n = up.rows() * up.cols();
-        self.new_act(up.rows(), up.cols(), |y| {
+        self.new_act_with_codes([up.rows(), up.cols()], up.cols(), |y, codes| {
             let (kind, alpha, limit) = gate(kind);
-            let params = GatedParams { n: n as u32, alpha, limit };
-            self.elementwise(&Gated { kind }, &[act(gate_act), act(up), y], &params, n)
+            let n_items = if codes.is_some() { n / 4 } else { n };
+            let params = GatedParams { n: n_items as u32, alpha, limit };
+            let kernel = Gated { kind, is_quantising: codes.is_some() };
+            self.elementwise(&kernel, &with_codes(&[act(gate_act), act(up), y], codes), &params, n_items)
         })
     }
 
     fn activate(&self, x: &mut Act, kind: Activation) {
         let n = x.rows() * x.cols();
-        self.note(self.elementwise(&Activate { kind: activation(kind) }, &[act(x)], &[n as u32], n));
+        self.note(self.elementwise(&Activate { kind: activation(kind) }, &[act_mut(x)], &[n as u32], n));
     }
 
     fn rope(&self, x: &mut Act, head_dim: usize, rope: &Rope, batch: &Batch) {
         let n_pairs = rope.inv_freq.len();
         let n_heads = x.cols() / head_dim;
         let n = x.rows() * n_heads * n_pairs;
-        let run = || {
+        let mut run = || {
             let angles = self.tables(batch)?.angles(&self.gpu, &self.buffers, rope, batch)?;
             let kernel = RotateHeads { is_interleaved: rope.pairing == RopePairing::Interleaved };
             let params = [n as u32, n_heads as u32, head_dim as u32, n_pairs as u32];
-            self.elementwise(&kernel, &[angles.bound(), act(x)], &params, n)
+            self.elementwise(&kernel, &[angles.bound(), act_mut(x)], &params, n)
         };
         self.note(run());
     }
@@ -481,12 +632,47 @@ impl Backend for GpuBackend {
         self.note(run());
     }
 
+    fn rope_and_store(
+        &self,
+        (q, mut k, v): (&mut Act, Act, &Act),
+        rope: &Rope,
+        kv: &mut KvCache,
+        layer_idx: usize,
+        batch: &Batch,
+    ) {
+        let layer = &kv.handle::<GpuKv>().layers[layer_idx];
+        let (heads, n_pairs) = (layer.shape, rope.inv_freq.len());
+        if layer.scales.is_some() || !n_pairs.is_multiple_of(8) {
+            let head_dim = heads.k_dim as usize;
+            self.rope(q, head_dim, rope, batch);
+            self.rope(&mut k, head_dim, rope, batch);
+            return self.store_kv(kv, layer_idx, &k, v, batch);
+        }
+        let mut run = || {
+            let tables = self.tables(batch)?;
+            let angles = tables.angles(&self.gpu, &self.buffers, rope, batch)?;
+            let is_interleaved = rope.pairing == RopePairing::Interleaved;
+            let n_units = n_pairs / if is_interleaved { 4 } else { 8 };
+            let (k_octets, v_octets) = (heads.k_dim as usize / 8, heads.v_dim as usize / 8);
+            let n_heads = q.cols() / heads.k_dim as usize;
+            let per_kv_head = n_units + (k_octets - n_pairs / 4) + v_octets;
+            let n = batch.n_rows() * (n_heads * n_units + layer.n_kv_heads * per_kv_head);
+            let params = [n as u32, n_heads as u32, layer.n_kv_heads as u32];
+            let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
+            let bound = [tables.rows.bound(), angles.bound(), act_mut(q), act(&k), act(v), keys, values];
+            let kernel = RotateAndStore { heads, n_pairs: n_pairs as u32, is_interleaved };
+            self.run(&kernel, &bound, &params, Grid::flat(n.div_ceil(64)))
+        };
+        self.note(run());
+    }
+
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act {
         let layer = &kv.handle::<GpuKv>().layers[layer_idx];
         assert_eq!(q.cols(), spec.n_heads * layer.shape.k_dim as usize, "columns of the queries");
-        self.new_act(q.rows(), spec.n_heads * layer.shape.v_dim as usize, |y| {
+        let v_dim = layer.shape.v_dim as usize;
+        self.new_act_with_codes([q.rows(), spec.n_heads * v_dim], v_dim, |y, codes| {
             let tables = self.tables(batch)?;
-            Attention { q, layer, batch, tables, spec }.run(self, y)
+            Attention { q, layer, batch, tables, spec }.run(self, y, codes)
         })
     }
 
@@ -507,14 +693,10 @@ impl Backend for GpuBackend {
 
     fn route(&self, logits: &Act, spec: &RouterSpec) -> Routing {
         let n_choices = logits.rows() * spec.top_k;
-        let take = || match self.take(n_choices * 4) {
-            Ok(buffer) => buffer,
-            Err(error) => {
-                self.gpu.fail(error);
-                self.buffers.stand_in(self.none.buffer())
-            }
+        let routing = GpuRouting {
+            experts: self.take_or_fail(n_choices * 4),
+            weights: self.take_or_fail(n_choices * 4),
         };
-        let routing = GpuRouting { experts: take(), weights: take() };
         let params = [logits.rows() as u32, logits.cols() as u32, spec.top_k as u32];
         let bound = [act(logits), routing.experts.bound(), routing.weights.bound()];
         let kernel = Route { softmax_over_all: spec.softmax_over_all };
@@ -531,7 +713,7 @@ impl Backend for GpuBackend {
         self.new_act(n_choices, weight.n_out, |y| {
             let routing = Some((&routing.handle::<GpuRouting>().experts, per_row));
             let product = Product { weight, bias, routing, n_rows: n_choices };
-            self.product(&mut Inputs::new(x), &product, y)
+            self.product(x, &product, y)
         })
     }
 
@@ -548,7 +730,10 @@ impl Backend for GpuBackend {
         self.gpu.check()?;
         let found = self.take(x.rows() * 4)?;
         let params = [x.rows() as u32, x.cols() as u32];
-        self.run(&Argmax {}, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        let lanes = self.gpu.limits.max_compute_invocations_per_workgroup.clamp(64, 1024);
+        // A power of two, as lanes are halved.
+        let lanes = 1 << lanes.ilog2();
+        self.run(&Argmax { lanes }, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
         let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), x.rows() * 4)?;
         let columns: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
         Ok(columns.into_iter().map(|column| (column != NO_COLUMN).then_some(column)).collect())

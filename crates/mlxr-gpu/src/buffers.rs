@@ -1,9 +1,13 @@
 //! The pool that activations and other scratch live in.
 //!
 //! A buffer that comes back may be given out again at once: what still uses it was recorded before what comes next.
-//! Writes from the host overtake what is recorded and not submitted, so they need a buffer nothing recorded uses.
+//! But then the next dispatch waits for that one, and dispatches that could run side by side no longer do; so up to
+//! [`MAX_SPARE_BYTES`] a buffer rests until what uses it has been submitted. Writes from the host overtake what is
+//! recorded and not submitted, so they always need a buffer nothing recorded uses.
 //!
-//! Bound: the pool holds what was in use at one time, rounded up to powers of two.
+//! The same ops in the same order find the same buffers, so that bind groups are found again.
+//!
+//! Bound: the pool holds what was in use at one time and what rests, rounded up to powers of two.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +16,9 @@ use mlxr_tensor::TensorError;
 
 use crate::bindings::BindGroups;
 use crate::device::Gpu;
+
+/// Bytes of buffers that may rest.
+const MAX_SPARE_BYTES: u64 = 64 << 20;
 
 /// A pooled buffer; dropping it gives it back.
 pub(crate) struct Pooled {
@@ -30,7 +37,9 @@ impl Pooled {
 impl Drop for Pooled {
     fn drop(&mut self) {
         if let Some(buffer) = self.buffer.take() {
-            self.pool.lock().used.entry(buffer.size()).or_default().push((buffer, self.id));
+            let mut shelves = self.pool.lock();
+            shelves.used_bytes += buffer.size();
+            shelves.used.entry(buffer.size()).or_default().push((buffer, self.id));
         }
     }
 }
@@ -39,6 +48,7 @@ impl Drop for Pooled {
 struct Shelves {
     /// By size: given back since the last submission.
     used: HashMap<u64, Vec<(wgpu::Buffer, u64)>>,
+    used_bytes: u64,
     /// By size: nothing recorded uses them.
     clean: HashMap<u64, Vec<(wgpu::Buffer, u64)>>,
     next_id: u64,
@@ -71,8 +81,13 @@ impl Buffers {
     pub(crate) fn take(self: &Arc<Self>, gpu: &Gpu, n_bytes: usize) -> Result<Pooled, TensorError> {
         let size = size_class(n_bytes);
         let mut shelves = self.lock();
-        let found = shelves.used.get_mut(&size).and_then(Vec::pop);
-        let found = found.or_else(|| shelves.clean.get_mut(&size)?.pop());
+        let mut found = shelves.clean.get_mut(&size).and_then(Vec::pop);
+        if found.is_none() && shelves.used_bytes + size > MAX_SPARE_BYTES {
+            found = shelves.used.get_mut(&size).and_then(Vec::pop);
+            if found.is_some() {
+                shelves.used_bytes -= size;
+            }
+        }
         drop(shelves);
         self.wrap(gpu, size, found)
     }
@@ -112,9 +127,12 @@ impl Buffers {
     /// Everything recorded has been submitted.
     pub(crate) fn submitted(&self) {
         let mut shelves = self.lock();
-        let Shelves { used, clean, .. } = &mut *shelves;
+        let Shelves { used, used_bytes, clean, .. } = &mut *shelves;
+        *used_bytes = 0;
         for (size, buffers) in used.iter_mut() {
-            clean.entry(*size).or_default().append(buffers);
+            let clean = clean.entry(*size).or_default();
+            clean.append(buffers);
+            clean.sort_unstable_by_key(|(_, id)| *id);
         }
     }
 }

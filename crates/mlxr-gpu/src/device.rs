@@ -13,6 +13,9 @@ pub(crate) const BACKEND: &str = "gpu";
 /// What every adapter must have.
 const REQUIRED: Features = Features::SUBGROUP.union(Features::IMMEDIATES);
 
+/// What products on matrix units take.
+const MATRICES: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(Features::SHADER_F16);
+
 /// What people want to know of an adapter, with the names it has in its description.
 const REPORTED: [(Features, &str); 4] = [
     (Features::SHADER_F16, "f16"),
@@ -85,6 +88,8 @@ pub(crate) struct Gpu {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: AdapterInfo,
     pub(crate) limits: Limits,
+    /// Whether it multiplies matrices of f16, 16 by 16, with sums in f32.
+    pub(crate) has_matrices: bool,
     /// Lanes of a subgroup; kernels are compiled for it.
     pub(crate) subgroup: u32,
     failure: Arc<Mutex<Option<String>>>,
@@ -148,6 +153,15 @@ fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo
     (adapter, described)
 }
 
+fn has_matrices(adapter: &wgpu::Adapter) -> bool {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    adapter.features().contains(MATRICES)
+        && adapter.cooperative_matrix_properties().iter().any(|matrix| {
+            let sizes = [matrix.m_size, matrix.n_size, matrix.k_size];
+            sizes == [16; 3] && matrix.ab_type == F16 && matrix.cr_type == F32
+        })
+}
+
 impl Gpu {
     /// A device of the chosen adapter.
     ///
@@ -160,11 +174,19 @@ impl Gpu {
         }
         let limits = Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
         let wanted = Features::TIMESTAMP_QUERY | Features::SUBGROUP_BARRIER;
+        let has_matrices = has_matrices(&adapter);
+        let (more, experimental_features) = if has_matrices {
+            // SAFETY: what is experimental are cooperative matrices, which are used after their results have been
+            // compared with those of other kernels.
+            (MATRICES, unsafe { wgpu::ExperimentalFeatures::enabled() })
+        } else {
+            (Features::empty(), wgpu::ExperimentalFeatures::disabled())
+        };
         let request = adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("mlxr"),
-            required_features: REQUIRED | (wanted & adapter.features()),
+            required_features: REQUIRED | more | (wanted & adapter.features()),
             required_limits: limits.clone(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features,
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         });
@@ -182,7 +204,7 @@ impl Gpu {
             wgpu::DeviceLostReason::Destroyed => note(&of_loss, "it was destroyed".to_owned()),
             wgpu::DeviceLostReason::Unknown => note(&of_loss, text),
         });
-        Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, failure })
+        Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, has_matrices, failure })
     }
 
     /// Fails once anything on the device has failed.

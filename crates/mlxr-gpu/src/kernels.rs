@@ -8,7 +8,7 @@ use crate::pipelines::Access::{Read, Write};
 use crate::pipelines::{Access, Kernel};
 
 macro_rules! kernels {
-    ($($(#[$doc:meta])* $name:ident = $file:literal [$($access:ident),*] {
+    ($($(#[$doc:meta])* $name:ident = $file:literal [$($access:ident),*] $(+ $flag:ident [$($more:ident),*])? {
         $($(#[$attr:meta])* $field:ident: $type:ty),* $(,)?
     })*) => {$(
         $(#[$doc])*
@@ -17,7 +17,12 @@ macro_rules! kernels {
 
         impl Kernel for $name {
             const FILE: &'static str = $file;
-            const BINDINGS: &'static [Access] = &[$($access),*];
+
+            fn bindings(&self) -> Vec<Access> {
+                let more: &[Access] = &[];
+                $(let more: &[Access] = if self.$flag { &[$($more),*] } else { more };)?
+                [&[$($access),*], more].concat()
+            }
         }
     )*};
 }
@@ -25,20 +30,39 @@ macro_rules! kernels {
 kernels! {
     Add = "add.wgsl" [Write, Read] {}
     Scale = "scale.wgsl" [Write] { is_softcap: bool }
-    Gated = "gated.wgsl" [Read, Read, Write] { kind: &'static str }
+    /// `gate, up, y`, and the codes of y with their scales
+    Gated = "gated.wgsl" [Read, Read, Write] + is_quantising [Write, Write] {
+        kind: &'static str,
+        is_quantising: bool,
+    }
     Activate = "activate.wgsl" [Write] { kind: &'static str }
     GatherRows = "gather_rows.wgsl" [Read, Read, Write] {}
     PadRows = "pad_rows.wgsl" [Read, Write] {}
     CopyWords = "copy_words.wgsl" [Write] {}
-    /// `weight, y, x`
-    RmsNorm = "rms_norm.wgsl" [Read, Write, Read] { kind: &'static str, lanes: u32, n_subgroups: u32 }
+    /// `weight, y, x`, and the codes of y with their scales
+    RmsNorm = "rms_norm.wgsl" [Read, Write, Read] + is_quantising [Write, Write] {
+        kind: &'static str,
+        is_quantising: bool,
+        #[serde(flatten)]
+        shape: NormShape,
+    }
     /// `weight, y`
-    RmsNormInPlace = "rms_norm.wgsl" [Read, Write] { kind: &'static str, lanes: u32, n_subgroups: u32 }
-    /// `weight, y, x, residual`
-    AddRmsNorm = "rms_norm.wgsl" [Read, Write, Read, Write] { kind: &'static str, lanes: u32, n_subgroups: u32 }
+    RmsNormInPlace = "rms_norm.wgsl" [Read, Write] {
+        kind: &'static str,
+        is_quantising: bool,
+        #[serde(flatten)]
+        shape: NormShape,
+    }
+    /// `weight, y, x, residual`, and the codes of y with their scales
+    AddRmsNorm = "rms_norm.wgsl" [Read, Write, Read, Write] + is_quantising [Write, Write] {
+        kind: &'static str,
+        is_quantising: bool,
+        #[serde(flatten)]
+        shape: NormShape,
+    }
     LayerNorm = "layer_norm.wgsl" [Read, Read, Read, Write] { lanes: u32, n_subgroups: u32 }
     RotateHeads = "rope.wgsl" [Read, Write] { is_interleaved: bool }
-    Argmax = "argmax.wgsl" [Read, Write] {}
+    Argmax = "argmax.wgsl" [Read, Write] { lanes: u32 }
     Largest = "largest.wgsl" [Read, Write] {}
     Route = "route.wgsl" [Read, Write, Write] { softmax_over_all: bool }
     Combine = "combine.wgsl" [Read, Read, Write] {}
@@ -67,6 +91,29 @@ kernels! {
         #[serde(flatten)]
         shape: MatvecShape,
     }
+    HalfRows = "half_rows.wgsl" [Read, Write] {}
+    /// `codes, high, scales, y`
+    UnpackCodes = "unpack.wgsl" [Read, Read, Read, Write] {
+        #[serde(flatten)]
+        layout: Codes,
+    }
+    /// `codes, scales, unused, y`
+    UnpackFloats = "unpack.wgsl" [Read, Read, Read, Write] {
+        #[serde(flatten)]
+        layout: Floats,
+    }
+    /// `x, w, y`
+    Matmul = "matmul.wgsl" [Read, Read, Write] {
+        subgroup: u32,
+        /// Rows and columns of a workgroup's results.
+        tile: u32,
+        /// Columns of x and w that are in workgroup memory.
+        k_tile: u32,
+        /// Rows and columns of the device's matrices.
+        size: u32,
+        /// Whether workgroup memory goes by fours, which is faster where it is possible.
+        has_vectors: bool,
+    }
     /// `rows, k, v, k cache, v cache`
     StoreKv = "store_kv.wgsl" [Read, Read, Read, Write, Write] {
         #[serde(flatten)]
@@ -79,29 +126,57 @@ kernels! {
         heads: KvShape,
         octets: u32,
     }
-    /// `rows, block tables, q, k cache, v cache, parts`
-    Attend = "attention.wgsl" [Read, Read, Read, Read, Read, Write] {
+    /// `rows, angles, q, k, v, k cache, v cache`
+    RotateAndStore = "rope_store.wgsl" [Read, Read, Write, Read, Read, Write, Write] {
+        #[serde(flatten)]
+        heads: KvShape,
+        n_pairs: u32,
+        is_interleaved: bool,
+    }
+    /// `rows, block tables, q, k cache, v cache, parts, stats`
+    Attend = "attention.wgsl" [Read, Read, Read, Read, Read, Write, Write] {
         #[serde(flatten)]
         heads: KvShape,
         #[serde(flatten)]
         shape: AttentionShape,
     }
     /// and `k scales, v scales`
-    AttendQ8 = "attention.wgsl" [Read, Read, Read, Read, Read, Write, Read, Read] {
+    AttendQ8 = "attention.wgsl" [Read, Read, Read, Read, Read, Write, Write, Read, Read] {
         #[serde(flatten)]
         heads: KvShape,
         #[serde(flatten)]
         shape: AttentionShape,
     }
-    /// `rows, parts, sinks, y`
-    MergeAttention = "attention_merge.wgsl" [Read, Read, Read, Write] { split: u32, v_dim: u32 }
+    /// `rows, parts, stats, sinks, y`, and the codes of y with their scales
+    MergeAttention = "attention_merge.wgsl" [Read, Read, Read, Read, Write] + is_quantising [Write, Write] {
+        split: u32,
+        v_dim: u32,
+        lanes: u32,
+        is_quantising: bool,
+    }
+}
+
+/// How a norm is divided among lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct NormShape {
+    pub(crate) lanes: u32,
+    pub(crate) n_subgroups: u32,
+    /// Whether columns go by fours.
+    pub(crate) has_quads: bool,
+    /// Columns, or fours of them, of a lane.
+    pub(crate) per_lane: u32,
 }
 
 /// How a matvec is divided among lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub(crate) struct MatvecShape {
-    /// Lanes of a subgroup.
+    /// Chunks of a row.
+    pub(crate) n_chunks: u32,
+    /// Chunks that a lane loads together; they divide what it has.
+    pub(crate) n_ahead: u32,
+    /// Lanes of a subgroup, and their binary logarithm.
     pub(crate) subgroup: u32,
+    pub(crate) subgroup_bits: u32,
     /// Subgroups that share the columns of a row.
     pub(crate) n_split: u32,
     /// Sets of so many subgroups in a workgroup.
@@ -112,6 +187,27 @@ pub(crate) struct MatvecShape {
     pub(crate) n_rows: u32,
     /// Whether the row of the weight depends on the row of the input (experts).
     pub(crate) is_routed: bool,
+}
+
+impl MatvecShape {
+    /// For `n_rows` rows of the input at a time.
+    pub(crate) fn new(subgroup: u32, n_chunks: u32, n_rows: u32, is_routed: bool) -> Self {
+        /// More would not fit in registers.
+        const MAX_AHEAD: u32 = 7;
+        // The order of a sum follows from this, so it may not depend on the number of rows.
+        let n_split = 2;
+        let (lanes, is_few) = (subgroup * n_split, n_rows <= 2);
+        let fits = |n: &u32| (n_chunks / lanes).is_multiple_of(*n);
+        let n_ahead = if is_few && n_chunks >= lanes && n_chunks.is_multiple_of(lanes) {
+            (1..=MAX_AHEAD).rev().find(fits).unwrap_or(1)
+        } else {
+            1
+        };
+        // Where there are many rows, what is loaded of them should meet more of the weight.
+        let n_out = if is_few { 2 } else { 4 };
+        let subgroup_bits = subgroup.ilog2();
+        Self { n_chunks, n_ahead, subgroup, subgroup_bits, n_split, n_sets: 4, n_out, n_rows, is_routed }
+    }
 }
 
 /// How keys and values of a layer are stored.

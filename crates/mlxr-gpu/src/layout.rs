@@ -236,13 +236,17 @@ impl Layout {
         }
     }
 
+    /// Columns that share a scale in rows of `cols`, where it is not fixed.
+    pub(crate) fn group(&self, cols: usize) -> u32 {
+        match self {
+            Layout::Codes(codes) => codes.group,
+            Layout::Floats(floats) => floats.group.unwrap_or(cols as u32),
+        }
+    }
+
     /// Scales of a row of `cols`, where [`Codes::group`] or [`Floats::group`] says how many columns share one.
     pub(crate) fn groups(&self, cols: usize) -> usize {
-        let group = match self {
-            Layout::Codes(codes) => codes.group as usize,
-            Layout::Floats(floats) => floats.group.map_or(cols, |n| n as usize),
-        };
-        cols.div_ceil(group.max(1))
+        cols.div_ceil(self.group(cols).max(1) as usize)
     }
 }
 

@@ -4,7 +4,8 @@
 //! while more is recorded; only `read` and `argmax` wait. `wgsl/` holds one kernel per file, [`kernels`] the typed
 //! parameters each is specialised by, [`layout`] how quantised weights lie on the device.
 //!
-//! Invariant: a row of a result comes from the same sequence of additions whatever rows are beside it.
+//! Invariant: a row of a result comes from the same sequence of additions whatever rows are beside it, but for products
+//! in f16 (`half.rs`), which are asked for.
 #![expect(
     unsafe_code,
     reason = "shaders without run-time checks, and what only Vulkan and Metal know of an adapter"
@@ -15,6 +16,7 @@ mod batch;
 mod bindings;
 mod buffers;
 mod device;
+mod half;
 mod kernels;
 mod kv;
 mod layout;

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use mlxr_tensor::conformance::data;
-use naga::back::msl;
-use naga::valid::{ValidationFlags, Validator};
+use naga::back::{msl, spv};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 use crate::kernels::*;
 use crate::layout::Layout;
@@ -22,14 +22,18 @@ struct Printed {
 
 impl Printed {
     fn print<K: Kernel>(&mut self, pipelines: &Pipelines, kernel: &K) {
+        // Subgroups and packed integer products came with 2.1.
+        self.print_for((2, 1), pipelines, kernel);
+    }
+
+    fn print_for<K: Kernel>(&mut self, lang_version: (u8, u8), pipelines: &Pipelines, kernel: &K) {
         let source = pipelines.render(kernel).unwrap();
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|e| panic!("{}: {}", K::FILE, e.emit_to_string(&source)));
         let info = Validator::new(ValidationFlags::all(), msl::supported_capabilities())
             .validate(&module)
             .unwrap_or_else(|e| panic!("{}: {}", K::FILE, e.emit_to_string(&source)));
-        // Subgroups and packed integer products came with 2.1.
-        let options = msl::Options { lang_version: (2, 1), ..msl::Options::default() };
+        let options = msl::Options { lang_version, ..msl::Options::default() };
         let (text, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
             .unwrap_or_else(|e| panic!("{}: {e}", K::FILE));
         assert!(text.contains("kernel void"), "{}:\n{text}", K::FILE);
@@ -55,12 +59,18 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &GatherRows {});
     printed.print(pipelines, &PadRows {});
     printed.print(pipelines, &CopyWords {});
-    printed.print(pipelines, &Argmax {});
+    printed.print(pipelines, &Argmax { lanes: 1024 });
     printed.print(pipelines, &Largest {});
     printed.print(pipelines, &Combine {});
     printed.print(pipelines, &QuantiseRows {});
+    printed.print(pipelines, &HalfRows {});
+    // Metal's matrices are 8 by 8, and came with 2.3.
+    let matmul = Matmul { subgroup: SUBGROUP, tile: 64, k_tile: 32, size: 8, has_vectors: false };
+    printed.print_for((2, 3), pipelines, &matmul);
     for kind in ["silu", "gelu", "gelu_tanh", "clamped_swiglu"] {
-        printed.print(pipelines, &Gated { kind });
+        for is_quantising in [false, true] {
+            printed.print(pipelines, &Gated { kind, is_quantising });
+        }
     }
     for kind in ["gelu", "gelu_tanh", "silu", "relu", "tanh_stable"] {
         printed.print(pipelines, &Activate { kind });
@@ -72,28 +82,32 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     }
     for lanes in [64, 256] {
         let n_subgroups = lanes / SUBGROUP;
-        printed.print(pipelines, &RmsNorm { kind: "out_of_place", lanes, n_subgroups });
-        printed.print(pipelines, &RmsNormInPlace { kind: "in_place", lanes, n_subgroups });
-        printed.print(pipelines, &AddRmsNorm { kind: "residual", lanes, n_subgroups });
         printed.print(pipelines, &LayerNorm { lanes, n_subgroups });
+        for (has_quads, is_quantising) in [(false, false), (true, false), (true, true)] {
+            let shape = NormShape { lanes, n_subgroups, has_quads, per_lane: 2 };
+            printed.print(pipelines, &RmsNorm { kind: "out_of_place", is_quantising, shape });
+            printed.print(pipelines, &RmsNormInPlace { kind: "in_place", is_quantising: false, shape });
+            printed.print(pipelines, &AddRmsNorm { kind: "residual", is_quantising, shape });
+        }
     }
 }
 
 fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     let layouts: Vec<Layout> = data::formats().into_iter().filter_map(Layout::of).collect();
-    let shapes = [(1, false), (2, false), (4, false), (8, false), (1, true)].map(|(n_rows, is_routed)| {
-        MatvecShape { subgroup: SUBGROUP, n_split: 4, n_sets: 2, n_out: 2, n_rows, is_routed }
-    });
+    let shapes = [(1, false), (2, false), (4, false), (8, false), (16, false), (1, true)]
+        .map(|(n_rows, is_routed)| MatvecShape::new(SUBGROUP, 448, n_rows, is_routed));
     for layout in layouts {
         match layout {
             Layout::Codes(layout) => {
                 printed.print(pipelines, &EmbedCodes { layout });
+                printed.print(pipelines, &UnpackCodes { layout });
                 for shape in shapes {
                     printed.print(pipelines, &MatvecCodes { layout, shape });
                 }
             }
             Layout::Floats(layout) => {
                 printed.print(pipelines, &EmbedFloats { layout });
+                printed.print(pipelines, &UnpackFloats { layout });
                 for shape in shapes {
                     printed.print(pipelines, &MatvecFloats { layout, shape });
                 }
@@ -107,7 +121,7 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         for dim in [64, 128, 256] {
             let heads = KvShape { dtype, k_dim: dim, v_dim: dim, block_tokens: 16 };
             for n_heads in [1, 4] {
-                let shape = AttentionShape { n_heads, split: 256, lanes: 128, n_subgroups: 128 / SUBGROUP };
+                let shape = AttentionShape { n_heads, split: 256, lanes: 256, n_subgroups: 256 / SUBGROUP };
                 if dtype == "q8_0" {
                     printed.print(pipelines, &AttendQ8 { heads, shape });
                 } else {
@@ -118,8 +132,25 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
                 printed.print(pipelines, &StoreKvQ8 { heads, octets: 4 });
             } else {
                 printed.print(pipelines, &StoreKv { heads, octets: 1 });
+                for (n_pairs, is_interleaved) in [(dim / 2, false), (dim / 2, true), (dim / 4, false)] {
+                    printed.print(pipelines, &RotateAndStore { heads, n_pairs, is_interleaved });
+                }
             }
-            printed.print(pipelines, &MergeAttention { split: 256, v_dim: dim });
+            for is_quantising in [false, true] {
+                let v_dim = dim;
+                printed.print(pipelines, &MergeAttention { split: 256, v_dim, lanes: 256, is_quantising });
+            }
         }
     }
+}
+
+/// No software driver has matrices, so that this is the only check of their kernel off a device that does.
+#[test]
+fn products_on_matrices_can_be_printed_for_vulkan() {
+    let kernel = Matmul { subgroup: 32, tile: 128, k_tile: 64, size: 16, has_vectors: true };
+    let source = Pipelines::new().render(&kernel).unwrap();
+    let module = naga::front::wgsl::parse_str(&source).unwrap();
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).unwrap();
+    let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
+    assert!(!spv::write_vec(&module, &info, &options, None).unwrap().is_empty());
 }

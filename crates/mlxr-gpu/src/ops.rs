@@ -3,16 +3,15 @@
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, AttentionSpec, Batch, Reach, TensorError, Weight};
 
-use crate::backend::{GpuBackend, act};
+use crate::backend::{GpuBackend, act, with_codes};
 use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::kernels::{
     Attend, AttendQ8, AttentionShape, MatvecCodes, MatvecFloats, MatvecShape, MergeAttention, PadRows,
-    QuantiseRows,
 };
 use crate::kv::GpuKvLayer;
-use crate::layout::{CODES_CHUNK, FLOATS_CHUNK, Layout};
+use crate::layout::{FLOATS_CHUNK, Layout};
 use crate::recorder::Grid;
 use crate::weight::GpuWeight;
 
@@ -20,17 +19,12 @@ use crate::weight::GpuWeight;
 const SPLIT: usize = 256;
 /// Lanes of an attention workgroup.
 const ATTENTION_LANES: u32 = 128;
+/// Lanes of a workgroup that joins splits.
+const MERGE_LANES: u32 = 256;
 /// Query heads that share a workgroup.
 const MAX_HEADS: usize = 8;
 /// Scratch for the parts of attention; more rows go in several rounds.
 const MAX_PART_BYTES: usize = 64 << 20;
-
-/// The rows of x that a product meets, in the forms kernels take.
-pub(crate) struct Inputs<'a> {
-    x: &'a Act,
-    quantised: Option<(Pooled, Pooled)>,
-    padded: Option<Pooled>,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -56,61 +50,31 @@ pub(crate) struct Product<'a> {
     pub(crate) n_rows: usize,
 }
 
-impl<'a> Inputs<'a> {
-    pub(crate) fn new(x: &'a Act) -> Self {
-        Self { x, quantised: None, padded: None }
-    }
-
-    /// 8-bit codes and their scales.
-    fn quantised(&mut self, backend: &GpuBackend) -> Result<[Bound<'_>; 2], TensorError> {
-        if self.quantised.is_none() {
-            let n = self.x.rows() * self.x.cols();
-            let (codes, scales) = (backend.take(n)?, backend.take(n / CODES_CHUNK * 16)?);
-            let n_quads = (n / 4) as u32;
-            let bound = [act(self.x), codes.bound(), scales.bound()];
-            backend.run(&QuantiseRows {}, &bound, &[n_quads], Grid::flat((n / 4).div_ceil(256)))?;
-            self.quantised = Some((codes, scales));
-        }
-        let (codes, scales) = self.quantised.as_ref().expect("just made");
-        Ok([codes.bound(), scales.bound()])
-    }
-
-    /// Rows filled up to whole chunks.
-    fn floats(&mut self, backend: &GpuBackend) -> Result<Bound<'_>, TensorError> {
-        let (rows, cols) = (self.x.rows(), self.x.cols());
-        if cols.is_multiple_of(FLOATS_CHUNK) {
-            return Ok(act(self.x));
-        }
-        if self.padded.is_none() {
-            let stride = cols.next_multiple_of(FLOATS_CHUNK);
-            let n = rows * stride;
-            let padded = backend.take(n * 4)?;
-            let params = [n as u32, cols as u32, stride as u32];
-            backend.run(&PadRows {}, &[act(self.x), padded.bound()], &params, Grid::flat(n.div_ceil(256)))?;
-            self.padded = Some(padded);
-        }
-        Ok(self.padded.as_ref().expect("just made").bound())
-    }
-}
-
 /// Rows of x that a workgroup meets. What does not divide evenly is computed and thrown away.
 fn row_tile(n_rows: usize) -> u32 {
     match n_rows {
         0..=1 => 1,
         2 => 2,
         3..=4 => 4,
-        _ => 8,
+        5..=8 => 8,
+        _ => 16,
     }
 }
 
 impl GpuBackend {
-    /// One product into `y`.
-    pub(crate) fn product(
-        &self,
-        inputs: &mut Inputs<'_>,
-        product: &Product<'_>,
-        y: Bound<'_>,
-    ) -> Result<(), TensorError> {
+    /// An activation with its rows filled up to whole chunks of floats.
+    fn padded(&self, x: &Act) -> Result<Pooled, TensorError> {
+        let (rows, cols) = (x.rows(), x.cols());
+        let stride = cols.next_multiple_of(FLOATS_CHUNK);
+        let n = rows * stride;
+        let padded = self.take(n * 4)?;
+        let params = [n as u32, cols as u32, stride as u32];
+        self.run(&PadRows {}, &[act(x), padded.bound()], &params, Grid::flat(n.div_ceil(256)))?;
+        Ok(padded)
+    }
+
+    /// One product of `x` into `y`.
+    pub(crate) fn product(&self, x: &Act, product: &Product<'_>, y: Bound<'_>) -> Result<(), TensorError> {
         let Product { weight, bias, routing, n_rows } = *product;
         let none = self.none();
         let bias_bound = match bias {
@@ -118,19 +82,13 @@ impl GpuBackend {
             None => none,
         };
         let n_tile = if routing.is_some() { 1 } else { row_tile(n_rows) };
-        let shape = MatvecShape {
-            subgroup: self.subgroup(),
-            n_split: 4,
-            n_sets: 2,
-            n_out: 2,
-            n_rows: n_tile,
-            is_routed: routing.is_some(),
-        };
+        let n_chunks = weight.cols.div_ceil(weight.layout.chunk()) as u32;
+        let shape = MatvecShape::new(self.subgroup(), n_chunks, n_tile, routing.is_some());
         let routing_bound = routing.map_or(none, |(experts, _)| experts.bound());
         for part in &weight.parts {
             let n_out = if routing.is_some() { weight.n_out } else { part.n_rows };
             let params = MatvecParams {
-                n_chunks: weight.cols.div_ceil(weight.layout.chunk()) as u32,
+                n_chunks,
                 n_groups: weight.layout.groups(weight.cols) as u32,
                 n_out: n_out as u32,
                 n_rows: n_rows as u32,
@@ -139,22 +97,21 @@ impl GpuBackend {
                 has_bias: bias.is_some().into(),
                 choices_per_row: routing.map_or(1, |(_, n)| n as u32),
                 first_out: part.first_row as u32,
-                group: match weight.layout {
-                    Layout::Floats(floats) => floats.group.unwrap_or(weight.cols as u32),
-                    Layout::Codes(codes) => codes.group,
-                },
+                group: weight.layout.group(weight.cols),
             };
             let per_group = (shape.n_sets * shape.n_out) as usize;
             let grid = Grid::tiles(n_out.div_ceil(per_group), n_rows.div_ceil(n_tile as usize));
             let (codes, high, scales) = (part.codes.bound(), part.high.bound(), part.scales.bound());
             match weight.layout {
                 Layout::Codes(layout) => {
-                    let [x_codes, x_scales] = inputs.quantised(self)?;
+                    let [x_codes, x_scales] = self.codes(x)?;
                     let bound = [codes, high, scales, x_codes, x_scales, bias_bound, routing_bound, y];
                     self.run(&MatvecCodes { layout, shape }, &bound, &params, grid)?;
                 }
                 Layout::Floats(layout) => {
-                    let x = inputs.floats(self)?;
+                    let padded =
+                        if x.cols().is_multiple_of(FLOATS_CHUNK) { None } else { Some(self.padded(x)?) };
+                    let x = padded.as_ref().map_or_else(|| act(x), Pooled::bound);
                     let bound = [codes, scales, x, bias_bound, routing_bound, y];
                     self.run(&MatvecFloats { layout, shape }, &bound, &params, grid)?;
                 }
@@ -204,7 +161,7 @@ impl Attention<'_> {
     /// The splits that rows from `first_row` on need, for as many rows as fit in the scratch: first split, number of
     /// splits, number of rows.
     fn round(&self, first_row: usize) -> (usize, usize, usize) {
-        let per_split = self.spec.n_heads * (self.layer.shape.v_dim as usize + 2) * 4;
+        let per_split = self.spec.n_heads * self.layer.shape.v_dim as usize * 4;
         let (mut first, mut end) = (usize::MAX, 0);
         for row in first_row..self.batch.n_rows() {
             let seen = self.reach(row);
@@ -218,8 +175,13 @@ impl Attention<'_> {
         (first, end - first, self.batch.n_rows() - first_row)
     }
 
-    /// Writes the result, `[rows, n_heads * v_dim]`.
-    pub(crate) fn run(&self, backend: &GpuBackend, y: Bound<'_>) -> Result<(), TensorError> {
+    /// Writes the result, `[rows, n_heads * v_dim]`, and its codes.
+    pub(crate) fn run(
+        &self,
+        backend: &GpuBackend,
+        y: Bound<'_>,
+        codes: Option<[Bound<'_>; 2]>,
+    ) -> Result<(), TensorError> {
         let (layer, spec) = (self.layer, self.spec);
         let v_dim = layer.shape.v_dim as usize;
         let group = spec.n_heads / layer.n_kv_heads;
@@ -237,7 +199,8 @@ impl Attention<'_> {
         let mut first_row = 0;
         while first_row < self.batch.n_rows() {
             let (first_split, max_splits, n_rows) = self.round(first_row);
-            let parts = backend.take(n_rows * spec.n_heads * max_splits * (v_dim + 2) * 4)?;
+            let n_parts = n_rows * spec.n_heads * max_splits;
+            let (parts, stats) = (backend.take(n_parts * v_dim * 4)?, backend.take(n_parts * 8)?);
             let params = AttentionParams {
                 first_row: first_row as u32,
                 n_rows: n_rows as u32,
@@ -253,12 +216,12 @@ impl Attention<'_> {
             let (rows, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
             let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
             let grid = Grid::tiles(n_rows * spec.n_heads / n_heads, max_splits);
-            let bound = [rows, tables, act(self.q), keys, values, parts.bound()];
+            let bound = [rows, tables, act(self.q), keys, values, parts.bound(), stats.bound()];
             match &layer.scales {
                 None => backend.run(&Attend { heads: layer.shape, shape }, &bound, &params, grid)?,
                 Some((k, v)) => {
-                    let [a, b, c, d, e, f] = bound;
-                    let bound = [a, b, c, d, e, f, k.buffer.bound(), v.buffer.bound()];
+                    let [a, b, c, d, e, f, g] = bound;
+                    let bound = [a, b, c, d, e, f, g, k.buffer.bound(), v.buffer.bound()];
                     backend.run(&AttendQ8 { heads: layer.shape, shape }, &bound, &params, grid)?;
                 }
             }
@@ -272,9 +235,15 @@ impl Attention<'_> {
                 spec.sinks.is_some().into(),
                 first_split as u32,
             ];
-            let merge = MergeAttention { split: SPLIT as u32, v_dim: layer.shape.v_dim };
+            let merge = MergeAttention {
+                split: SPLIT as u32,
+                v_dim: layer.shape.v_dim,
+                lanes: MERGE_LANES,
+                is_quantising: codes.is_some(),
+            };
             let grid = Grid::flat(n_rows * spec.n_heads);
-            backend.run(&merge, &[rows, parts.bound(), sinks, y], &params, grid)?;
+            let bound = [rows, parts.bound(), stats.bound(), sinks, y];
+            backend.run(&merge, &with_codes(&bound, codes), &params, grid)?;
             first_row += n_rows;
         }
         Ok(())

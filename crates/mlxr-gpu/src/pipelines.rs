@@ -22,8 +22,9 @@ pub(crate) enum Access {
 pub(crate) trait Kernel: Serialize + Copy + Eq + Hash + Send + 'static {
     /// The file's name in `wgsl/`.
     const FILE: &'static str;
+
     /// One entry per binding, in order.
-    const BINDINGS: &'static [Access];
+    fn bindings(&self) -> Vec<Access>;
 }
 
 macro_rules! sources {
@@ -47,22 +48,28 @@ sources!(
     "gated.wgsl",
     "gather_rows.wgsl",
     "grid.wgsl",
+    "half_rows.wgsl",
     "kv_types.wgsl",
     "largest.wgsl",
     "layer_norm.wgsl",
+    "matmul.wgsl",
     "matvec_codes.wgsl",
     "matvec_end.wgsl",
     "matvec_floats.wgsl",
+    "matvec_loop.wgsl",
     "matvec_params.wgsl",
     "matvec_start.wgsl",
     "pad_rows.wgsl",
+    "quantise.wgsl",
     "quantise_rows.wgsl",
     "reach.wgsl",
     "rms_norm.wgsl",
     "rope.wgsl",
+    "rope_store.wgsl",
     "route.wgsl",
     "scale.wgsl",
     "store_kv.wgsl",
+    "unpack.wgsl",
     "weight_codes.wgsl",
     "weight_floats.wgsl",
     "workgroup_sum.wgsl",
@@ -133,7 +140,7 @@ impl Pipelines {
         if let Some(pipeline) = map.get(spec) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(compile(gpu, K::FILE, &self.render(spec)?, K::BINDINGS, *n_pipelines)?);
+        let pipeline = Arc::new(compile(gpu, K::FILE, &self.render(spec)?, &spec.bindings(), *n_pipelines)?);
         *n_pipelines += 1;
         map.insert(*spec, pipeline.clone());
         Ok(pipeline)

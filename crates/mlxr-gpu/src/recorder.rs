@@ -1,5 +1,8 @@
 //! What is to run: one compute pass, submitted in pieces while the next is recorded.
 
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
 use mlxr_tensor::{KernelTime, TensorError};
 
 use crate::bindings::Bound;
@@ -8,8 +11,13 @@ use crate::device::{Gpu, IMMEDIATE_BYTES};
 use crate::pipelines::Pipeline;
 use crate::profile::Profile;
 
-/// Dispatches after which a piece is submitted, so that the device starts while the rest is recorded.
-const PIECE: usize = 64;
+/// Dispatches after which a piece is submitted, so that the device starts while the rest is recorded: the first one, and
+/// the largest to which they grow.
+const FIRST_PIECE: usize = 16;
+const MAX_PIECE: usize = 128;
+
+/// Where the outcome of a mapping comes in.
+type Mapped = Receiver<Result<(), wgpu::BufferAsyncError>>;
 
 /// Workgroups of a dispatch; more than the device takes along x continue along y.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,10 @@ pub(crate) struct Recorder {
     n_dispatches: usize,
     /// Takes the dispatches in place of `open`.
     profile: Option<Profile>,
+    /// Submitted since the last read.
+    n_pieces: u32,
+    /// What reads go through, as large as the largest so far.
+    staging: Option<wgpu::Buffer>,
 }
 
 impl Recorder {
@@ -82,7 +94,7 @@ impl Recorder {
         let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
         encode(pass);
         self.n_dispatches += 1;
-        if self.n_dispatches == PIECE {
+        if self.n_dispatches >= (FIRST_PIECE << self.n_pieces.min(8)).min(MAX_PIECE) {
             self.submit(gpu, buffers);
         }
     }
@@ -97,6 +109,7 @@ impl Recorder {
             gpu.fail(error);
         }
         self.n_dispatches = 0;
+        self.n_pieces += 1;
         buffers.submitted();
     }
 
@@ -135,29 +148,53 @@ impl Recorder {
         let (mut encoder, pass) = self.open.take().unwrap_or_else(|| begin(gpu));
         drop(pass);
         let size = (n_bytes as u64).next_multiple_of(4);
-        let staging = gpu.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("read back"),
-            size: size.max(4),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+        let staging = match self.staging.take() {
+            Some(staging) if staging.size() >= size => staging,
+            _ => gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("read back"),
+                size: size.next_power_of_two().max(256),
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }),
+        };
         if size > 0 {
             encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
         }
         gpu.queue.submit([encoder.finish()]);
         self.n_dispatches = 0;
+        self.n_pieces = 0;
         buffers.submitted();
         let (send, mapped) = std::sync::mpsc::channel();
-        staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver waits below.
             let _ = send.send(result);
         });
-        gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| gpu.lost(e))?;
-        gpu.check()?;
-        mapped.recv().map_err(|e| gpu.lost(e))?.map_err(|e| gpu.lost(e))?;
+        wait(gpu, &mapped)?;
         let view = staging.get_mapped_range(..).map_err(|e| gpu.lost(e))?;
-        Ok(view[..n_bytes].to_vec())
+        let bytes = view[..n_bytes].to_vec();
+        drop(view);
+        staging.unmap();
+        self.staging = Some(staging);
+        Ok(bytes)
     }
+}
+
+/// Waits until a buffer is mapped.
+fn wait(gpu: &Gpu, mapped: &Mapped) -> Result<(), TensorError> {
+    /// A thread that sleeps takes some tenths of a millisecond to wake; a step is shorter than this.
+    const SPIN: Duration = Duration::from_millis(20);
+    let start = Instant::now();
+    // A software driver computes on the cores that would spin.
+    while !gpu.info.is_software && start.elapsed() < SPIN {
+        gpu.device.poll(wgpu::PollType::Poll).map_err(|e| gpu.lost(e))?;
+        match mapped.try_recv() {
+            Ok(result) => return result.map_err(|e| gpu.lost(e)).and_then(|()| gpu.check()),
+            Err(_) => std::hint::spin_loop(),
+        }
+    }
+    gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| gpu.lost(e))?;
+    gpu.check()?;
+    mapped.recv().map_err(|e| gpu.lost(e))?.map_err(|e| gpu.lost(e))
 }
 
 fn begin(gpu: &Gpu) -> (wgpu::CommandEncoder, wgpu::ComputePass<'static>) {

@@ -71,7 +71,7 @@ impl Decoder {
     /// The normalised last hidden state of `batch.output_rows`: `[n_output_rows, hidden]`.
     pub fn hidden(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
         let x = self.stream(cx, kv);
-        let x = cx.backend.gather_rows(&x, &cx.batch.output_rows);
+        let x = output_rows(cx, x);
         cx.backend.rms_norm(&x, &self.norm, cx.norm_eps)
     }
 
@@ -95,7 +95,7 @@ impl Decoder {
         if cx.batch.output_rows.is_empty() {
             return cx.backend.act(0, self.lm_head.shape()[0], &[]);
         }
-        let x = cx.backend.gather_rows(&x, &cx.batch.output_rows);
+        let x = output_rows(cx, x);
         let x = cx.backend.rms_norm(&x, &self.norm, cx.norm_eps);
         let mut logits = cx.backend.linear(&x, &self.lm_head, None);
         if self.logit_scale != 1.0 {
@@ -106,6 +106,14 @@ impl Decoder {
         }
         logits
     }
+}
+
+/// The rows whose results are wanted, which in decode are all.
+fn output_rows(cx: &Cx<'_>, x: Act) -> Act {
+    if cx.batch.output_rows.len() == x.rows() {
+        return x;
+    }
+    cx.backend.gather_rows(&x, &cx.batch.output_rows)
 }
 
 /// The residual stream: what has been summed, and the last sublayer's output still to be added, so that a backend
@@ -181,7 +189,6 @@ pub struct Attention {
     pub o: Linear,
     pub qk_norm: Option<QkNormWeights>,
     pub rope: Option<Arc<Rope>>,
-    pub head_dim: usize,
     pub spec: AttentionSpec,
 }
 
@@ -196,12 +203,11 @@ impl Attention {
     fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, layer_idx: usize, x: &Act) -> Act {
         let Cx { backend, batch, .. } = *cx;
         let [q, k, v] = cx.linear_each(x, [&self.q, &self.k, &self.v]); // [rows, n_heads or n_kv_heads * head_dim]
-        let (mut q, mut k) = self.norm_qk(cx, q, k);
-        if let Some(rope) = &self.rope {
-            backend.rope(&mut q, self.head_dim, rope, batch);
-            backend.rope(&mut k, self.head_dim, rope, batch);
+        let (mut q, k) = self.norm_qk(cx, q, k);
+        match &self.rope {
+            Some(rope) => backend.rope_and_store((&mut q, k, &v), rope, kv, layer_idx, batch),
+            None => backend.store_kv(kv, layer_idx, &k, &v, batch),
         }
-        backend.store_kv(kv, layer_idx, &k, &v, batch);
         let attn = backend.attention(&q, kv, layer_idx, batch, &self.spec); // [rows, n_heads * head_dim]
         cx.linear(&attn, &self.o)
     }

@@ -162,7 +162,6 @@ impl<'a> Loader<'a> {
             o: self.upload.linear(&format!("layers.{i}.attn.o"), o)?,
             qk_norm: self.qk_norm(i)?,
             rope: layer.rope.map(|index| Arc::clone(&self.ropes[index])),
-            head_dim: config.head_dim,
             spec: AttentionSpec {
                 n_heads: config.n_heads,
                 scale: config.attention_scale,

@@ -156,6 +156,22 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Stores `k: [rows, n_kv_heads * k_dim]` and `v: [rows, n_kv_heads * v_dim]` at `batch.slots`.
     fn store_kv(&self, kv: &mut KvCache, layer_idx: usize, k: &Act, v: &Act, batch: &Batch);
 
+    /// Rotates `q` and `k` as [`Self::rope`] does, then stores `k` and `v` as [`Self::store_kv`] does. `k` has no further
+    /// use, so it need not be written.
+    fn rope_and_store(
+        &self,
+        (q, mut k, v): (&mut Act, Act, &Act),
+        rope: &Rope,
+        kv: &mut KvCache,
+        layer_idx: usize,
+        batch: &Batch,
+    ) {
+        let head_dim = kv.spec().layers[layer_idx].k_dim;
+        self.rope(q, head_dim, rope, batch);
+        self.rope(&mut k, head_dim, rope, batch);
+        self.store_kv(kv, layer_idx, &k, v, batch);
+    }
+
     /// Attention of `q: [rows, n_heads * k_dim]` over what `spec` lets each row see of its sequence in the cache, whose
     /// keys and values are stored up to the end of the row's span. Returns `[rows, n_heads * v_dim]`.
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act;

@@ -83,6 +83,7 @@ impl Wanted {
 
     fn open_gpu(self, choice: AdapterChoice) -> Result<Arc<dyn Backend>, DeviceError> {
         let backend = GpuBackend::new(choice).map_err(|error| DeviceError { reason: error.to_string() })?;
+        let backend = backend.with_half_products(self.products == Products::Bf16);
         if self.is_profiled {
             backend.start_profile().map_err(|error| DeviceError { reason: error.to_string() })?;
         }

@@ -10,8 +10,8 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> found: array<u32>;
 
-var<workgroup> keys: array<u32, 256>;
-var<workgroup> columns: array<u32, 256>;
+var<workgroup> keys: array<u32, {{ lanes }}>;
+var<workgroup> columns: array<u32, {{ lanes }}>;
 var<workgroup> is_bad: atomic<u32>;
 
 //# include "grid.wgsl"
@@ -20,7 +20,7 @@ var<workgroup> is_bad: atomic<u32>;
 
 const NONE: u32 = 0xffffffffu;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
@@ -37,22 +37,28 @@ fn main(
     // No finite value has this key.
     var best = 0u;
     var column = NONE;
-    for (var c = lane; c < p.cols; c += 256u) {
-        let bits = x[row * p.cols + c];
-        if (is_finite(bits)) {
-            let key = float_key(bits);
-            if (key > best) {
-                best = key;
-                column = c;
+    for (var first = lane; first < p.cols; first += {{ 4 * lanes }}u) {
+        // Loads in flight at a time; past the end comes the last column again.
+        //# for i in range(4)
+        let c{{ i }} = min(first + {{ i * lanes }}u, p.cols - 1u);
+        let bits{{ i }} = x[row * p.cols + c{{ i }}];
+        //# endfor
+        //# for i in range(4)
+        if (is_finite(bits{{ i }})) {
+            let key{{ i }} = float_key(bits{{ i }});
+            if (key{{ i }} > best) {
+                best = key{{ i }};
+                column = c{{ i }};
             }
-        } else if (bits != NEGATIVE_INFINITY) {
+        } else if (bits{{ i }} != NEGATIVE_INFINITY) {
             atomicStore(&is_bad, 1u);
         }
+        //# endfor
     }
     keys[lane] = best;
     columns[lane] = column;
     workgroupBarrier();
-    for (var n = 128u; n > 0u; n = n / 2u) {
+    for (var n = {{ lanes // 2 }}u; n > 0u; n = n / 2u) {
         if (lane < n) {
             let key = keys[lane + n];
             let c = columns[lane + n];

@@ -29,19 +29,28 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> k_cache: array<Octet>;
 @group(0) @binding(4) var<storage, read> v_cache: array<Octet>;
-@group(0) @binding(5) var<storage, read_write> parts: array<f32>;
+// Per row, head and split: the weighted values; the largest score and the sum of exponentials.
+@group(0) @binding(5) var<storage, read_write> parts: array<mat2x4<f32>>;
+@group(0) @binding(6) var<storage, read_write> stats: array<vec2<f32>>;
 //# if dtype == "q8_0"
-@group(0) @binding(6) var<storage, read> k_scales: array<f32>;
-@group(0) @binding(7) var<storage, read> v_scales: array<f32>;
+@group(0) @binding(7) var<storage, read> k_scales: array<f32>;
+@group(0) @binding(8) var<storage, read> v_scales: array<f32>;
 //# endif
 
 //# set k_octets = k_dim // 8
 //# set v_octets = v_dim // 8
 //# set n_groups = lanes // v_octets
+// Loads in flight at a time.
+//# set k_ahead = 8 if k_octets % 8 == 0 and dtype != "q8_0" else 4 if k_octets % 4 == 0 else 1
+//# set v_ahead = 8
+//# set n_blocks = split // block_tokens
+var<workgroup> blocks: array<u32, {{ n_blocks }}>;
 var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
 var<workgroup> weights: array<f32, {{ n_heads * split }}>;
 var<workgroup> partial: array<f32, {{ n_heads * n_subgroups }}>;
-var<workgroup> sums: array<mat2x4<f32>, {{ lanes }}>;
+// Heads whose values are summed at a time.
+//# set n_summed = 2 if n_heads in [2, 4] and 2 * v_octets <= lanes else 1
+var<workgroup> sums: array<mat2x4<f32>, {{ n_summed * lanes }}>;
 
 @compute @workgroup_size({{ lanes }})
 fn main(
@@ -66,6 +75,11 @@ fn main(
     if (start > seen.y || start + {{ split }}u <= seen.x) {
         return;
     }
+    for (var i = lane; i < {{ n_blocks }}u; i += {{ lanes }}u) {
+        if (start + i * {{ block_tokens }}u <= seen.y) {
+            blocks[i] = block_tables[info.z + start / {{ block_tokens }}u + i] * p.n_kv_heads + kv_head;
+        }
+    }
     for (var i = lane; i < {{ n_heads * k_dim // 4 }}u; i += {{ lanes }}u) {
         queries[i] = q[((p.first_row + local_row) * p.n_heads + first_head) * {{ k_dim // 4 }}u + i];
     }
@@ -82,21 +96,27 @@ fn main(
         var score{{ h }} = -3.0e38;
         //# endfor
         if (is_seen) {
-            let block = block_tables[info.z + position / {{ block_tokens }}u] * p.n_kv_heads + kv_head;
+            let block = blocks[t / {{ block_tokens }}u];
             let token = position % {{ block_tokens }}u;
             //# for h in range(n_heads)
             var dot{{ h }} = vec4(0.0);
             //# endfor
-            for (var d = 0u; d < {{ k_octets }}u; d++) {
-                let octet = decode(k_cache[(block * {{ k_octets }}u + d) * {{ block_tokens }}u + token]);
+            for (var d = 0u; d < {{ k_octets }}u; d += {{ k_ahead }}u) {
+                //# for i in range(k_ahead)
+                let octet{{ i }} = k_cache[(block * {{ k_octets }}u + d + {{ i }}u) * {{ block_tokens }}u + token];
+                //# endfor
                 //# if dtype == "q8_0"
-                let key = octet * k_scales[(block * {{ k_dim // 32 }}u + d / 4u) * {{ block_tokens }}u + token];
-                //# else
-                let key = octet;
+                // Four octets share a scale.
+                let scale = k_scales[(block * {{ k_dim // 32 }}u + d / 4u) * {{ block_tokens }}u + token];
                 //# endif
-                //# for h in range(n_heads)
-                dot{{ h }} = fma(key[0], queries[{{ h * k_dim // 4 }}u + 2u * d], dot{{ h }});
-                dot{{ h }} = fma(key[1], queries[{{ h * k_dim // 4 }}u + 2u * d + 1u], dot{{ h }});
+                //# for i in range(k_ahead)
+                {
+                    let key = decode(octet{{ i }}){{ " * scale" if dtype == "q8_0" else "" }};
+                    //# for h in range(n_heads)
+                    dot{{ h }} = fma(key[0], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u)], dot{{ h }});
+                    dot{{ h }} = fma(key[1], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u) + 1u], dot{{ h }});
+                    //# endfor
+                }
                 //# endfor
             }
             //# for h in range(n_heads)
@@ -158,45 +178,54 @@ fn main(
     var value{{ h }} = mat2x4<f32>();
     //# endfor
     if (group < {{ n_groups }}u) {
-        for (var position = low + group; position <= high; position += {{ n_groups }}u) {
-            let block = block_tables[info.z + position / {{ block_tokens }}u] * p.n_kv_heads + kv_head;
-            let token = block * {{ block_tokens }}u + position % {{ block_tokens }}u;
-            let octet = decode(v_cache[token * {{ v_octets }}u + column]);
+        for (var first = low + group; first <= high; first += {{ v_ahead * n_groups }}u) {
+            //# for i in range(v_ahead)
+            // Past the end the last token counts for nothing.
+            let at{{ i }} = min(first + {{ i * n_groups }}u, high) - start;
+            let token{{ i }} = blocks[at{{ i }} / {{ block_tokens }}u] * {{ block_tokens }}u + at{{ i }} % {{ block_tokens }}u;
+            let octet{{ i }} = v_cache[token{{ i }} * {{ v_octets }}u + column];
             //# if dtype == "q8_0"
-            let values = octet * v_scales[token * {{ v_dim // 32 }}u + column / 4u];
-            //# else
-            let values = octet;
+            let scale{{ i }} = v_scales[token{{ i }} * {{ v_dim // 32 }}u + column / 4u];
             //# endif
-            //# for h in range(n_heads)
-            let weight{{ h }} = vec4(weights[{{ h * split }}u + position - start]);
-            value{{ h }}[0] = fma(weight{{ h }}, values[0], value{{ h }}[0]);
-            value{{ h }}[1] = fma(weight{{ h }}, values[1], value{{ h }}[1]);
+            //# endfor
+            //# for i in range(v_ahead)
+            {
+                let values = decode(octet{{ i }}){{ " * scale" ~ i if dtype == "q8_0" else "" }};
+                let is_there = first + {{ i * n_groups }}u <= high;
+                //# for h in range(n_heads)
+                let weight{{ h }} = vec4(select(0.0, weights[{{ h * split }}u + at{{ i }}], is_there));
+                value{{ h }}[0] = fma(weight{{ h }}, values[0], value{{ h }}[0]);
+                value{{ h }}[1] = fma(weight{{ h }}, values[1], value{{ h }}[1]);
+                //# endfor
+            }
             //# endfor
         }
     }
-    //# for h in range(n_heads)
-    sums[lane] = value{{ h }};
+    //# for first in range(0, n_heads, n_summed)
+    //# for h in range(first, [first + n_summed, n_heads] | min)
+    sums[{{ (h - first) * lanes }}u + lane] = value{{ h }};
+    //# endfor
     workgroupBarrier();
-    {
-        let part = ((local_row * p.n_heads + first_head + {{ h }}u) * p.max_splits + wg.z) * {{ v_dim + 2 }}u;
-        if (lane < {{ v_octets }}u) {
-            var total = sums[lane];
-            for (var g = 1u; g < {{ n_groups }}u; g++) {
-                total += sums[g * {{ v_octets }}u + lane];
-            }
-            for (var i = 0u; i < 8u; i++) {
-                parts[part + 8u * lane + i] = total[i / 4u][i % 4u];
-            }
+    if (lane < {{ ([n_summed, n_heads - first] | min) * v_octets }}u) {
+        let h = lane / {{ v_octets }}u;
+        var total = sums[h * {{ lanes }}u + column];
+        for (var g = 1u; g < {{ n_groups }}u; g++) {
+            total += sums[h * {{ lanes }}u + g * {{ v_octets }}u + column];
         }
-        if (lane == 0u) {
+        let part = (local_row * p.n_heads + first_head + {{ first }}u + h) * p.max_splits + wg.z;
+        parts[part * {{ v_octets }}u + column] = total;
+    }
+    workgroupBarrier();
+    //# endfor
+    if (lane == 0u) {
+        //# for h in range(n_heads)
+        {
             var total = 0.0;
             for (var i = 0u; i < {{ n_subgroups }}u; i++) {
                 total += partial[{{ h * n_subgroups }}u + i];
             }
-            parts[part + {{ v_dim }}u] = largest{{ h }};
-            parts[part + {{ v_dim + 1 }}u] = total;
+            stats[(local_row * p.n_heads + first_head + {{ h }}u) * p.max_splits + wg.z] = vec2(largest{{ h }}, total);
         }
+        //# endfor
     }
-    workgroupBarrier();
-    //# endfor
 }

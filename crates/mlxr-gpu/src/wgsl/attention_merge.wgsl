@@ -1,4 +1,4 @@
-// Joins the splits of each row and head: one workgroup per row and head, a lane per column.
+// Joins the splits of each row and head: one workgroup per row and head. A lane has four columns of every {{ lanes // (v_dim // 4) }}th split.
 
 struct Params {
     first_row: u32,
@@ -13,14 +13,25 @@ struct Params {
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> rows: array<vec4<u32>>;
-@group(0) @binding(1) var<storage, read> parts: array<f32>;
-@group(0) @binding(2) var<storage, read> sinks: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+// See attention.wgsl.
+@group(0) @binding(1) var<storage, read> parts: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> stats: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read> sinks: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 
+//# set quads = v_dim // 4
+//# set n_groups = lanes // quads
+var<workgroup> sums: array<vec4<f32>, {{ lanes }}>;
+var<workgroup> totals: array<f32, {{ n_groups }}>;
+
+//# if is_quantising
+//# set first_of_codes = 5
+//# include "quantise.wgsl"
+//# endif
 //# include "grid.wgsl"
 //# include "reach.wgsl"
 
-@compute @workgroup_size(64)
+@compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
@@ -31,30 +42,47 @@ fn main(
         return;
     }
     let seen = reach(rows[p.first_row + place / p.n_heads]);
-    let first = seen.x / {{ split }}u - p.first_split;
-    let last = seen.y / {{ split }}u - p.first_split;
-    let start = place * p.max_splits * {{ v_dim + 2 }}u;
+    let first = place * p.max_splits + seen.x / {{ split }}u - p.first_split;
+    let last = place * p.max_splits + seen.y / {{ split }}u - p.first_split;
+    let group = lane / {{ quads }}u;
+    let quad = lane % {{ quads }}u;
     var largest = -3.0e38;
     if (p.has_sinks != 0u) {
         largest = sinks[place % p.n_heads];
     }
     for (var s = first; s <= last; s++) {
-        largest = max(largest, parts[start + s * {{ v_dim + 2 }}u + {{ v_dim }}u]);
+        largest = max(largest, stats[s].x);
     }
+    var sum = vec4(0.0);
     var total = 0.0;
+    if (group < {{ n_groups }}u) {
+        for (var s = first + group; s <= last; s += {{ n_groups }}u) {
+            let stat = stats[s];
+            let factor = exp(stat.x - largest);
+            total = fma(factor, stat.y, total);
+            sum = fma(vec4(factor), parts[s * {{ quads }}u + quad], sum);
+        }
+        if (quad == 0u) {
+            totals[group] = total;
+        }
+    }
+    sums[lane] = sum;
+    workgroupBarrier();
+    total = 0.0;
     if (p.has_sinks != 0u) {
         total = exp(sinks[place % p.n_heads] - largest);
     }
-    for (var s = first; s <= last; s++) {
-        let part = start + s * {{ v_dim + 2 }}u + {{ v_dim }}u;
-        total = fma(exp(parts[part] - largest), parts[part + 1u], total);
+    sum = vec4(0.0);
+    for (var g = 0u; g < {{ n_groups }}u; g++) {
+        total += totals[g];
+        sum += sums[g * {{ quads }}u + quad];
     }
-    for (var c = lane; c < {{ v_dim }}u; c += 64u) {
-        var sum = 0.0;
-        for (var s = first; s <= last; s++) {
-            let part = start + s * {{ v_dim + 2 }}u;
-            sum = fma(exp(parts[part + {{ v_dim }}u] - largest), parts[part + c], sum);
-        }
-        y[(p.first_row * p.n_heads + place) * {{ v_dim }}u + c] = sum / total;
+    let v = sum / total;
+    let at = (p.first_row * p.n_heads + place) * {{ quads }}u + quad;
+    //# if is_quantising
+    quantise(at, v, group == 0u);
+    //# endif
+    if (group == 0u) {
+        y[at] = v;
     }
 }

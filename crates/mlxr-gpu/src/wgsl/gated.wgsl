@@ -1,18 +1,33 @@
 // y = activation(gate) * up
 
 struct Params {
+    // Elements, or fours of them.
     n: u32,
     alpha: f32,
     limit: f32,
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> gate: array<f32>;
-@group(0) @binding(1) var<storage, read> up: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+//# set item = "vec4<f32>" if is_quantising else "f32"
+@group(0) @binding(0) var<storage, read> gate: array<{{ item }}>;
+@group(0) @binding(1) var<storage, read> up: array<{{ item }}>;
+@group(0) @binding(2) var<storage, read_write> y: array<{{ item }}>;
 
+//# if is_quantising
+//# set first_of_codes = 3
+//# include "quantise.wgsl"
+//# endif
 //# include "grid.wgsl"
 //# include "functions.wgsl"
+
+fn gated(gate: f32, up: f32) -> f32 {
+    //# if kind == "clamped_swiglu"
+    let g = min(gate, p.limit);
+    return g * sigmoid(p.alpha * g) * (clamp(up, -p.limit, p.limit) + 1.0);
+    //# else
+    return {{ kind }}(gate) * up;
+    //# endif
+}
 
 @compute @workgroup_size(256)
 fn main(
@@ -21,14 +36,17 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let i = workgroup_index(wg, n_wg) * 256u + lane;
-    if (i >= p.n) {
-        return;
-    }
-    //# if kind == "clamped_swiglu"
-    let g = min(gate[i], p.limit);
-    let u = clamp(up[i], -p.limit, p.limit);
-    y[i] = g * sigmoid(p.alpha * g) * (u + 1.0);
+    let has_some = i < p.n;
+    let at = min(i, p.n - 1u);
+    let g = gate[at];
+    let u = up[at];
+    //# if is_quantising
+    let v = vec4(gated(g.x, u.x), gated(g.y, u.y), gated(g.z, u.z), gated(g.w, u.w));
+    quantise(i, v, has_some);
     //# else
-    y[i] = {{ kind }}(gate[i]) * up[i];
+    let v = gated(g, u);
     //# endif
+    if (has_some) {
+        y[i] = v;
+    }
 }

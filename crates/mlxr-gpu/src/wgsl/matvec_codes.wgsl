@@ -7,7 +7,7 @@
 //# include "weight_codes.wgsl"
 
 @group(0) @binding(3) var<storage, read> x_codes: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read> x_scales: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> x_scales: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read> routing: array<u32>;
 @group(0) @binding(7) var<storage, read_write> y: array<f32>;
@@ -19,36 +19,39 @@ fn dot4(a: vec4<u32>, b: vec4<u32>) -> i32 {
 //# include "matvec_start.wgsl"
     //# for o in range(n_out)
     //# for n in range(n_rows)
-    var sum{{ o }}_{{ n }} = 0.0;
+    var sum{{ o * n_rows + n }} = 0.0;
     //# endfor
     //# endfor
-    for (var c = lane; c < p.n_chunks; c += {{ lanes }}u) {
-        //# for o in range(n_out)
-        let w{{ o }} = load_chunk(w_row{{ o }}, c);
-        //# endfor
+    //# include "matvec_loop.wgsl"
+        //# for u in range(n_ahead)
         //# for n in range(n_rows)
         {
-            let at = x_row{{ n }} * p.n_chunks + c;
+            let at = x_row{{ n }} * {{ n_chunks }}u + c{{ u }};
             let low = x_codes[2u * at];
             let high = x_codes[2u * at + 1u];
-            let s = x_scales[at];
+            let s = x_scales[2u * at];
+            //# if has_halves and has_offset
+            let halves = x_scales[2u * at + 1u];
+            //# endif
             //# for o in range(n_out)
+            //# set sum = "sum" ~ (o * n_rows + n)
+            //# set w = "w" ~ u ~ "_" ~ o
             //# if has_halves
-            sum{{ o }}_{{ n }} = fma(w{{ o }}.scale.x * s.x, f32(dot4(w{{ o }}.low, low)), sum{{ o }}_{{ n }});
-            sum{{ o }}_{{ n }} = fma(w{{ o }}.scale.y * s.x, f32(dot4(w{{ o }}.high, high)), sum{{ o }}_{{ n }});
+            {{ sum }} = fma({{ w }}.scale.x * s.x, f32(dot4({{ w }}.low, low)), {{ sum }});
+            {{ sum }} = fma({{ w }}.scale.y * s.x, f32(dot4({{ w }}.high, high)), {{ sum }});
             //# if has_offset
-            sum{{ o }}_{{ n }} = fma(-w{{ o }}.offset.x, s.y, sum{{ o }}_{{ n }});
-            sum{{ o }}_{{ n }} = fma(-w{{ o }}.offset.y, s.z, sum{{ o }}_{{ n }});
+            {{ sum }} = fma(-{{ w }}.offset.x, halves.x, {{ sum }});
+            {{ sum }} = fma(-{{ w }}.offset.y, halves.y, {{ sum }});
             //# endif
             //# else
-            let d{{ o }} = dot4(w{{ o }}.low, low) + dot4(w{{ o }}.high, high);
-            sum{{ o }}_{{ n }} = fma(w{{ o }}.scale.x * s.x, f32(d{{ o }}), sum{{ o }}_{{ n }});
+            {{ sum }} = fma({{ w }}.scale.x * s.x, f32(dot4({{ w }}.low, low) + dot4({{ w }}.high, high)), {{ sum }});
             //# if has_offset
-            sum{{ o }}_{{ n }} = fma(-w{{ o }}.offset.x, s.w, sum{{ o }}_{{ n }});
+            {{ sum }} = fma(-{{ w }}.offset.x, s.y, {{ sum }});
             //# endif
             //# endif
             //# endfor
         }
+        //# endfor
         //# endfor
     }
     //# include "matvec_end.wgsl"

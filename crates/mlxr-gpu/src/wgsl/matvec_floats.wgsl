@@ -11,32 +11,30 @@
 @group(0) @binding(4) var<storage, read> routing: array<u32>;
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
 
+// In this order everywhere, which a built-in product of vectors does not promise.
+fn add_products(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
+    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+}
+
 //# include "matvec_start.wgsl"
     //# for o in range(n_out)
     //# for n in range(n_rows)
-    var quad{{ o }}_{{ n }} = vec4(0.0);
+    var sum{{ o * n_rows + n }} = 0.0;
     //# endfor
     //# endfor
-    for (var c = lane; c < p.n_chunks; c += {{ lanes }}u) {
-        //# for o in range(n_out)
-        let w{{ o }} = load_chunk(w_row{{ o }}, c);
-        //# endfor
+    //# include "matvec_loop.wgsl"
+        //# for u in range(n_ahead)
         //# for n in range(n_rows)
         {
-            let at = x_row{{ n }} * p.n_chunks + c;
+            let at = x_row{{ n }} * {{ n_chunks }}u + c{{ u }};
             let low = x[2u * at];
             let high = x[2u * at + 1u];
             //# for o in range(n_out)
-            quad{{ o }}_{{ n }} = fma(w{{ o }}.low, low, quad{{ o }}_{{ n }});
-            quad{{ o }}_{{ n }} = fma(w{{ o }}.high, high, quad{{ o }}_{{ n }});
+            sum{{ o * n_rows + n }} = add_products(w{{ u }}_{{ o }}.high, high, add_products(w{{ u }}_{{ o }}.low, low, sum{{ o * n_rows + n }}));
             //# endfor
         }
         //# endfor
+        //# endfor
     }
-    //# for o in range(n_out)
-    //# for n in range(n_rows)
-    let sum{{ o }}_{{ n }} = (quad{{ o }}_{{ n }}.x + quad{{ o }}_{{ n }}.y) + (quad{{ o }}_{{ n }}.z + quad{{ o }}_{{ n }}.w);
-    //# endfor
-    //# endfor
     //# include "matvec_end.wgsl"
 }

@@ -1,31 +1,53 @@
-// y = x / sqrt(mean(x^2) + eps) * weight over groups of `cols` columns, one workgroup per group.
+// y = x / sqrt(mean(x^2) + eps) * weight over groups of columns, one workgroup per group.
 // With a residual: residual += scale * x first, and the norm is of the residual.
 
 struct Params {
     n_groups: u32,
-    cols: u32,
+    // Columns, or fours of them.
+    n_items: u32,
+    cols: f32,
     eps: f32,
     scale: f32,
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> weight: array<f32>;
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;
-//# if kind == "out_of_place"
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-//# elif kind == "residual"
-@group(0) @binding(2) var<storage, read> x: array<f32>;
-@group(0) @binding(3) var<storage, read_write> residual: array<f32>;
+//# if has_quads
+alias Item = vec4<f32>;
+
+fn square(v: Item) -> f32 {
+    return dot(v, v);
+}
+//# else
+alias Item = f32;
+
+fn square(v: Item) -> f32 {
+    return v * v;
+}
 //# endif
 
+@group(0) @binding(0) var<storage, read> weight: array<Item>;
+@group(0) @binding(1) var<storage, read_write> y: array<Item>;
+//# if kind != "in_place"
+@group(0) @binding(2) var<storage, read> x: array<Item>;
+//# endif
+//# if kind == "residual"
+@group(0) @binding(3) var<storage, read_write> residual: array<Item>;
+//# endif
+
+//# if is_quantising
+//# set first_of_codes = 4 if kind == "residual" else 3
+//# include "quantise.wgsl"
+//# endif
 //# include "grid.wgsl"
 //# include "workgroup_sum.wgsl"
 
-fn value(i: u32) -> f32 {
+fn take(i: u32) -> Item {
     //# if kind == "out_of_place"
     return x[i];
     //# elif kind == "residual"
-    return residual[i];
+    let v = fma(Item(p.scale), x[i], residual[i]);
+    residual[i] = v;
+    return v;
     //# else
     return y[i];
     //# endif
@@ -43,17 +65,24 @@ fn main(
     if (row >= p.n_groups) {
         return;
     }
-    let start = row * p.cols;
+    let start = row * p.n_items;
     var sum = 0.0;
-    for (var c = lane; c < p.cols; c += {{ lanes }}u) {
-        //# if kind == "residual"
-        residual[start + c] = fma(p.scale, x[start + c], residual[start + c]);
-        //# endif
-        let v = value(start + c);
-        sum = fma(v, v, sum);
+    //# for k in range(per_lane)
+    let c{{ k }} = lane + {{ k * lanes }}u;
+    var v{{ k }} = Item();
+    if (c{{ k }} < p.n_items) {
+        v{{ k }} = take(start + c{{ k }});
+        sum += square(v{{ k }});
     }
-    let factor = 1.0 / sqrt(workgroup_sum(sum, subgroup, sublane) / f32(p.cols) + p.eps);
-    for (var c = lane; c < p.cols; c += {{ lanes }}u) {
-        y[start + c] = value(start + c) * factor * weight[c];
+    //# endfor
+    let factor = 1.0 / sqrt(workgroup_sum(sum, subgroup, sublane) / p.cols + p.eps);
+    //# for k in range(per_lane)
+    v{{ k }} = v{{ k }} * factor * weight[min(c{{ k }}, p.n_items - 1u)];
+    //# if is_quantising
+    quantise(start + c{{ k }}, v{{ k }}, c{{ k }} < p.n_items);
+    //# endif
+    if (c{{ k }} < p.n_items) {
+        y[start + c{{ k }}] = v{{ k }};
     }
+    //# endfor
 }

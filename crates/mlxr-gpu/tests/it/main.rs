@@ -52,6 +52,7 @@ checks! {
     gated_activations: "gated activations";
     gather_rows_and_argmax: "gather_rows and argmax";
     rope: "rope";
+    rope_and_store: "rope and store";
     attention_over_head_sizes: "attention over head sizes";
     attention_variants: "attention variants";
     attention_over_long_contexts: "attention over long contexts";

@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::data::Noise;
 use super::{FUNCTION_TOLERANCE, Q8_CACHE_TOLERANCE, assert_close, assert_same_bits, read, reference};
 use crate::{
-    AttentionSpec, Backend, Batch, BlockCopy, DType, HostTensor, KvCache, KvLayerSpec, KvSpec, Reach, codec,
+    AttentionSpec, Backend, Batch, BlockCopy, DType, HostTensor, KvCache, KvLayerSpec, KvSpec, Reach, Rope,
+    RopePairing, codec,
 };
 
 /// One configuration of heads, cache and masking.
@@ -298,4 +299,36 @@ fn scene_with_prefix(scene: &Scene<'_>) -> KvCache {
     let last = scene.sequences[0].n_tokens - 1;
     scene.step(&mut kv, &[(0, 0..last)]);
     kv
+}
+
+/// Rotating and storing in one op, against the ops it stands for.
+pub(super) fn rotated_and_stored(backend: &dyn Backend) {
+    let pairings = [RopePairing::Half, RopePairing::Interleaved];
+    let cases = [(DType::F32, 32), (DType::F16, 32), (DType::F16, 16), (DType::F16, 12), (DType::Q8_0, 32)];
+    for (dtype, n_pairs) in cases {
+        for pairing in pairings {
+            let inv_freq = (0..n_pairs).map(|i| 0.7f32.powi(i)).collect();
+            let rope = Rope::new(pairing, inv_freq, 1.25);
+            let scene = Scene::new(backend, Case { dtype, ..Case::default() });
+            let (mut apart, mut together) = (scene.cache(), scene.cache());
+            for sequence in &scene.sequences {
+                let mut batch = Batch::new();
+                let tokens = vec![0; sequence.n_tokens];
+                batch.push(&tokens, 0, &sequence.block_table, scene.case.block_tokens);
+                let act =
+                    |values: &[f32]| backend.act(sequence.n_tokens, values.len() / sequence.n_tokens, values);
+                let (mut q, mut k, v) = (act(&sequence.q), act(&sequence.k), act(&sequence.v));
+                backend.rope(&mut q, scene.case.k_dim, &rope, &batch);
+                backend.rope(&mut k, scene.case.k_dim, &rope, &batch);
+                backend.store_kv(&mut apart, 1, &k, &v, &batch);
+                let mut q_together = act(&sequence.q);
+                let rows = (&mut q_together, act(&sequence.k), &v);
+                backend.rope_and_store(rows, &rope, &mut together, 1, &batch);
+                let case = format!("{dtype} with {n_pairs} pairs, {pairing:?}");
+                assert_same_bits(&read(backend, &q_together), &read(backend, &q), &case);
+                let attend = |kv: &KvCache| read(backend, &backend.attention(&q, kv, 1, &batch, &scene.spec));
+                assert_same_bits(&attend(&together), &attend(&apart), &case);
+            }
+        }
+    }
 }

@@ -53,6 +53,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "gated activations", run: rows::gates },
     Check { name: "gather_rows and argmax", run: rows::selection },
     Check { name: "rope", run: rows::rope },
+    Check { name: "rope and store", run: attention::rotated_and_stored },
     Check { name: "attention over head sizes", run: attention::head_sizes },
     Check { name: "attention variants", run: attention::variants },
     Check { name: "attention over long contexts", run: attention::long },

@@ -1,0 +1,10 @@
+    // The head of a matvec's loop: chunks c0, c1 and so on of each row of w, loaded together.
+    for (var c0 = lane; c0 < {{ n_chunks }}u; c0 += {{ n_ahead * lanes }}u) {
+        //# for u in range(n_ahead)
+        //# if u > 0
+        let c{{ u }} = c0 + {{ u * lanes }}u;
+        //# endif
+        //# for o in range(n_out)
+        let w{{ u }}_{{ o }} = load_chunk(w_row{{ o }}, c{{ u }});
+        //# endfor
+        //# endfor

@@ -9,6 +9,7 @@ use memmap2::MmapMut;
 const ALIGNMENT: usize = 64;
 
 /// Maps from this size on are asked for in huge pages.
+#[cfg(target_os = "linux")]
 const HUGE_FROM: usize = 2 << 20;
 
 /// Bytes aligned to 64, zero at first.

@@ -213,6 +213,7 @@ mod tests {
         assert!(!passes(&[("authorization", "Basic 0123456789abcdef")]));
         assert!(!passes(&[("host", "localhost")]));
     }
+
     #[tokio::test]
     async fn pages_of_known_hosts_are_told_what_they_may_on_every_tcp_listener() {
         let send = async |access: &Access, method: &str, origin: &str| {

@@ -36,7 +36,10 @@ pub fn argmax(row: &[f32]) -> Option<u32> {
 /// The first `n` values of a row by rank, and their columns.
 pub fn largest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
     let by_rank = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-    let n = n.clamp(1, row.len().max(1));
+    let n = n.min(row.len());
+    if n == 0 {
+        return Vec::new();
+    }
     let room = n.saturating_mul(4).max(64);
     let mut found = Vec::with_capacity(room.min(row.len()));
     // Whatever comes later must be larger than this to be among the `n` largest: equals rank behind.

@@ -8,6 +8,7 @@ pub mod dtype;
 mod error;
 pub mod host;
 mod largest;
+pub mod math;
 
 pub use backend::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KernelTime,

@@ -1,5 +1,6 @@
 //! What a service manager (systemd, or whoever speaks its protocol) is told, when one listens.
 
+#[cfg(target_os = "linux")]
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]

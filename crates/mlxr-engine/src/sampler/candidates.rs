@@ -1,10 +1,11 @@
 //! The tokens still in play for one position.
 //!
 //! Order matters for reproducibility: candidates are in id order or, after a truncation, in rank order (larger logit
-//! first, then lower id), and sums run in that order. Exponentials come from the `libm` crate, so that they are the
-//! same on every platform.
+//! first, then lower id), and sums run in that order. Exponentials and logarithms are the same on every platform.
 
 use std::cmp::Ordering;
+
+use mlxr_tensor::math::exp_below;
 
 /// One token that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,6 +32,9 @@ enum Order {
     ById,
     ByRank,
 }
+
+/// Candidates whose exponentials are computed at a time.
+const CHUNK: usize = 256;
 
 /// Larger logit first, then lower id.
 fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
@@ -107,10 +111,13 @@ impl Candidates {
     /// Sets every `p` to the softmax of the logits.
     pub fn softmax(&mut self) {
         let Some(max) = self.best().map(|c| c.logit) else { return };
+        let (mut logits, mut exps) = ([0f32; CHUNK], [0f32; CHUNK]);
         let mut sum = 0.0f64;
-        for candidate in &mut self.items {
-            candidate.p = libm::expf(candidate.logit - max);
-            sum += f64::from(candidate.p);
+        for items in self.items.chunks_mut(CHUNK) {
+            let (logits, exps) = (&mut logits[..items.len()], &mut exps[..items.len()]);
+            logits.iter_mut().zip(&*items).for_each(|(logit, candidate)| *logit = candidate.logit);
+            sum += exp_below(logits, max, exps);
+            items.iter_mut().zip(&*exps).for_each(|(candidate, &exp)| candidate.p = exp);
         }
         let inverse = (1.0 / sum) as f32;
         for candidate in &mut self.items {

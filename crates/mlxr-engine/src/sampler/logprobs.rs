@@ -1,10 +1,13 @@
 //! Log-probabilities as the model gave them: the log-softmax of the raw logits, before any bias, penalty, truncation
 //! or temperature.
 
-use mlxr_tensor::argmax;
+use mlxr_tensor::math::exp_below;
+use mlxr_tensor::{argmax, largest};
 
 use super::SampleError;
-use super::candidates::Candidates;
+
+/// Logits whose exponentials are computed at a time.
+const CHUNK: usize = 256;
 
 /// A token and its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,22 +33,13 @@ pub fn logprobs(logits: &[f32], id: u32, n_top: usize) -> Result<Logprobs, Sampl
     let n_vocab = logits.len();
     let own = *logits.get(id as usize).ok_or(SampleError::NoSuchToken { id, n_vocab })?;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(libm::expf(logit - max))).sum();
+    let mut exps = [0f32; CHUNK];
+    let sums = logits.chunks(CHUNK).map(|logits| exp_below(logits, max, &mut exps[..logits.len()]));
+    let sum: f64 = sums.sum();
     let log_sum = libm::log(sum);
     let of = |id: u32, logit: f32| TokenLogprob { id, logprob: (f64::from(logit - max) - log_sum) as f32 };
-    let top = largest(logits, n_top).into_iter().map(|id| of(id, logits[id as usize])).collect();
+    let top = largest(logits, n_top).into_iter().map(|(id, logit)| of(id, logit)).collect();
     Ok(Logprobs { token: of(id, own), top })
-}
-
-/// Ids of the `n` largest logits, by rank.
-fn largest(logits: &[f32], n: usize) -> Vec<u32> {
-    if n == 0 {
-        return Vec::new();
-    }
-    let mut candidates = Candidates::default();
-    candidates.reset(logits);
-    candidates.keep_largest(n);
-    candidates.items().iter().map(|c| c.id).collect()
 }
 
 /// A row of logits is usable when none is NaN or positive infinity and one is finite. Returns the largest one's id, the

@@ -74,6 +74,8 @@ fn main(
             }
             last = vec2<u32>((last.x << 8u) | digit, wanted);
         }
+        // The counts are cleared again once they have been read.
+        workgroupBarrier();
     }
     let end = workgroupUniformLoad(&last);
     let key = end.x;
@@ -106,6 +108,8 @@ fn main(
         least = column + 1u;
         workgroupBarrier();
     }
+    // Instead of what stands there.
+    storageBarrier();
     if (lane == 0u && (atomicLoad(&n_bad) != 0u || atomicLoad(&n_finite) == 0u)) {
         found[first] = vec2<u32>(NONE, 0u);
     }

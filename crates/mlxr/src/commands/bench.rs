@@ -45,6 +45,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         model.backend().start_profile()?;
         model.backend().stop_profile();
     }
+    let has_own_memory = model.backend().memory().is_some_and(|memory| !memory.is_shared);
     let description = format!("{}, {}", model.backend().name(), model.backend().describe());
     let mut bench = Bench {
         n_vocab: model.config().vocab as u32,
@@ -54,7 +55,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     };
     interrupt::install(interrupt::JOB_PATIENCE)?;
     let bar = progress::bar(tests.len() as u64 * u64::from(args.repeats + 1), "bench");
-    let read_gbps = mlxr_kernels::bandwidth::measure_read_gbps(n_threads(args), BANDWIDTH_SECONDS);
+    // What the processor reads says nothing of a device with memory of its own.
+    let read_gbps = match has_own_memory {
+        true => None,
+        false => mlxr_kernels::bandwidth::measure_read_gbps(n_threads(args), BANDWIDTH_SECONDS),
+    };
     let mut results = Vec::new();
     for test in tests {
         bar.set_message(test.name());

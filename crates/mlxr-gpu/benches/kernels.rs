@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use mlxr_gpu::{AdapterChoice, GpuBackend};
+use mlxr_tensor::conformance::data::Noise;
 use mlxr_tensor::{
     Act, AttentionSpec, Backend, Batch, DType, HostTensor, KvLayerSpec, KvSpec, Reach, Weight,
 };
@@ -30,19 +31,8 @@ const CONTEXTS: [(usize, usize); 4] = [(4096, 1), (32_768, 1), (4096, 16), (1024
 /// Layers of the cache, read in turn.
 const N_LAYERS: usize = 16;
 
-fn noise(n: usize) -> impl Iterator<Item = u64> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    (0..n).map(move |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    })
-}
-
 fn values(backend: &dyn Backend, rows: usize, cols: usize) -> Act {
-    let values: Vec<f32> = noise(rows * cols).map(|v| (v >> 40) as f32 / (1u64 << 24) as f32 - 0.5).collect();
-    backend.act(rows, cols, &values)
+    backend.act(rows, cols, &Noise::new(1).values(rows * cols))
 }
 
 /// Seconds of one of the `n_ops` ops that `run` records, in the fastest of the runs that fit [`SECONDS`].
@@ -69,7 +59,9 @@ fn seconds(backend: &dyn Backend, n_ops: usize, mut run: impl FnMut()) -> f64 {
 fn products(backend: &dyn Backend, dtype: DType) {
     for (n_out, cols) in SHAPES {
         let n_bytes = dtype.bytes_for(cols).expect("whole blocks") * n_out;
-        let data: Vec<u8> = noise(n_bytes.div_ceil(8)).flat_map(u64::to_le_bytes).take(n_bytes).collect();
+        let mut noise = Noise::new(1);
+        let words = std::iter::repeat_with(|| noise.next_u64());
+        let data: Vec<u8> = words.flat_map(u64::to_le_bytes).take(n_bytes).collect();
         let tensor = HostTensor::new("weight", &[n_out, cols], dtype, Bytes::from(data)).expect("sizes fit");
         let n_copies = (SET_BYTES / n_bytes).clamp(2, MAX_COPIES);
         let weights: Vec<Weight> =

@@ -2,9 +2,12 @@
 //!
 //! `cargo bench -p mlxr-kernels --bench around [attention | norms | pool]` prints microseconds, the fastest of some runs.
 
+mod timing;
+
 use std::time::Instant;
 
 use mlxr_kernels::{CpuBackend, CpuOptions, ThreadPool};
+use mlxr_tensor::conformance::data::Noise;
 use mlxr_tensor::{
     AttentionSpec, Backend, Batch, DType, Gate, HostTensor, KvLayerSpec, KvSpec, Reach, Rope, RopePairing,
 };
@@ -22,26 +25,12 @@ const N_LAYERS: usize = 8;
 const BLOCK_TOKENS: usize = 16;
 
 fn noise(n: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| next()).collect()
+    Noise::new(1).values(n)
 }
 
-/// Microseconds of the fastest of the runs that fit `SECONDS`.
-fn best(mut run: impl FnMut()) -> f64 {
-    let begin = Instant::now();
-    let mut best = f64::INFINITY;
-    while begin.elapsed().as_secs_f64() < SECONDS {
-        let start = Instant::now();
-        run();
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    best * 1e6
+/// Microseconds of the fastest of the runs that fit [`SECONDS`].
+fn best(run: impl FnMut()) -> f64 {
+    timing::best(SECONDS, run) * 1e6
 }
 
 fn main() {

@@ -2,10 +2,11 @@
 //!
 //! `cargo bench -p mlxr-kernels --bench products [-- FORMAT... INSTRUCTION_SET...]`
 
-use std::time::Instant;
+mod timing;
 
 use bytes::Bytes;
 use mlxr_kernels::{CpuBackend, CpuOptions, Isa, Kernels, Products, bandwidth};
+use mlxr_tensor::conformance::data::Noise;
 use mlxr_tensor::{Backend, DType, HostTensor, Weight, codec};
 
 const ROWS: usize = 5632;
@@ -18,26 +19,12 @@ const ROW_COUNTS: [usize; 7] = [2, 4, 8, 16, 32, 128, 512];
 const SECONDS: f64 = 0.15;
 
 fn noise(n: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..n).map(|_| next()).collect()
+    Noise::new(1).values(n)
 }
 
-/// Seconds of the fastest of the runs that fit `SECONDS`.
-fn best(mut run: impl FnMut()) -> f64 {
-    let begin = Instant::now();
-    let mut best = f64::INFINITY;
-    while begin.elapsed().as_secs_f64() < SECONDS {
-        let start = Instant::now();
-        run();
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    best
+/// Seconds of the fastest of the runs that fit [`SECONDS`].
+fn best(run: impl FnMut()) -> f64 {
+    timing::best(SECONDS, run)
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]

@@ -92,7 +92,7 @@ impl ServeError {
     }
 
     /// Whether another device might do better.
-    pub const fn is_device_s(&self) -> bool {
+    pub const fn concerns_device(&self) -> bool {
         matches!(self, ServeError::OutOfMemory { .. } | ServeError::CannotCompute { .. })
     }
 

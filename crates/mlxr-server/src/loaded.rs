@@ -85,7 +85,7 @@ pub enum LoadError {
 
 impl LoadError {
     /// Whether the model may well run on another device.
-    pub fn is_device_s(&self) -> bool {
+    pub fn concerns_device(&self) -> bool {
         match self {
             LoadError::Device(_) => true,
             LoadError::Thread(error) => error.get_ref().is_some_and(|cause| cause.is::<TensorError>()),

@@ -335,7 +335,7 @@ impl Models {
             self.unload_now(is_broken).await;
         }
         match self.load_at(Place::First, &spec, purpose, None).await {
-            Err(error) if error.is_device_s() && self.fallback.is_some() => {
+            Err(error) if error.concerns_device() && self.fallback.is_some() => {
                 let why = error.to_string();
                 tracing::warn!(model = spec.name, why, "the model goes to the other device");
                 self.load_at(Place::Fallback, &spec, purpose, Some(why)).await
@@ -353,7 +353,7 @@ impl Models {
         why_here: Option<String>,
     ) -> Result<Hold, ServeError> {
         let name = &spec.name;
-        let failed = |error: LoadError| match error.is_device_s() {
+        let failed = |error: LoadError| match error.concerns_device() {
             true => {
                 // Behind the first line stands advice for the command line.
                 let reason = error.to_string().lines().next().unwrap_or_default().to_owned();

@@ -104,7 +104,7 @@ impl Wanted {
     pub fn load<T>(self, load: impl Fn(Arc<dyn Backend>) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let Devices { first, fallback } = self.open()?;
         match (load(first.backend()?), fallback) {
-            (Err(error), Some(fallback)) if is_device_s(&error) => {
+            (Err(error), Some(fallback)) if concerns_device(&error) => {
                 let reason = format!("{error:#}");
                 tracing::warn!(
                     reason = reason.lines().next(),
@@ -118,7 +118,7 @@ impl Wanted {
 }
 
 /// Whether another device might do better.
-fn is_device_s(error: &anyhow::Error) -> bool {
+fn concerns_device(error: &anyhow::Error) -> bool {
     let of_tensor = |error: &TensorError| {
         matches!(
             error,

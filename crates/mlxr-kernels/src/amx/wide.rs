@@ -11,7 +11,7 @@ use mlxr_tensor::{DType, Format};
 use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
 use crate::aligned::AlignedBytes;
 use crate::avx512::layouts::{Layout, Unpacked, UnpackedRows, Visitor};
-use crate::avx512::rows::{Rows, TileRows, transposed};
+use crate::avx512::rows::{TileRows, transposed};
 use crate::avx512::tile::tiled_kernels;
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::codes::CodeKind;
@@ -243,21 +243,8 @@ impl<L: Layout<Rows = UnpackedRows>> Source for Codes<L> {
         };
         let blocks = start / L::BLOCK_COLS..(start + n_cols).div_ceil(L::BLOCK_COLS);
         for (i, panel) in panel.chunks_exact_mut(PANEL_TILE).take(n_rows.div_ceil(N_ROWS)).enumerate() {
-            let (codes, scales, offsets) = weights.rows_from(i * N_ROWS, N_ROWS);
-            assert!(blocks.end * L::BLOCK_COLS <= codes.len() / N_ROWS, "padded codes");
-            assert!(
-                blocks.end * 4 <= scales.len() / N_ROWS && scales.len() == offsets.len(),
-                "padded scales"
-            );
-            let stride = scales.len() / N_ROWS * 4;
-            // SAFETY: the slices are sixteen rows each and outlive the use of them.
-            let rows = unsafe {
-                UnpackedRows {
-                    codes: Rows::new(codes.as_ptr().cast(), codes.len() / N_ROWS),
-                    scales: Rows::new(scales.as_ptr().cast(), stride),
-                    offsets: Rows::new(offsets.as_ptr().cast(), stride),
-                }
-            };
+            // SAFETY: the panel outlives this loop.
+            let rows = unsafe { UnpackedRows::of::<L>(weights, i * N_ROWS, blocks.end) };
             let mut fill = Fill { panel, start };
             for block in blocks.clone() {
                 // SAFETY: the rows have these blocks, padding included.

@@ -3,6 +3,8 @@
 use core::arch::x86_64::*;
 
 use super::rows::{Rows, TileRows, bits, bits_of, low_half};
+use crate::linear::codes::Panel;
+use crate::linear::tiled::N_ROWS;
 
 /// Takes the groups of a tile, one after the other.
 pub(crate) trait Visitor {
@@ -304,9 +306,31 @@ fn signed_byte(lanes: __m512i, i: u32) -> __m512i {
 /// Rows in the common form, see `linear::codes`.
 #[derive(Clone, Copy)]
 pub(crate) struct UnpackedRows {
-    pub(crate) codes: Rows,
-    pub(crate) scales: Rows,
-    pub(crate) offsets: Rows,
+    codes: Rows,
+    scales: Rows,
+    offsets: Rows,
+}
+
+impl UnpackedRows {
+    /// Sixteen rows of a panel from row `first` on, `n_blocks` of `L` long.
+    ///
+    /// # Safety
+    /// The panel outlives the use of the rows.
+    #[inline]
+    pub(crate) unsafe fn of<L: Layout>(panel: &Panel, first: usize, n_blocks: usize) -> UnpackedRows {
+        let (codes, scales, offsets) = panel.rows_from(first, N_ROWS);
+        assert!(n_blocks * L::BLOCK_COLS <= codes.len() / N_ROWS, "padded codes");
+        assert!(n_blocks * 4 <= scales.len() / N_ROWS && scales.len() == offsets.len(), "padded scales");
+        let stride = scales.len() / N_ROWS * 4;
+        // SAFETY: the slices are sixteen rows each and outlive the result by the caller's promise.
+        unsafe {
+            UnpackedRows {
+                codes: Rows::new(codes.as_ptr().cast(), codes.len() / N_ROWS),
+                scales: Rows::new(scales.as_ptr().cast(), stride),
+                offsets: Rows::new(offsets.as_ptr().cast(), stride),
+            }
+        }
+    }
 }
 
 /// The common form, for formats without a layout of their own: four groups count as a block.

@@ -11,7 +11,7 @@ use core::ops::Range;
 use std::marker::PhantomData;
 
 use super::layouts::{Layout, Unpacked, UnpackedRows, Visitor, Zero};
-use super::rows::{Rows, TileRows};
+use super::rows::TileRows;
 use crate::aligned::AlignedBytes;
 use crate::kernels::{DotTiles, TILE_ROWS};
 use crate::linear::codes::{CodeKind, QuantRow};
@@ -137,18 +137,8 @@ fn dot_kind<L: Layout<Rows = UnpackedRows>, M: Multiply>(
     let n_blocks = cols.div_ceil(L::BLOCK_COLS);
     let mut rows = [None; TILES];
     for (i, rows) in rows[..weights.n_rows.div_ceil(N_ROWS)].iter_mut().enumerate() {
-        let (codes, scales, offsets) = weights.panel.rows_from(i * N_ROWS, N_ROWS);
-        assert!(n_blocks * L::BLOCK_COLS <= codes.len() / N_ROWS, "padded codes");
-        assert!(n_blocks * 4 <= scales.len() / N_ROWS && scales.len() == offsets.len(), "padded scales");
-        let stride = scales.len() / N_ROWS * 4;
-        // SAFETY: the slices are sixteen rows each and outlive this call's use of them.
-        *rows = Some(unsafe {
-            UnpackedRows {
-                codes: Rows::new(codes.as_ptr().cast(), codes.len() / N_ROWS),
-                scales: Rows::new(scales.as_ptr().cast(), stride),
-                offsets: Rows::new(offsets.as_ptr().cast(), stride),
-            }
-        });
+        // SAFETY: the panel outlives this call's use of the rows.
+        *rows = Some(unsafe { UnpackedRows::of::<L>(weights.panel, i * N_ROWS, n_blocks) });
     }
     let job = Job { rows, n_blocks, stored: std::ptr::null(), tile_bytes: 0 };
     job.run::<L, M>(xs, &mut scratch.panel, out);

@@ -4,7 +4,7 @@ use mlxr_tensor::conformance::data::{self, Noise};
 use mlxr_tensor::{Activation, DType, Format};
 use proptest::prelude::*;
 
-use crate::kernels::{CodeKernels, Kernels, TILE, TILE_ROWS};
+use crate::kernels::{CodeKernels, FLOAT_ROWS, Kernels, TILE, TILE_ROWS};
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::PackedRows;
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
@@ -104,6 +104,36 @@ proptest! {
             let expected = run(&scalar::TABLE);
             for kernels in Kernels::available() {
                 assert_close(&run(&kernels), &expected, cols as f32 * 4.0, ORDER_TOLERANCE, &kernels);
+            }
+        }
+    }
+
+    #[test]
+    fn float_tiles_equal_the_scalar_dots(
+        n_blocks in 1usize..70, n_w in 1usize..FLOAT_ROWS + 30, n_x in 1usize..30, seed: u64,
+    ) {
+        let mut noise = Noise::new(seed);
+        let (cols, pool) = (n_blocks * 8, ThreadPool::new(2));
+        let x = noise.values(n_x * cols);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let tensor = data::unaligned(&data::tensor(Format::Plain(dtype), &[n_w, cols], &mut noise));
+            let products = |kernels: &Kernels, x: &[f32]| {
+                let n = x.len() / cols;
+                let mut out = vec![0f32; n * n_w];
+                let outputs = [Output::new(&mut out, n_w)];
+                let weight = &Matrix::new(&tensor, kernels, &pool).expect("memory");
+                let product = Product { weight, bias: None, rows: RowMap::All(n), result: 0 };
+                matmul(kernels, &pool, &mut Inputs::new(x, cols), &[product], &outputs);
+                out
+            };
+            let expected = products(&scalar::TABLE, &x);
+            for kernels in Kernels::available() {
+                let kernels = Kernels { wide: None, ..kernels };
+                let got = products(&kernels, &x);
+                assert_close(&got, &expected, cols as f32 * 4.0, ORDER_TOLERANCE, &kernels);
+                for (x, got) in x.chunks_exact(cols).zip(got.chunks_exact(n_w)) {
+                    prop_assert_eq!(got, products(&kernels, x), "{} alone and together", dtype);
+                }
             }
         }
     }
@@ -259,7 +289,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
     #[test]
     fn bf16_products_are_those_of_rounded_values(
-        n_w in 1usize..300, n_blocks in 1usize..6, n_x in 1usize..70, seed: u64,
+        n_w in 1usize..300, n_blocks in 1usize..6, n_x in 1usize..70, ragged in 0usize..16, seed: u64,
     ) {
         let mut noise = Noise::new(seed);
         let pool = ThreadPool::new(2);
@@ -268,7 +298,7 @@ proptest! {
             wide.from_rows = 1;
             for format in data::formats() {
                 // Plain floats may have any number of columns.
-                let ragged = if let Format::Plain(DType::F32 | DType::F16 | DType::BF16) = format { 5 } else { 0 };
+                let ragged = if let Format::Plain(DType::F32 | DType::F16 | DType::BF16) = format { ragged } else { 0 };
                 let cols = n_blocks * 256 + ragged;
                 let weight = data::unaligned(&data::tensor(format, &[n_w, cols], &mut noise));
                 let Ok(values) = weight.to_f32() else { continue };

@@ -37,7 +37,13 @@ pub(crate) type DotTiles = unsafe fn(&Tiles<'_>, &ActRows<'_>, &mut TileScratch,
 pub(crate) type DotUnpacked =
     unsafe fn(CodeKind, &UnpackedTile<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
 
-/// How quantised weights meet activations.
+/// Weight rows that one call of a kernel for floats in tile order takes at most.
+pub(crate) const FLOAT_ROWS: usize = 128;
+
+/// As [`DotTiles`], for up to [`FLOAT_ROWS`] rows of a plain float type: `out[x * FLOAT_ROWS + w]`.
+pub(crate) type DotFloatTiles = unsafe fn(&Tiles<'_>, &[&[f32]], &mut TileScratch, &mut [f32]);
+
+/// How quantised weights, and floats in tile order, meet activations.
 #[derive(Clone, Copy)]
 pub(crate) enum CodeKernels {
     /// A few rows at a time, after unpacking.
@@ -45,8 +51,9 @@ pub(crate) enum CodeKernels {
     /// Many rows at a time: in tile order where the format has one, after unpacking elsewhere.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has tile kernels"))]
     Tiles {
-        /// Knows every format that [`crate::linear::tiled::BlockCut`] knows.
+        /// This or `floats` knows every format that [`crate::linear::tiled::BlockCut`] knows.
         tiled: fn(Format) -> Option<DotTiles>,
+        floats: fn(Format) -> Option<DotFloatTiles>,
         put_in_order: PutInOrder,
         unpacked: DotUnpacked,
         /// Activation rows from which on the kernels want them packed as well.
@@ -107,7 +114,8 @@ pub(crate) struct WideKernels {
     pub(crate) tiled: fn(Format) -> Option<DotWide>,
     /// The kernel of a plain float type.
     pub(crate) floats: fn(Format) -> Option<DotWide>,
-    pub(crate) unpacked: fn(CodeKind) -> DotWide,
+    /// The kernel for rows unpacked to codes; without it products of codes stay as they are.
+    pub(crate) unpacked: Option<fn(CodeKind) -> DotWide>,
     /// Puts up to `BLOCK_ROWS` rows in a block of [`WideActs`].
     pub(crate) pack: unsafe fn(&[&[f32]], &mut [u8]),
 }
@@ -167,8 +175,8 @@ pub enum Products {
     /// By the operations of products of one row, so a row's result is the same bits in any company.
     #[default]
     Alike,
-    /// In bf16 from 32 rows on, where the CPU has tiles of it: several times as fast, and rounded to other bits than
-    /// products of fewer rows.
+    /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16, all weights with
+    /// AMX. Rounded to other bits than products of fewer rows.
     Bf16,
 }
 
@@ -205,7 +213,7 @@ impl Kernels {
         if avx2::is_available() {
             tables.push(avx2::TABLE);
             if avx512::is_available() {
-                tables.push(avx512::TABLE);
+                tables.push(Kernels { wide: avx512::wide(), ..avx512::TABLE });
                 if amx::is_available() {
                     tables.push(Kernels { wide: amx::wide(), ..amx::TABLE });
                 }
@@ -228,6 +236,12 @@ impl Kernels {
 
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// The kernels that multiply `n_rows` activation rows in bf16, if weights of this format meet so many that way.
+    pub(crate) fn wide(&self, format: Format, n_rows: usize) -> Option<&WideKernels> {
+        let has_codes = (self.unpack)(format).is_some();
+        self.wide.as_ref().filter(|wide| wide.from_rows <= n_rows && (wide.unpacked.is_some() || !has_codes))
     }
 
     /// The dot kernel for weights of a plain float type.

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
+use crate::disjoint::split;
+
 /// Looks for a change with nothing but a pause in between: some tens of microseconds, the gap between two ops of a step.
 const SPINS: u32 = 1_000;
 
@@ -97,6 +99,13 @@ unsafe impl Sync for Shared {}
 // SAFETY: the job pointer is only followed while `join` keeps the closure alive.
 unsafe impl Send for Shared {}
 
+/// What is left of a thread's run of numbers, on a cache line of its own.
+#[repr(align(64))]
+struct Part {
+    next: AtomicUsize,
+    end: usize,
+}
+
 /// Threads that run one job at a time; see the module's documentation.
 pub struct ThreadPool {
     shared: Arc<Shared>,
@@ -176,6 +185,32 @@ impl ThreadPool {
                     return;
                 }
                 work(start..n.min(start + grain));
+            }
+        });
+    }
+
+    /// Calls `work` for every number of `0..n`, and waits for all of them. Each thread takes an equal run of them in
+    /// order, and those that are done early help with what is left of the others'.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn balance(&self, n: usize, work: impl Fn(usize) + Sync) {
+        let n_parts = self.n_threads();
+        let parts: Vec<Part> = (0..n_parts)
+            .map(|part| split(n, part, n_parts, 1))
+            .map(|numbers| Part { next: AtomicUsize::new(numbers.start), end: numbers.end })
+            .collect();
+        let next_thread = AtomicUsize::new(0);
+        self.join(&|| {
+            let own = next_thread.fetch_add(1, Ordering::Relaxed);
+            for part in (0..n_parts).map(|i| &parts[(own + i) % n_parts]) {
+                loop {
+                    let number = part.next.fetch_add(1, Ordering::Relaxed);
+                    if part.end <= number {
+                        break;
+                    }
+                    work(number);
+                }
             }
         });
     }
@@ -348,6 +383,16 @@ mod tests {
                 range.for_each(|i| assert_eq!(counts[i].fetch_add(1, Ordering::Relaxed), 0));
             });
             assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n} by {grain}");
+        }
+    }
+
+    #[test]
+    fn balanced_numbers_come_once_each() {
+        let pool = ThreadPool::new(3);
+        for n in [0, 1, 2, 3, 7, 100] {
+            let counts: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            pool.balance(n, |i| assert_eq!(counts[i].fetch_add(1, Ordering::Relaxed), 0));
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n}");
         }
     }
 

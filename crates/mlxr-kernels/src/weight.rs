@@ -31,7 +31,7 @@ impl Matrix {
         pool: &ThreadPool,
     ) -> Result<Self, TensorError> {
         let format = tensor.format();
-        match (kernels.codes, BlockCut::of(format)) {
+        match (kernels.codes, BlockCut::of(format, tensor.cols())) {
             (CodeKernels::Tiles { put_in_order, .. }, Some(cut)) if tensor.shape().len() > 1 => {
                 TiledMatrix::new(tensor, cut, put_in_order, pool).map(Matrix::Tiled)
             }

@@ -22,6 +22,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     isa: Isa::Amx,
     codes: CodeKernels::Tiles {
         tiled: panel::tiled,
+        floats: avx512::floats::tiled,
         put_in_order: avx512::rows::put_in_order,
         unpacked: panel::dot_unpacked,
         packs_from: TILES_FROM,

@@ -1,14 +1,17 @@
 //! x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI; includes everything the AVX2 table needs.
 
 mod attend;
+mod bf16;
 mod dot;
+pub(crate) mod floats;
 mod halves;
 pub(crate) mod layouts;
 pub(crate) mod rows;
 pub(crate) mod tile;
+pub(crate) mod wide;
 
 use crate::avx2;
-use crate::kernels::{CodeKernels, Isa, Kernels};
+use crate::kernels::{CodeKernels, Isa, Kernels, WideKernels};
 use crate::lanes::{self, lane_table};
 use crate::unpack::unpack_table;
 
@@ -33,6 +36,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     narrow_f16: halves::narrow,
     codes: CodeKernels::Tiles {
         tiled: tile::tiled,
+        floats: floats::tiled,
         put_in_order: rows::put_in_order,
         unpacked: tile::dot_unpacked,
         packs_from: usize::MAX,
@@ -42,3 +46,8 @@ pub(crate) const TABLE: Kernels = Kernels {
     unpack,
     lanes: LANES,
 };
+
+/// Products in bf16, where the CPU has them.
+pub(crate) fn wide() -> Option<WideKernels> {
+    is_x86_feature_detected!("avx512bf16").then_some(bf16::KERNELS)
+}

@@ -330,6 +330,18 @@ struct Block<const X: usize> {
     ahead: *const u8,
 }
 
+/// `$body` once for each row of up to eight. Written out, since the compiler leaves a loop where the body is long, and
+/// sums in memory with it.
+macro_rules! each_row {
+    ($n_rows:expr, |$x:ident| $body:expr) => { each_row!(@ $n_rows, $x, $body, 0 1 2 3 4 5 6 7) };
+    (@ $n_rows:expr, $x:ident, $body:expr, $($row:literal)*) => {
+        $(if $row < $n_rows {
+            let $x = $row % $n_rows;
+            $body
+        })*
+    };
+}
+
 impl<const X: usize> Visitor for Block<X> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -345,22 +357,20 @@ impl<const X: usize> Visitor for Block<X> {
             _mm_prefetch::<_MM_HINT_T0>(self.ahead.wrapping_add(line).cast());
         }
         self.ahead = self.ahead.wrapping_add(n_bytes);
-        for x in 0..X {
-            // SAFETY: the rows have the columns, by the caller's promise.
-            unsafe {
-                let mut sums = self.acts.start(x, col / L::GROUP, L::ZERO);
-                for (j, &codes) in codes.iter().enumerate() {
-                    sums = _mm512_dpbusd_epi32(sums, codes, self.acts.word(x, col + 4 * j));
-                }
-                let (group, factors) = (col / L::GROUP, (scale, offset));
-                self.acc[x] = match (L::GROUP, L::OFFSETS) {
-                    (32, false) => self.acts.add::<32, false>(x, group, sums, factors, self.acc[x]),
-                    (32, true) => self.acts.add::<32, true>(x, group, sums, factors, self.acc[x]),
-                    (_, false) => self.acts.add::<16, false>(x, group, sums, factors, self.acc[x]),
-                    (_, true) => self.acts.add::<16, true>(x, group, sums, factors, self.acc[x]),
-                };
+        // SAFETY: the rows have the columns, by the caller's promise.
+        each_row!(X, |x| unsafe {
+            let mut sums = self.acts.start(x, col / L::GROUP, L::ZERO);
+            for (j, &codes) in codes.iter().enumerate() {
+                sums = _mm512_dpbusd_epi32(sums, codes, self.acts.word(x, col + 4 * j));
             }
-        }
+            let (group, factors) = (col / L::GROUP, (scale, offset));
+            self.acc[x] = match (L::GROUP, L::OFFSETS) {
+                (32, false) => self.acts.add::<32, false>(x, group, sums, factors, self.acc[x]),
+                (32, true) => self.acts.add::<32, true>(x, group, sums, factors, self.acc[x]),
+                (_, false) => self.acts.add::<16, false>(x, group, sums, factors, self.acc[x]),
+                (_, true) => self.acts.add::<16, true>(x, group, sums, factors, self.acc[x]),
+            };
+        });
     }
 }
 

@@ -1,8 +1,8 @@
 //! Matrix products: activation rows times the transpose of weights in any format.
 //!
-//! Output columns (weight rows) are cut among the threads; a thread walks its weight rows in tiles of [`TILE`], makes a
-//! tile usable once (in registers for floats, unpacked to codes or dequantised into scratch for the rest) and meets all
-//! activation rows with it. One (row, column) product never depends on the others.
+//! Output columns (weight rows) are cut in parts that threads take one after the other. A part is walked in tiles, which
+//! are made usable once (in registers where they are floats or in tile order, unpacked to codes or dequantised into
+//! scratch elsewhere) and meet all activation rows. One (row, column) product never depends on the others.
 
 pub(crate) mod codes;
 pub(crate) mod packed;
@@ -18,8 +18,8 @@ use mlxr_tensor::{DType, Format, HostTensor};
 use crate::aligned::as_bytes;
 use crate::disjoint::{Disjoint, split};
 use crate::kernels::{
-    CodeKernels, DotCodes, DotFloats, DotTiles, DotUnpacked, DotWide, Kernels, TILE, TILE_ROWS, Unpack,
-    WideKernels,
+    CodeKernels, DotCodes, DotFloatTiles, DotFloats, DotTiles, DotUnpacked, DotWide, FLOAT_ROWS, Kernels,
+    TILE, TILE_ROWS, Unpack, WideKernels,
 };
 use crate::pool::ThreadPool;
 use crate::weight::Matrix;
@@ -186,27 +186,45 @@ pub(crate) fn matmul(
     products: &[Product<'_>],
     outputs: &[Output<'_>],
 ) {
-    let all = products.iter().all(|p| matches!(p.rows, RowMap::All(_)));
-    match kernels.wide {
-        // Rows that are gathered for each product are widened there.
-        Some(wide) if all && wide.from_rows <= inputs.n_rows() => {
-            inputs.wide = Some(widened(&wide, inputs, pool));
+    for product in products {
+        let format = product.weight.format();
+        match (kernels.wide(format, product.rows.len()), product.rows) {
+            (Some(wide), RowMap::All(_)) if inputs.wide.is_none() => {
+                inputs.wide = Some(widened(wide, inputs, pool));
+            }
+            // Rows that are gathered for each product are widened there.
+            (Some(_), _) => {}
+            (None, _) if (kernels.unpack)(format).is_some() => inputs.quantise(kernels, pool),
+            (None, _) => {}
         }
-        _ if products.iter().any(|p| (kernels.unpack)(p.weight.format()).is_some()) => {
-            inputs.quantise(kernels, pool);
-        }
-        _ => {}
     }
     let inputs = &*inputs;
-    pool.run(|part, n_parts| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            for product in products {
-                let columns = split(product.weight.rows(), part, n_parts, TILE_ROWS / 2);
-                let pass = Pass { kernels, inputs, product, output: &outputs[product.result] };
-                pass.columns(columns, scratch);
-            }
-        });
+    let parts = parts(products, pool.n_threads());
+    pool.balance(parts.len(), |i| {
+        let (product, columns) = &parts[i];
+        let pass = Pass { kernels, inputs, product, output: &outputs[product.result] };
+        SCRATCH.with_borrow_mut(|scratch| pass.columns(columns.clone(), scratch));
     });
+}
+
+/// Every product's output columns in parts to balance among the threads: large ones where they are enough.
+fn parts<'a>(products: &'a [Product<'a>], n_threads: usize) -> Vec<(&'a Product<'a>, Range<usize>)> {
+    const SIZES: [usize; 4] = [WIDE_ROWS, WIDE_ROWS / 2, 2 * TILE_ROWS, TILE_ROWS];
+    // Few rows wait for memory, of which threads get shares that nobody knows before.
+    let few = products.iter().all(|product| product.rows.len() < TILE_ROWS);
+    let wanted = n_threads * if few { 12 } else { 2 };
+    let count = |size: usize| products.iter().map(|p| p.weight.rows().div_ceil(size)).sum::<usize>();
+    let size = SIZES.into_iter().find(|&size| wanted <= count(size)).unwrap_or(TILE_ROWS / 2);
+    let of = |product: &'a Product<'a>| {
+        let n = product.weight.rows();
+        let size = match product.rows {
+            // Rows are gathered for every part.
+            RowMap::Pairs(_) if !few => n.div_ceil(n_threads).next_multiple_of(TILE_ROWS),
+            _ => size,
+        };
+        (0..n).step_by(size).map(move |start| (product, start..n.min(start + size)))
+    };
+    products.iter().flat_map(of).collect()
 }
 
 /// One thread's walk over one matrix.
@@ -224,9 +242,7 @@ impl Pass<'_> {
             let end = columns.end;
             columns.clone().step_by(n).map(move |start| start..(start + n).min(end))
         };
-        if let Some(wide) = &self.kernels.wide
-            && wide.from_rows <= self.product.rows.len()
-        {
+        if let Some(wide) = self.kernels.wide(format, self.product.rows.len()) {
             let gathered = self.gathered_wide(wide);
             let acts = gathered.as_ref().or(self.inputs.wide.as_ref()).expect("widened before the pass");
             tiles(WIDE_ROWS).for_each(|tile| self.wide_tile(wide, acts, tile, scratch));
@@ -235,9 +251,15 @@ impl Pass<'_> {
         let weight = match self.product.weight {
             Matrix::Stored(tensor) => tensor,
             Matrix::Tiled(tiled) => {
-                let CodeKernels::Tiles { tiled: kernel, .. } = self.kernels.codes else {
+                let CodeKernels::Tiles { tiled: kernel, floats, .. } = self.kernels.codes else {
                     unreachable!("a matrix is put in tile order for a table that reads it")
                 };
+                if let Some(dot) = floats(format) {
+                    let xs = (0..self.product.rows.len()).map(|i| self.inputs.row(self.product.rows.at(i).0));
+                    let xs: Vec<&[f32]> = xs.collect();
+                    tiles(FLOAT_ROWS).for_each(|tile| self.float_tiles(dot, tiled, &xs, tile, scratch));
+                    return;
+                }
                 let dot = kernel(format).expect("the kernel of a format with a tile order");
                 self.with_rows(|xs| {
                     tiles(TILE_ROWS).for_each(|tile| self.tile(dot, tiled, xs, tile, scratch))
@@ -320,7 +342,8 @@ impl Pass<'_> {
                 } else if let Some((kind, unpack)) = (self.kernels.unpack)(format) {
                     Unpacking { weight, kind, unpack }.rows(tile.clone(), WIDE_ROWS, panel);
                     let rows = UnpackedTile { panel, n_rows: tile.len() };
-                    run((wide.unpacked)(kind), &WideRows::Unpacked(&rows));
+                    let kernel = wide.unpacked.expect("codes only meet a table with kernels for them");
+                    run(kernel(kind), &WideRows::Unpacked(&rows));
                 } else {
                     self.dequantise(tile.clone(), floats);
                     let dot = (wide.floats)(Format::Plain(DType::F32)).expect("floats are known");
@@ -407,6 +430,20 @@ impl Pass<'_> {
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
         unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };
         self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
+    }
+
+    fn float_tiles(
+        &self,
+        dot: DotFloatTiles,
+        weight: &TiledMatrix,
+        xs: &[&[f32]],
+        tile: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        scratch.products.resize(xs.len() * FLOAT_ROWS, 0.0);
+        // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+        unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };
+        self.write(0, xs.len(), &tile, &scratch.products, FLOAT_ROWS);
     }
 
     fn unpacked_tile(

@@ -1,4 +1,4 @@
-//! Quantised matrices in tile order: sixteen rows side by side, a vector loading the same four bytes of each.
+//! Matrices in tile order: sixteen rows side by side, a vector loading the same four bytes of each.
 //!
 //! Blocks of a row are cut in words of four bytes, and a line holds one word of all sixteen rows. The two-byte number
 //! that some blocks have beside their words is kept behind the lines of the tile, which so begin on cache lines.
@@ -22,28 +22,38 @@ pub(crate) const LINE_BYTES: usize = 4 * N_ROWS;
 /// Bytes of the two-byte numbers of a block of each row.
 pub(crate) const HALVES_BYTES: usize = 2 * N_ROWS;
 
+/// Bytes of what counts as a block of plain floats: what is put in order at once.
+const FLOAT_BLOCK_BYTES: usize = 16;
+
 /// How a format's blocks are cut in words.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockCut {
     dtype: DType,
+    block_cols: usize,
+    block_bytes: usize,
     /// Byte offset of a two-byte number beside the words: before or behind them.
     half_at: Option<usize>,
 }
 
 impl BlockCut {
-    /// The cut of a format that has a tile order.
-    pub(crate) fn of(format: Format) -> Option<Self> {
-        let (dtype, half_at) = match format {
-            Format::Plain(dtype @ (DType::Q4_0 | DType::Q8_0)) => (dtype, Some(0)),
-            Format::Plain(dtype @ DType::Q6_K) => (dtype, Some(208)),
-            Format::Plain(dtype @ (DType::Q4_K | DType::Q5_K)) => (dtype, None),
+    /// The cut of a format that has a tile order, if rows of `n_cols` columns are whole blocks.
+    pub(crate) fn of(format: Format, n_cols: usize) -> Option<Self> {
+        let Format::Plain(dtype) = format else { return None };
+        let half_at = match dtype {
+            DType::Q4_0 | DType::Q8_0 => Some(0),
+            DType::Q6_K => Some(208),
+            DType::Q4_K | DType::Q5_K | DType::F32 | DType::F16 | DType::BF16 => None,
             _ => return None,
         };
-        Some(Self { dtype, half_at })
+        let (block_cols, block_bytes) = match dtype.block_len() {
+            1 => (FLOAT_BLOCK_BYTES / dtype.block_bytes(), FLOAT_BLOCK_BYTES),
+            n => (n, dtype.block_bytes()),
+        };
+        n_cols.is_multiple_of(block_cols).then_some(Self { dtype, block_cols, block_bytes, half_at })
     }
 
     pub(crate) fn block_bytes(&self) -> usize {
-        self.dtype.block_bytes()
+        self.block_bytes
     }
 
     pub(crate) fn half_at(&self) -> Option<usize> {
@@ -57,7 +67,7 @@ impl BlockCut {
 
     /// Words, and lines, of a block.
     pub(crate) fn n_words(&self) -> usize {
-        self.block_bytes() / 4
+        self.block_bytes / 4
     }
 
     /// Bytes of the lines of a tile, and of a tile.
@@ -102,7 +112,7 @@ impl TiledMatrix {
         pool: &ThreadPool,
     ) -> Result<Self, TensorError> {
         let (n_rows, n_cols) = (tensor.rows(), tensor.cols());
-        let n_blocks = n_cols / cut.dtype.block_len();
+        let n_blocks = n_cols / cut.block_cols;
         let row_bytes = n_blocks * cut.block_bytes();
         let (line_bytes, tile_bytes) = cut.tile_bytes(n_blocks);
         let n_tiles = n_rows.div_ceil(N_ROWS);

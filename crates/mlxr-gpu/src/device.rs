@@ -1,5 +1,6 @@
 //! Adapters and the device made from one.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlxr_tensor::{DeviceMemory, TensorError};
@@ -93,6 +94,8 @@ pub(crate) struct Gpu {
     /// Lanes of a subgroup; kernels are compiled for it.
     pub(crate) subgroup: u32,
     failure: Arc<Mutex<Option<String>>>,
+    /// Bytes that [`Self::write`] has written.
+    written_bytes: AtomicUsize,
 }
 
 /// All adapters, in the order in which they are numbered.
@@ -204,7 +207,8 @@ impl Gpu {
             wgpu::DeviceLostReason::Destroyed => note(&of_loss, "it was destroyed".to_owned()),
             wgpu::DeviceLostReason::Unknown => note(&of_loss, text),
         });
-        Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, has_matrices, failure })
+        let written_bytes = AtomicUsize::new(0);
+        Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, has_matrices, failure, written_bytes })
     }
 
     /// Fails once anything on the device has failed.
@@ -264,24 +268,28 @@ impl Gpu {
     /// # Errors
     /// [`TensorError::OutOfMemory`].
     pub(crate) fn buffer_with(&self, what: &str, bytes: &[u8]) -> Result<wgpu::Buffer, TensorError> {
-        /// Staging memory in flight at a time.
-        const PIECE: usize = 64 << 20;
         let buffer = self.buffer(what, bytes.len() as u64)?;
-        for (i, piece) in bytes.chunks(PIECE).enumerate() {
-            let at = (i * PIECE) as u64;
-            let (words, rest) = piece.split_at(piece.len() / 4 * 4);
-            self.queue.write_buffer(&buffer, at, words);
-            if !rest.is_empty() {
-                // Writes are whole words; buffers end on one.
-                let mut word = [0; 4];
-                word[..rest.len()].copy_from_slice(rest);
-                self.queue.write_buffer(&buffer, at + words.len() as u64, &word);
-            }
-            if bytes.len() > PIECE {
-                self.queue.submit([]);
-            }
-        }
+        self.write(&buffer, 0, bytes);
         Ok(buffer)
+    }
+
+    /// Writes to a buffer before what is submitted from now on; `at` is a multiple of four, and so is the end of `bytes`
+    /// or it is that of the buffer.
+    pub(crate) fn write(&self, buffer: &wgpu::Buffer, at: u64, bytes: &[u8]) {
+        /// Staging memory in flight at a time.
+        const IN_FLIGHT: usize = 64 << 20;
+        let (words, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        self.queue.write_buffer(buffer, at, words);
+        if !rest.is_empty() {
+            // Writes are whole words; buffers end on one.
+            let mut word = [0; 4];
+            word[..rest.len()].copy_from_slice(rest);
+            self.queue.write_buffer(buffer, at + words.len() as u64, &word);
+        }
+        let before = self.written_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        if before / IN_FLIGHT != before.wrapping_add(bytes.len()) / IN_FLIGHT {
+            self.queue.submit([]);
+        }
     }
 }
 

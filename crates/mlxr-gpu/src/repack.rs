@@ -1,5 +1,7 @@
 //! From the bytes of a file to the planes of [`crate::layout`].
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use half::f16;
 use mlxr_tensor::{DType, Format, HostTensor, MlxFloat, codec};
 
@@ -14,38 +16,43 @@ pub(crate) struct Planes {
 }
 
 impl Planes {
-    pub(crate) fn append(&mut self, mut other: Planes) {
-        self.codes.append(&mut other.codes);
-        self.high.append(&mut other.high);
-        self.scales.append(&mut other.scales);
+    /// In the order of a weight's buffers.
+    pub(crate) fn each(&self) -> [&[u8]; 3] {
+        [&self.codes, &self.high, &self.scales]
     }
 }
 
-/// All rows of `tensor`, on all cores.
-pub(crate) fn repack(tensor: &HostTensor, layout: &Layout) -> Planes {
-    /// Rows worth a thread of their own.
-    const MIN_ELEMENTS: usize = 1 << 18;
+/// Repacks a tensor on all cores and hands out some rows at a time, each with the number of the first: in any order, from
+/// any thread.
+pub(crate) fn repack(tensor: &HostTensor, layout: &Layout, put: impl Fn(usize, &Planes) + Sync) {
+    /// What a thread takes at a time, small enough to stay in a cache.
+    const PIECE_BYTES: usize = 1 << 20;
     let rows = tensor.rows();
-    let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let n_threads = n_threads.min(tensor.n_elements() / MIN_ELEMENTS).max(1);
-    let share = rows.div_ceil(n_threads).max(1);
-    let mut planes = Planes::default();
-    std::thread::scope(|scope| {
-        let parts: Vec<_> = (0..rows)
-            .step_by(share)
-            .map(|start| {
-                let part = tensor.row_slice(start..(start + share).min(rows));
-                scope.spawn(move || repack_rows(&part, layout))
-            })
-            .collect();
-        for part in parts {
-            planes.append(part.join().expect("repacking does not panic"));
+    let row_bytes = (tensor.data().len() / rows.max(1)).max(1);
+    // By fours, so that a piece starts at a whole word of every buffer.
+    let n_rows = (PIECE_BYTES / row_bytes).next_multiple_of(4).max(4);
+    let n_pieces = rows.div_ceil(n_rows);
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(n_pieces);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let first = next.fetch_add(n_rows, Ordering::Relaxed);
+            if first >= rows {
+                return;
+            }
+            put(first, &repack_rows(&tensor.row_slice(first..(first + n_rows).min(rows)), layout));
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..n_threads {
+            scope.spawn(work);
+        }
+        work();
     });
-    planes
 }
 
-fn repack_rows(tensor: &HostTensor, layout: &Layout) -> Planes {
+/// Rows as the device has them.
+pub(crate) fn repack_rows(tensor: &HostTensor, layout: &Layout) -> Planes {
     match layout {
         Layout::Codes(codes) => Coder { codes, planes: Planes::default() }.run(tensor),
         Layout::Floats(floats) => floats_of(tensor, floats),

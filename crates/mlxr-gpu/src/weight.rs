@@ -9,7 +9,7 @@ use crate::buffers::Buffers;
 use crate::device::{BACKEND, Gpu};
 use crate::layout::Layout;
 
-use crate::repack::{Planes, repack};
+use crate::repack::{Planes, repack, repack_rows};
 
 /// A buffer with its number.
 pub(crate) struct Numbered {
@@ -62,17 +62,27 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// Room for `n_rows` rows that each take what `row` does.
     fn new(
         gpu: &Gpu,
         buffers: &Arc<Buffers>,
         name: &str,
-        first_row: usize,
-        n_rows: usize,
-        planes: &Planes,
+        (first_row, n_rows): (usize, usize),
+        row: &Planes,
     ) -> Result<Self, TensorError> {
-        let buffer = |bytes: &[u8]| Numbered::new(gpu, buffers, name, bytes);
-        let (codes, high) = (buffer(&planes.codes)?, buffer(&planes.high)?);
-        Ok(Self { first_row, n_rows, codes, high, scales: buffer(&planes.scales)? })
+        let [codes, high, scales] =
+            row.each().map(|plane| Numbered::empty(gpu, buffers, name, (plane.len() * n_rows) as u64));
+        Ok(Self { first_row, n_rows, codes: codes?, high: high?, scales: scales? })
+    }
+
+    /// Writes the rows of a tensor, from row `at` on.
+    fn fill(&self, gpu: &Gpu, tensor: &HostTensor, layout: &Layout, row: &Planes, at: usize) {
+        let buffers = [&self.codes, &self.high, &self.scales];
+        repack(tensor, layout, |first, planes| {
+            for ((buffer, plane), row) in buffers.into_iter().zip(planes.each()).zip(row.each()) {
+                gpu.write(buffer.buffer(), (row.len() * (at + first)) as u64, plane);
+            }
+        });
     }
 }
 
@@ -117,17 +127,18 @@ impl GpuWeight {
         tensors: &[HostTensor],
     ) -> Result<Self, TensorError> {
         let mut weight = Self::described(tensors)?;
-        let mut planes = Planes::default();
-        for tensor in tensors {
-            planes.append(repack(tensor, &weight.layout));
-        }
-        let n_bytes = planes.codes.len() as u64;
+        let row = weight.row(&tensors[0]);
+        let n_rows = weight.n_out * tensors.len();
+        let n_bytes = (row.codes.len() * n_rows) as u64;
         if n_bytes > binding_limit(gpu) {
             let what = "the experts of a layer (the device binds less at a time)".to_owned();
             return Err(TensorError::OutOfMemory { backend: BACKEND, what, needed_bytes: n_bytes });
         }
-        let n_rows = weight.n_out * tensors.len();
-        weight.parts.push(Part::new(gpu, buffers, tensors[0].name(), 0, n_rows, &planes)?);
+        let part = Part::new(gpu, buffers, tensors[0].name(), (0, n_rows), &row)?;
+        for (i, tensor) in tensors.iter().enumerate() {
+            part.fill(gpu, tensor, &weight.layout, &row, i * weight.n_out);
+        }
+        weight.parts.push(part);
         Ok(weight)
     }
 
@@ -161,15 +172,21 @@ impl GpuWeight {
         buffers: &Arc<Buffers>,
         tensor: &HostTensor,
     ) -> Result<(), TensorError> {
-        let row_bytes = (tensor.data().len() / tensor.rows().max(1)).max(1) as u64;
-        // The device's form may be a little larger than the file's.
-        let max_rows = usize::try_from(binding_limit(gpu) / 2 / row_bytes).unwrap_or(usize::MAX).max(1);
+        let row = self.row(tensor);
+        let row_bytes = row.codes.len().max(1) as u64;
+        let max_rows = usize::try_from(binding_limit(gpu) / row_bytes).unwrap_or(usize::MAX).max(1);
         for start in (0..tensor.rows()).step_by(max_rows) {
             let n_rows = max_rows.min(tensor.rows() - start);
-            let planes = repack(&tensor.row_slice(start..start + n_rows), &self.layout);
-            self.parts.push(Part::new(gpu, buffers, tensor.name(), start, n_rows, &planes)?);
+            let part = Part::new(gpu, buffers, tensor.name(), (start, n_rows), &row)?;
+            part.fill(gpu, &tensor.row_slice(start..start + n_rows), &self.layout, &row, 0);
+            self.parts.push(part);
         }
         Ok(())
+    }
+
+    /// A row as it lies on the device; nothing of a tensor without rows.
+    fn row(&self, tensor: &HostTensor) -> Planes {
+        repack_rows(&tensor.row_slice(0..tensor.rows().min(1)), &self.layout)
     }
 
     /// All elements as f32, row-major: for norms, biases and sinks.

@@ -83,6 +83,12 @@ impl Sequences {
         Ok(self.backend.read(&logits)?)
     }
 
+    /// Runs a batch. Returns the most likely token of each output row once it is known, where the row is a distribution.
+    pub fn forward_best(&mut self, batch: &Batch) -> anyhow::Result<Vec<Option<u32>>> {
+        let logits: Act = self.model.forward(batch, &mut self.kv);
+        Ok(self.backend.argmax(&logits)?)
+    }
+
     /// Bytes of keys and values that one decoded token reads when `n_tokens` are stored.
     pub fn kv_bytes_read(&self, n_tokens: f64) -> f64 {
         self.kv.spec().bytes_per_token().unwrap_or(0) as f64 * n_tokens

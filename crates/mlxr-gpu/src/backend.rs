@@ -38,6 +38,8 @@ pub struct GpuBackend {
     recorder: Mutex<Recorder>,
     /// Whether products of many rows are computed in f16.
     pub(crate) has_half_products: bool,
+    /// Whether attention of many rows is.
+    pub(crate) has_half_attention: bool,
     /// Whether any weight meets activations in eight bits, so that ops write those as well.
     wants_codes: AtomicBool,
     /// Bound where a kernel has a place for something the call lacks.
@@ -118,6 +120,7 @@ impl GpuBackend {
             pipelines: Pipelines::new(),
             recorder: Mutex::default(),
             has_half_products: false,
+            has_half_attention: false,
             wants_codes: AtomicBool::new(false),
             none,
         })
@@ -286,18 +289,23 @@ impl GpuBackend {
         self.run(kernel, bound, params, Grid::flat(n.div_ceil(256)))
     }
 
-    fn tables<'a>(&self, batch: &'a Batch) -> Result<&'a BatchTables, TensorError> {
+    pub(crate) fn tables<'a>(&self, batch: &'a Batch) -> Result<&'a BatchTables, TensorError> {
         let cached = batch.device_cache().get_or_init(|| {
             BatchTables::new(&self.gpu, &self.buffers, batch).map_err(|error| self.gpu.fail(error))
         });
         cached.as_ref().map_err(|()| self.gpu.lost("an earlier failure"))
     }
 
+    /// The most lanes that a workgroup of one row takes: a power of two.
+    fn max_lanes(&self) -> u32 {
+        1 << self.gpu.limits.max_compute_invocations_per_workgroup.clamp(64, 1024).ilog2()
+    }
+
     /// How a norm over `cols` columns is divided.
     fn norm_shape(&self, cols: usize) -> NormShape {
         let has_quads = cols.is_multiple_of(CODES_CHUNK);
         let n_items = if has_quads { cols / 4 } else { cols } as u32;
-        let lanes = n_items.next_power_of_two().clamp(64, 256);
+        let lanes = n_items.next_power_of_two().clamp(64, self.max_lanes());
         NormShape {
             lanes,
             n_subgroups: lanes / self.gpu.subgroup,
@@ -670,10 +678,16 @@ impl Backend for GpuBackend {
         let layer = &kv.handle::<GpuKv>().layers[layer_idx];
         assert_eq!(q.cols(), spec.n_heads * layer.shape.k_dim as usize, "columns of the queries");
         let v_dim = layer.shape.v_dim as usize;
-        self.new_act_with_codes([q.rows(), spec.n_heads * v_dim], v_dim, |y, codes| {
-            let tables = self.tables(batch)?;
-            Attention { q, layer, batch, tables, spec }.run(self, y, codes)
-        })
+        let (rows, cols) = (q.rows(), spec.n_heads * v_dim);
+        let tables = match self.tables(batch) {
+            Ok(tables) => tables,
+            Err(error) => return self.new_act(rows, cols, |_| Err(error)),
+        };
+        let attention = Attention { q, layer, batch, tables, spec };
+        if attention.has_tiles(self) {
+            return self.new_act(rows, cols, |y| attention.run_tiles(self, y));
+        }
+        self.new_act_with_codes([rows, cols], v_dim, |y, codes| attention.run(self, 0..rows, y, codes))
     }
 
     fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]) {
@@ -730,10 +744,12 @@ impl Backend for GpuBackend {
         self.gpu.check()?;
         let found = self.take(x.rows() * 4)?;
         let params = [x.rows() as u32, x.cols() as u32];
-        let lanes = self.gpu.limits.max_compute_invocations_per_workgroup.clamp(64, 1024);
-        // A power of two, as lanes are halved.
-        let lanes = 1 << lanes.ilog2();
-        self.run(&Argmax { lanes }, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        self.run(
+            &Argmax { lanes: self.max_lanes() },
+            &[act(x), found.bound()],
+            &params,
+            Grid::flat(x.rows()),
+        )?;
         let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), x.rows() * 4)?;
         let columns: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
         Ok(columns.into_iter().map(|column| (column != NO_COLUMN).then_some(column)).collect())

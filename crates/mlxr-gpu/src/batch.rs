@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mlxr_tensor::{Batch, Rope, TensorError};
 
+use crate::backend::GpuBackend;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::Gpu;
 
@@ -18,6 +19,8 @@ pub(crate) struct BatchTables {
     pub(crate) block_tables: Pooled,
     /// By row: the last position of its span.
     pub(crate) ends: Vec<u32>,
+    /// What workgroups of `attention_tiles.wgsl` serve, by rows of each.
+    tiles: Mutex<HashMap<usize, Arc<Pooled>>>,
     /// Cosines and sines by the address and content of the rope.
     angles: Mutex<HashMap<usize, Arc<Pooled>>>,
 }
@@ -42,8 +45,24 @@ impl BatchTables {
             rows: take(bytemuck::cast_slice(&rows))?,
             block_tables: take(bytemuck::cast_slice(&block_tables))?,
             ends,
+            tiles: Mutex::default(),
             angles: Mutex::default(),
         })
+    }
+
+    /// First row and number of rows of each tile, uploaded.
+    pub(crate) fn tiles(
+        &self,
+        backend: &GpuBackend,
+        n_queries: usize,
+        tiles: &[[u32; 2]],
+    ) -> Result<Arc<Pooled>, TensorError> {
+        let mut known = self.tiles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.get(&n_queries) {
+            return Ok(found.clone());
+        }
+        let made = backend.buffers().take_with(backend.gpu(), bytemuck::cast_slice(tiles))?;
+        Ok(known.entry(n_queries).or_insert(Arc::new(made)).clone())
     }
 
     /// Cosine and sine of each row's angles, times the rope's magnitude: `[rows, n_pairs]`.

@@ -19,11 +19,11 @@ const MIN_ROWS: usize = 32;
 /// Rows and columns of the results that a workgroup computes.
 const TILE: usize = 128;
 /// Columns of the input that a workgroup takes at a time.
-const K_TILE: usize = 64;
+const K_TILE: usize = 32;
 /// Rows and columns of the device's matrices.
 const MATRIX: u32 = 16;
 /// How far results may be from those of the other kernels, relative to the largest.
-const TOLERANCE: f32 = 1e-2;
+pub(crate) const TOLERANCE: f32 = 1e-2;
 
 /// Rows that results need room for.
 pub(crate) fn padded_rows(n_rows: usize) -> usize {
@@ -38,6 +38,10 @@ impl GpuBackend {
         if is_wanted && self.gpu().has_matrices {
             self.has_half_products = self.half_products_are_right().unwrap_or_else(|error| {
                 tracing::warn!(%error, "products in f16 do not work on this device");
+                false
+            });
+            self.has_half_attention = self.half_attention_is_right().unwrap_or_else(|error| {
+                tracing::warn!(%error, "attention in f16 does not work on this device");
                 false
             });
         }
@@ -59,14 +63,7 @@ impl GpuBackend {
         let (ours, theirs) = (self.take(n_rows * n_out * 4)?, self.take(n_rows * n_out * 4)?);
         self.half_product(&x, &weight, ours.bound())?;
         self.product(&x, &product, theirs.bound())?;
-        let (ours, theirs) = (
-            self.read_floats(ours.bound(), n_rows * n_out)?,
-            self.read_floats(theirs.bound(), n_rows * n_out)?,
-        );
-        let largest = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let error = ours.iter().zip(&theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-        // Not a number is not close.
-        Ok(error <= TOLERANCE * largest)
+        self.are_alike(ours.bound(), theirs.bound(), n_rows * n_out)
     }
 
     /// Whether a product goes this way.
@@ -89,7 +86,10 @@ impl GpuBackend {
         let halves = self.halves(x)?;
         let kernel = Matmul {
             subgroup: self.subgroup(),
-            tile: TILE as u32,
+            tile_rows: TILE as u32,
+            tile_outs: TILE as u32,
+            n_down: 2,
+            n_across: 2,
             k_tile: K_TILE as u32,
             size: MATRIX,
             has_vectors: true,

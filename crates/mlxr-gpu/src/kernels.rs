@@ -106,7 +106,11 @@ kernels! {
     Matmul = "matmul.wgsl" [Read, Read, Write] {
         subgroup: u32,
         /// Rows and columns of a workgroup's results.
-        tile: u32,
+        tile_rows: u32,
+        tile_outs: u32,
+        /// Subgroups that share them, down the rows and across the columns.
+        n_down: u32,
+        n_across: u32,
         /// Columns of x and w that are in workgroup memory.
         k_tile: u32,
         /// Rows and columns of the device's matrices.
@@ -147,11 +151,20 @@ kernels! {
         #[serde(flatten)]
         shape: AttentionShape,
     }
+    /// `rows, block tables, tiles, q, k cache, v cache, sinks, y`
+    AttendTiles = "attention_tiles.wgsl" [Read, Read, Read, Read, Read, Read, Read, Write] {
+        #[serde(flatten)]
+        heads: KvShape,
+        /// Query heads and rows of a workgroup.
+        n_heads: u32,
+        n_queries: u32,
+    }
     /// `rows, parts, stats, sinks, y`, and the codes of y with their scales
     MergeAttention = "attention_merge.wgsl" [Read, Read, Read, Read, Write] + is_quantising [Write, Write] {
         split: u32,
         v_dim: u32,
         lanes: u32,
+        subgroup: u32,
         is_quantising: bool,
     }
 }

@@ -17,6 +17,7 @@ mod bindings;
 mod buffers;
 mod device;
 mod half;
+mod half_attention;
 mod kernels;
 mod kv;
 mod layout;

@@ -1,5 +1,7 @@
 //! Ops that take more than one dispatch or some thought: products and attention.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, AttentionSpec, Batch, Reach, TensorError, Weight};
 
@@ -16,9 +18,9 @@ use crate::recorder::Grid;
 use crate::weight::GpuWeight;
 
 /// Tokens of a split of attention. Splits start at multiples of it, so it may not depend on the batch.
-const SPLIT: usize = 256;
+const SPLIT: usize = 128;
 /// Lanes of an attention workgroup.
-const ATTENTION_LANES: u32 = 128;
+const ATTENTION_LANES: u32 = 256;
 /// Lanes of a workgroup that joins splits.
 const MERGE_LANES: u32 = 256;
 /// Query heads that share a workgroup.
@@ -158,27 +160,33 @@ impl Attention<'_> {
         (first, last)
     }
 
-    /// The splits that rows from `first_row` on need, for as many rows as fit in the scratch: first split, number of
+    /// The splits that rows from `rows.start` on need, for as many of them as fit in the scratch: first split, number of
     /// splits, number of rows.
-    fn round(&self, first_row: usize) -> (usize, usize, usize) {
+    fn round(&self, rows: Range<usize>) -> (usize, usize, usize) {
         let per_split = self.spec.n_heads * self.layer.shape.v_dim as usize * 4;
         let (mut first, mut end) = (usize::MAX, 0);
-        for row in first_row..self.batch.n_rows() {
+        for row in rows.clone() {
             let seen = self.reach(row);
             let with = (first.min(seen.0 / SPLIT), end.max(seen.1 / SPLIT + 1));
-            let n_rows = row - first_row + 1;
+            let n_rows = row - rows.start + 1;
             if n_rows > 1 && n_rows * (with.1 - with.0) * per_split > MAX_PART_BYTES {
                 return (first, end - first, n_rows - 1);
             }
             (first, end) = with;
         }
-        (first, end - first, self.batch.n_rows() - first_row)
+        (first, end - first, rows.len())
     }
 
-    /// Writes the result, `[rows, n_heads * v_dim]`, and its codes.
+    /// The sinks, or what is bound in their place.
+    pub(crate) fn sinks<'a>(&'a self, backend: &'a GpuBackend) -> Result<Bound<'a>, TensorError> {
+        self.spec.sinks.as_ref().map_or_else(|| Ok(backend.none()), |sinks| backend.values(sinks))
+    }
+
+    /// Writes the result of some rows, `[rows, n_heads * v_dim]`, and its codes.
     pub(crate) fn run(
         &self,
         backend: &GpuBackend,
+        rows: Range<usize>,
         y: Bound<'_>,
         codes: Option<[Bound<'_>; 2]>,
     ) -> Result<(), TensorError> {
@@ -192,13 +200,10 @@ impl Attention<'_> {
             lanes: ATTENTION_LANES,
             n_subgroups: ATTENTION_LANES / backend.subgroup(),
         };
-        let sinks = match &spec.sinks {
-            Some(sinks) => backend.values(sinks)?,
-            None => backend.none(),
-        };
-        let mut first_row = 0;
-        while first_row < self.batch.n_rows() {
-            let (first_split, max_splits, n_rows) = self.round(first_row);
+        let sinks = self.sinks(backend)?;
+        let mut first_row = rows.start;
+        while first_row < rows.end {
+            let (first_split, max_splits, n_rows) = self.round(first_row..rows.end);
             let n_parts = n_rows * spec.n_heads * max_splits;
             let (parts, stats) = (backend.take(n_parts * v_dim * 4)?, backend.take(n_parts * 8)?);
             let params = AttentionParams {
@@ -213,10 +218,10 @@ impl Attention<'_> {
                 sees_both: (spec.reach == Reach::Both).into(),
                 first_split: first_split as u32,
             };
-            let (rows, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
+            let (table, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
             let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
             let grid = Grid::tiles(n_rows * spec.n_heads / n_heads, max_splits);
-            let bound = [rows, tables, act(self.q), keys, values, parts.bound(), stats.bound()];
+            let bound = [table, tables, act(self.q), keys, values, parts.bound(), stats.bound()];
             match &layer.scales {
                 None => backend.run(&Attend { heads: layer.shape, shape }, &bound, &params, grid)?,
                 Some((k, v)) => {
@@ -239,10 +244,11 @@ impl Attention<'_> {
                 split: SPLIT as u32,
                 v_dim: layer.shape.v_dim,
                 lanes: MERGE_LANES,
+                subgroup: backend.subgroup(),
                 is_quantising: codes.is_some(),
             };
             let grid = Grid::flat(n_rows * spec.n_heads);
-            let bound = [rows, parts.bound(), stats.bound(), sinks, y];
+            let bound = [table, parts.bound(), stats.bound(), sinks, y];
             backend.run(&merge, &with_codes(&bound, codes), &params, grid)?;
             first_row += n_rows;
         }

@@ -40,6 +40,8 @@ sources!(
     "argmax.wgsl",
     "attention.wgsl",
     "attention_merge.wgsl",
+    "attention_tiles.wgsl",
+    "attention_values.wgsl",
     "combine.wgsl",
     "copy_words.wgsl",
     "embed.wgsl",

@@ -39,18 +39,34 @@ var<immediate> p: Params;
 
 //# set k_octets = k_dim // 8
 //# set v_octets = v_dim // 8
-//# set n_groups = lanes // v_octets
+//# set is_q8 = dtype == "q8_0"
+// Lanes that share a token's scores, and octets of each.
+//# set n_shares = lanes // split if k_octets % (lanes // split * (4 if is_q8 else 1)) == 0 else 1
+//# set share_octets = k_octets // n_shares
 // Loads in flight at a time.
-//# set k_ahead = 8 if k_octets % 8 == 0 and dtype != "q8_0" else 4 if k_octets % 4 == 0 else 1
+//# set k_ahead = 8 if share_octets % 8 == 0 and not is_q8 else 4 if share_octets % 4 == 0 else 1
 //# set v_ahead = 8
+// Lanes that have a token's values, and tokens of each.
+//# set n_groups = lanes // v_octets
+//# set n_tokens = (split + n_groups - 1) // n_groups
 //# set n_blocks = split // block_tokens
+//# set subgroup = lanes // n_subgroups
+//# set n_q = (n_heads * k_dim // 4 + lanes - 1) // lanes
+// Scores of a lane once shares are joined.
+//# set n_scores = (n_heads * split + lanes - 1) // lanes
+//# set per_head = split // subgroup
+// Groups of a subgroup, which join before they meet the others.
+//# set n_joined = subgroup // v_octets if v_octets in [1, 2, 4, 8, 16, 32] and subgroup > v_octets else 1
+//# set n_sums = n_groups // n_joined
 var<workgroup> blocks: array<u32, {{ n_blocks }}>;
 var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
-var<workgroup> weights: array<f32, {{ n_heads * split }}>;
-var<workgroup> partial: array<f32, {{ n_heads * n_subgroups }}>;
-// Heads whose values are summed at a time.
-//# set n_summed = 2 if n_heads in [2, 4] and 2 * v_octets <= lanes else 1
-var<workgroup> sums: array<mat2x4<f32>, {{ n_summed * lanes }}>;
+// Scores by share, head and token; then weights by head and token.
+var<workgroup> weights: array<f32, {{ n_shares * n_heads * split }}>;
+var<workgroup> partial: array<f32, {{ n_scores * n_subgroups }}>;
+// Heads whose values are summed at a time, in the memory that is left of what every device has.
+//# set room = 32256 - 4 * (n_blocks + n_heads * k_dim + n_shares * n_heads * split + n_scores * n_subgroups)
+//# set n_summed = [[n_heads, lanes // v_octets, room // (32 * n_sums * v_octets)] | min, 1] | max
+var<workgroup> sums: array<mat2x4<f32>, {{ n_summed * n_sums * v_octets }}>;
 
 @compute @workgroup_size({{ lanes }})
 fn main(
@@ -66,8 +82,12 @@ fn main(
         return;
     }
     let local_row = place / tiles;
-    let info = rows[p.first_row + local_row];
     let first_head = place % tiles * {{ n_heads }}u;
+    let q_start = ((p.first_row + local_row) * p.n_heads + first_head) * {{ k_dim // 4 }}u;
+    //# for i in range(n_q)
+    let q{{ i }} = q[q_start + min(lane + {{ i * lanes }}u, {{ n_heads * k_dim // 4 - 1 }}u)];
+    //# endfor
+    let info = rows[p.first_row + local_row];
     let kv_head = first_head / (p.n_heads / p.n_kv_heads);
     let seen = reach(info);
     let split = p.first_split + wg.z;
@@ -75,157 +95,157 @@ fn main(
     if (start > seen.y || start + {{ split }}u <= seen.x) {
         return;
     }
+    // The tokens that are seen, counted from the start of the split.
+    let low = max(seen.x, start) - start;
+    let high = min(seen.y - start, {{ split - 1 }}u);
     for (var i = lane; i < {{ n_blocks }}u; i += {{ lanes }}u) {
-        if (start + i * {{ block_tokens }}u <= seen.y) {
+        if (i * {{ block_tokens }}u <= high) {
             blocks[i] = block_tables[info.z + start / {{ block_tokens }}u + i] * p.n_kv_heads + kv_head;
         }
     }
-    for (var i = lane; i < {{ n_heads * k_dim // 4 }}u; i += {{ lanes }}u) {
-        queries[i] = q[((p.first_row + local_row) * p.n_heads + first_head) * {{ k_dim // 4 }}u + i];
+    //# for i in range(n_q)
+    if (lane + {{ i * lanes }}u < {{ n_heads * k_dim // 4 }}u) {
+        queries[lane + {{ i * lanes }}u] = q{{ i }};
     }
+    //# endfor
     workgroupBarrier();
 
-    // Scores: a lane has whole tokens.
-    //# for h in range(n_heads)
-    var largest{{ h }} = -3.0e38;
-    //# endfor
-    for (var t = lane; t < {{ split }}u; t += {{ lanes }}u) {
-        let position = start + t;
-        let is_seen = position >= seen.x && position <= seen.y;
+    // Values: a lane has eight columns, and every {{ n_groups }}th token. The first are on their way while scores are computed.
+    let column = lane % {{ v_octets }}u;
+    let group = lane / {{ v_octets }}u;
+    //# set first = 0
+    //# include "attention_values.wgsl"
+
+    // Scores: {{ n_shares }} lanes share a token.
+    let token = lane % {{ split }}u;
+    let share = lane / {{ split }}u;
+    if (share < {{ n_shares }}u && token >= low && token <= high) {
+        let block = blocks[token / {{ block_tokens }}u];
+        let place = token % {{ block_tokens }}u;
+        let first = share * {{ share_octets }}u;
         //# for h in range(n_heads)
-        var score{{ h }} = -3.0e38;
+        var dot{{ h }} = vec4(0.0);
         //# endfor
-        if (is_seen) {
-            let block = blocks[t / {{ block_tokens }}u];
-            let token = position % {{ block_tokens }}u;
-            //# for h in range(n_heads)
-            var dot{{ h }} = vec4(0.0);
+        for (var d = first; d < first + {{ share_octets }}u; d += {{ k_ahead }}u) {
+            //# for i in range(k_ahead)
+            let octet{{ i }} = k_cache[(block * {{ k_octets }}u + d + {{ i }}u) * {{ block_tokens }}u + place];
             //# endfor
-            for (var d = 0u; d < {{ k_octets }}u; d += {{ k_ahead }}u) {
-                //# for i in range(k_ahead)
-                let octet{{ i }} = k_cache[(block * {{ k_octets }}u + d + {{ i }}u) * {{ block_tokens }}u + token];
+            //# if is_q8
+            // Four octets share a scale.
+            let scale = k_scales[(block * {{ k_dim // 32 }}u + d / 4u) * {{ block_tokens }}u + place];
+            //# endif
+            //# for i in range(k_ahead)
+            {
+                let key = decode(octet{{ i }}){{ " * scale" if is_q8 else "" }};
+                //# for h in range(n_heads)
+                dot{{ h }} = fma(key[0], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u)], dot{{ h }});
+                dot{{ h }} = fma(key[1], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u) + 1u], dot{{ h }});
                 //# endfor
-                //# if dtype == "q8_0"
-                // Four octets share a scale.
-                let scale = k_scales[(block * {{ k_dim // 32 }}u + d / 4u) * {{ block_tokens }}u + token];
-                //# endif
-                //# for i in range(k_ahead)
-                {
-                    let key = decode(octet{{ i }}){{ " * scale" if dtype == "q8_0" else "" }};
-                    //# for h in range(n_heads)
-                    dot{{ h }} = fma(key[0], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u)], dot{{ h }});
-                    dot{{ h }} = fma(key[1], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u) + 1u], dot{{ h }});
-                    //# endfor
-                }
-                //# endfor
-            }
-            //# for h in range(n_heads)
-            score{{ h }} = p.scale * ((dot{{ h }}.x + dot{{ h }}.y) + (dot{{ h }}.z + dot{{ h }}.w));
-            if (p.softcap != 0.0) {
-                score{{ h }} = p.softcap * tanh_stable(score{{ h }} / p.softcap);
             }
             //# endfor
         }
         //# for h in range(n_heads)
-        weights[{{ h * split }}u + t] = score{{ h }};
-        largest{{ h }} = max(largest{{ h }}, score{{ h }});
-        //# endfor
-    }
-    //# for h in range(n_heads)
-    let subgroup_largest{{ h }} = subgroupMax(largest{{ h }});
-    //# endfor
-    if (sublane == 0u) {
-        //# for h in range(n_heads)
-        partial[{{ h * n_subgroups }}u + subgroup] = subgroup_largest{{ h }};
-        //# endfor
-    }
-    workgroupBarrier();
-    //# for h in range(n_heads)
-    largest{{ h }} = -3.0e38;
-    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
-        largest{{ h }} = max(largest{{ h }}, partial[{{ h * n_subgroups }}u + i]);
-    }
-    //# endfor
-    workgroupBarrier();
-
-    //# for h in range(n_heads)
-    var sum{{ h }} = 0.0;
-    //# endfor
-    for (var t = lane; t < {{ split }}u; t += {{ lanes }}u) {
-        let is_seen = start + t >= seen.x && start + t <= seen.y;
-        //# for h in range(n_heads)
-        let weight{{ h }} = select(0.0, exp(weights[{{ h * split }}u + t] - largest{{ h }}), is_seen);
-        weights[{{ h * split }}u + t] = weight{{ h }};
-        sum{{ h }} += weight{{ h }};
-        //# endfor
-    }
-    //# for h in range(n_heads)
-    let subgroup_sum{{ h }} = subgroupAdd(sum{{ h }});
-    //# endfor
-    if (sublane == 0u) {
-        //# for h in range(n_heads)
-        partial[{{ h * n_subgroups }}u + subgroup] = subgroup_sum{{ h }};
+        weights[(share * {{ n_heads }}u + {{ h }}u) * {{ split }}u + token] = (dot{{ h }}.x + dot{{ h }}.y) + (dot{{ h }}.z + dot{{ h }}.w);
         //# endfor
     }
     workgroupBarrier();
 
-    // Values: a lane has eight columns, and every {{ n_groups }}th token.
-    let column = lane % {{ v_octets }}u;
-    let group = lane / {{ v_octets }}u;
-    let low = max(seen.x, start);
-    let high = min(seen.y, start + {{ split - 1 }}u);
+    // From here on a lane has one token of one head at a time, a subgroup one head.
+    //# for i in range(n_scores)
+    let idx{{ i }} = lane + {{ i * lanes }}u;
+    let position{{ i }} = idx{{ i }} % {{ split }}u;
+    let is_seen{{ i }} = idx{{ i }} < {{ n_heads * split }}u && position{{ i }} >= low && position{{ i }} <= high;
+    var score{{ i }} = -3.0e38;
+    if (is_seen{{ i }}) {
+        var dot = weights[idx{{ i }}];
+        //# for s in range(1, n_shares)
+        dot += weights[{{ s * n_heads * split }}u + idx{{ i }}];
+        //# endfor
+        score{{ i }} = p.scale * dot;
+        if (p.softcap != 0.0) {
+            score{{ i }} = p.softcap * tanh_stable(score{{ i }} / p.softcap);
+        }
+    }
+    let subgroup_largest{{ i }} = subgroupMax(score{{ i }});
+    if (sublane == 0u) {
+        partial[{{ i * n_subgroups }}u + subgroup] = subgroup_largest{{ i }};
+    }
+    //# endfor
+    workgroupBarrier();
+    //# for i in range(n_scores)
+    let head{{ i }} = min(idx{{ i }} / {{ split }}u, {{ n_heads - 1 }}u) * {{ per_head }}u;
+    var largest{{ i }} = partial[head{{ i }}];
+    for (var s = 1u; s < {{ per_head }}u; s++) {
+        largest{{ i }} = max(largest{{ i }}, partial[head{{ i }} + s]);
+    }
+    //# endfor
+    workgroupBarrier();
+    //# for i in range(n_scores)
+    let weight{{ i }} = select(0.0, exp(score{{ i }} - largest{{ i }}), is_seen{{ i }});
+    if (idx{{ i }} < {{ n_heads * split }}u) {
+        weights[idx{{ i }}] = weight{{ i }};
+    }
+    let subgroup_sum{{ i }} = subgroupAdd(weight{{ i }});
+    if (sublane == 0u) {
+        partial[{{ i * n_subgroups }}u + subgroup] = subgroup_sum{{ i }};
+    }
+    //# endfor
+    workgroupBarrier();
+    //# for i in range(n_scores)
+    if (position{{ i }} == 0u && idx{{ i }} < {{ n_heads * split }}u) {
+        var total = 0.0;
+        for (var s = 0u; s < {{ per_head }}u; s++) {
+            total += partial[head{{ i }} + s];
+        }
+        let head = first_head + idx{{ i }} / {{ split }}u;
+        stats[(local_row * p.n_heads + head) * p.max_splits + wg.z] = vec2(largest{{ i }}, total);
+    }
+    //# endfor
+
     //# for h in range(n_heads)
     var value{{ h }} = mat2x4<f32>();
     //# endfor
-    if (group < {{ n_groups }}u) {
-        for (var first = low + group; first <= high; first += {{ v_ahead * n_groups }}u) {
-            //# for i in range(v_ahead)
-            // Past the end the last token counts for nothing.
-            let at{{ i }} = min(first + {{ i * n_groups }}u, high) - start;
-            let token{{ i }} = blocks[at{{ i }} / {{ block_tokens }}u] * {{ block_tokens }}u + at{{ i }} % {{ block_tokens }}u;
-            let octet{{ i }} = v_cache[token{{ i }} * {{ v_octets }}u + column];
-            //# if dtype == "q8_0"
-            let scale{{ i }} = v_scales[token{{ i }} * {{ v_dim // 32 }}u + column / 4u];
-            //# endif
-            //# endfor
-            //# for i in range(v_ahead)
-            {
-                let values = decode(octet{{ i }}){{ " * scale" ~ i if dtype == "q8_0" else "" }};
-                let is_there = first + {{ i * n_groups }}u <= high;
-                //# for h in range(n_heads)
-                let weight{{ h }} = vec4(select(0.0, weights[{{ h * split }}u + at{{ i }}], is_there));
-                value{{ h }}[0] = fma(weight{{ h }}, values[0], value{{ h }}[0]);
-                value{{ h }}[1] = fma(weight{{ h }}, values[1], value{{ h }}[1]);
-                //# endfor
-            }
-            //# endfor
-        }
+    //# for first in range(0, n_tokens, v_ahead)
+    //# if first > 0
+    //# include "attention_values.wgsl"
+    //# endif
+    //# for i in range(first, [first + v_ahead, n_tokens] | min)
+    {
+        let values = decode(octet{{ i }}){{ " * v_scale" ~ i if is_q8 else "" }};
+        let is_there = at{{ i }} == group + {{ i * n_groups }}u;
+        //# for h in range(n_heads)
+        let weight{{ h }} = vec4(select(0.0, weights[{{ h * split }}u + at{{ i }}], is_there));
+        value{{ h }}[0] = fma(weight{{ h }}, values[0], value{{ h }}[0]);
+        value{{ h }}[1] = fma(weight{{ h }}, values[1], value{{ h }}[1]);
+        //# endfor
     }
+    //# endfor
+    //# endfor
     //# for first in range(0, n_heads, n_summed)
-    //# for h in range(first, [first + n_summed, n_heads] | min)
-    sums[{{ (h - first) * lanes }}u + lane] = value{{ h }};
+    //# set n = [n_summed, n_heads - first] | min
+    //# if first > 0
+    workgroupBarrier();
+    //# endif
+    //# for h in range(first, first + n)
+    //# for step in [1, 2, 4, 8, 16]
+    //# if step < n_joined
+    value{{ h }}[0] += subgroupShuffleXor(value{{ h }}[0], {{ step * v_octets }}u);
+    value{{ h }}[1] += subgroupShuffleXor(value{{ h }}[1], {{ step * v_octets }}u);
+    //# endif
+    //# endfor
+    if (group % {{ n_joined }}u == 0u && group < {{ n_groups }}u) {
+        sums[({{ h - first }}u * {{ n_sums }}u + group / {{ n_joined }}u) * {{ v_octets }}u + column] = value{{ h }};
+    }
     //# endfor
     workgroupBarrier();
-    if (lane < {{ ([n_summed, n_heads - first] | min) * v_octets }}u) {
+    if (lane < {{ n * v_octets }}u) {
         let h = lane / {{ v_octets }}u;
-        var total = sums[h * {{ lanes }}u + column];
-        for (var g = 1u; g < {{ n_groups }}u; g++) {
-            total += sums[h * {{ lanes }}u + g * {{ v_octets }}u + column];
+        var total = sums[h * {{ n_sums * v_octets }}u + column];
+        for (var g = 1u; g < {{ n_sums }}u; g++) {
+            total += sums[(h * {{ n_sums }}u + g) * {{ v_octets }}u + column];
         }
         let part = (local_row * p.n_heads + first_head + {{ first }}u + h) * p.max_splits + wg.z;
         parts[part * {{ v_octets }}u + column] = total;
     }
-    workgroupBarrier();
     //# endfor
-    if (lane == 0u) {
-        //# for h in range(n_heads)
-        {
-            var total = 0.0;
-            for (var i = 0u; i < {{ n_subgroups }}u; i++) {
-                total += partial[{{ h * n_subgroups }}u + i];
-            }
-            stats[(local_row * p.n_heads + first_head + {{ h }}u) * p.max_splits + wg.z] = vec2(largest{{ h }}, total);
-        }
-        //# endfor
-    }
 }

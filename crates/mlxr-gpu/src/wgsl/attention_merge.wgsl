@@ -21,6 +21,10 @@ var<immediate> p: Params;
 
 //# set quads = v_dim // 4
 //# set n_groups = lanes // quads
+//# set n_subgroups = lanes // subgroup
+// Splits of a group whose loads are in flight at a time.
+//# set n_ahead = 4
+var<workgroup> partial: array<f32, {{ n_subgroups }}>;
 var<workgroup> sums: array<vec4<f32>, {{ lanes }}>;
 var<workgroup> totals: array<f32, {{ n_groups }}>;
 
@@ -36,6 +40,8 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) sublane: u32,
 ) {
     let place = workgroup_index(wg, n_wg);
     if (place >= p.n_rows * p.n_heads) {
@@ -50,17 +56,31 @@ fn main(
     if (p.has_sinks != 0u) {
         largest = sinks[place % p.n_heads];
     }
-    for (var s = first; s <= last; s++) {
+    for (var s = first + lane; s <= last; s += {{ lanes }}u) {
         largest = max(largest, stats[s].x);
+    }
+    largest = subgroupMax(largest);
+    if (sublane == 0u) {
+        partial[subgroup] = largest;
+    }
+    workgroupBarrier();
+    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
+        largest = max(largest, partial[i]);
     }
     var sum = vec4(0.0);
     var total = 0.0;
     if (group < {{ n_groups }}u) {
-        for (var s = first + group; s <= last; s += {{ n_groups }}u) {
-            let stat = stats[s];
-            let factor = exp(stat.x - largest);
-            total = fma(factor, stat.y, total);
-            sum = fma(vec4(factor), parts[s * {{ quads }}u + quad], sum);
+        for (var s = first + group; s <= last; s += {{ n_ahead * n_groups }}u) {
+            //# for i in range(n_ahead)
+            let s{{ i }} = min(s + {{ i * n_groups }}u, last);
+            let stat{{ i }} = stats[s{{ i }}];
+            let part{{ i }} = parts[s{{ i }} * {{ quads }}u + quad];
+            //# endfor
+            //# for i in range(n_ahead)
+            let factor{{ i }} = select(0.0, exp(stat{{ i }}.x - largest), s + {{ i * n_groups }}u <= last);
+            total = fma(factor{{ i }}, stat{{ i }}.y, total);
+            sum = fma(vec4(factor{{ i }}), part{{ i }}, sum);
+            //# endfor
         }
         if (quad == 0u) {
             totals[group] = total;

@@ -16,6 +16,12 @@ fn dot4(a: vec4<u32>, b: vec4<u32>) -> i32 {
     return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
 }
 
+// A whole number below 2^22 as a float: the low bits of 1.5 * 2^23 count ones. Cheaper than a conversion where those go
+// through a unit of their own.
+fn whole(i: i32) -> f32 {
+    return bitcast<f32>(0x4b400000 + i) - 12582912.0;
+}
+
 //# include "matvec_start.wgsl"
     //# for o in range(n_out)
     //# for n in range(n_rows)
@@ -37,14 +43,14 @@ fn dot4(a: vec4<u32>, b: vec4<u32>) -> i32 {
             //# set sum = "sum" ~ (o * n_rows + n)
             //# set w = "w" ~ u ~ "_" ~ o
             //# if has_halves
-            {{ sum }} = fma({{ w }}.scale.x * s.x, f32(dot4({{ w }}.low, low)), {{ sum }});
-            {{ sum }} = fma({{ w }}.scale.y * s.x, f32(dot4({{ w }}.high, high)), {{ sum }});
+            {{ sum }} = fma({{ w }}.scale.x * s.x, whole(dot4({{ w }}.low, low)), {{ sum }});
+            {{ sum }} = fma({{ w }}.scale.y * s.x, whole(dot4({{ w }}.high, high)), {{ sum }});
             //# if has_offset
             {{ sum }} = fma(-{{ w }}.offset.x, halves.x, {{ sum }});
             {{ sum }} = fma(-{{ w }}.offset.y, halves.y, {{ sum }});
             //# endif
             //# else
-            {{ sum }} = fma({{ w }}.scale.x * s.x, f32(dot4({{ w }}.low, low) + dot4({{ w }}.high, high)), {{ sum }});
+            {{ sum }} = fma({{ w }}.scale.x * s.x, whole(dot4({{ w }}.low, low) + dot4({{ w }}.high, high)), {{ sum }});
             //# if has_offset
             {{ sum }} = fma(-{{ w }}.offset.x, s.y, {{ sum }});
             //# endif

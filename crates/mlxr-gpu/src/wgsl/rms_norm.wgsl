@@ -41,18 +41,6 @@ fn square(v: Item) -> f32 {
 //# include "grid.wgsl"
 //# include "workgroup_sum.wgsl"
 
-fn take(i: u32) -> Item {
-    //# if kind == "out_of_place"
-    return x[i];
-    //# elif kind == "residual"
-    let v = fma(Item(p.scale), x[i], residual[i]);
-    residual[i] = v;
-    return v;
-    //# else
-    return y[i];
-    //# endif
-}
-
 @compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
@@ -66,23 +54,38 @@ fn main(
         return;
     }
     let start = row * p.n_items;
-    var sum = 0.0;
+    // All loads before the first store, so that none waits for it.
     //# for k in range(per_lane)
     let c{{ k }} = lane + {{ k * lanes }}u;
-    var v{{ k }} = Item();
+    let at{{ k }} = min(c{{ k }}, p.n_items - 1u);
+    //# if kind == "in_place"
+    let x{{ k }} = y[start + at{{ k }}];
+    //# else
+    let x{{ k }} = x[start + at{{ k }}];
+    //# endif
+    //# if kind == "residual"
+    let r{{ k }} = residual[start + at{{ k }}];
+    //# endif
+    let w{{ k }} = weight[at{{ k }}];
+    //# endfor
+    var sum = 0.0;
+    //# for k in range(per_lane)
+    let v{{ k }} = {{ "fma(Item(p.scale), x%d, r%d)"|format(k, k) if kind == "residual" else "x%d"|format(k) }};
     if (c{{ k }} < p.n_items) {
-        v{{ k }} = take(start + c{{ k }});
+        //# if kind == "residual"
+        residual[start + c{{ k }}] = v{{ k }};
+        //# endif
         sum += square(v{{ k }});
     }
     //# endfor
     let factor = 1.0 / sqrt(workgroup_sum(sum, subgroup, sublane) / p.cols + p.eps);
     //# for k in range(per_lane)
-    v{{ k }} = v{{ k }} * factor * weight[min(c{{ k }}, p.n_items - 1u)];
+    let y{{ k }} = v{{ k }} * factor * w{{ k }};
     //# if is_quantising
-    quantise(start + c{{ k }}, v{{ k }}, c{{ k }} < p.n_items);
+    quantise(start + c{{ k }}, y{{ k }}, c{{ k }} < p.n_items);
     //# endif
     if (c{{ k }} < p.n_items) {
-        y[start + c{{ k }}] = v{{ k }};
+        y[start + c{{ k }}] = y{{ k }};
     }
     //# endfor
 }

@@ -11,8 +11,8 @@ fn workgroup_sum(value: f32, subgroup: u32, sublane: u32) -> f32 {
     }
     workgroupBarrier();
     var total = 0.0;
-    for (var i = 0u; i < {{ n_subgroups }}u; i++) {
+    for (var i = sublane; i < {{ n_subgroups }}u; i += {{ lanes // n_subgroups }}u) {
         total += partial[i];
     }
-    return total;
+    return subgroupAdd(total);
 }

@@ -18,8 +18,9 @@ const BLOCK_TOKENS: usize = 16;
 /// that moves a value to the next code; what follows is then rounded anew. The difference, relative to the largest
 /// logit, is that of two roundings.
 const TOLERANCE: f32 = 1e-1;
-/// Best logits closer than this, relative to the largest, may change places after that.
-const TIE: f32 = 1e-2;
+/// Best logits closer than this, relative to the largest, may change places after that: in the small quantised
+/// checkpoints a logit is then off by 0.01 to 0.05.
+const TIE: f32 = 3e-2;
 
 /// A sequence of one model.
 struct Session {

@@ -55,9 +55,9 @@ impl Candidates {
 
     /// Starts over with the largest logits of a row, by rank: what [`Self::reset`] and [`Self::keep_largest`] give,
     /// without a candidate for each of the others.
-    pub fn reset_to_ranked(&mut self, ranked: &[(u32, f32)]) {
+    pub fn reset_to_ranked(&mut self, ranked: impl IntoIterator<Item = (u32, f32)>) {
         self.items.clear();
-        self.items.extend(ranked.iter().map(|&(id, logit)| Candidate { id, logit, p: 0.0 }));
+        self.items.extend(ranked.into_iter().map(|(id, logit)| Candidate { id, logit, p: 0.0 }));
         self.order = Order::ByRank;
     }
 
@@ -272,7 +272,7 @@ mod tests {
         let logits: Vec<f32> = (0..5000u32).map(|i| ((i * 7919) % 97) as f32 * 0.25 - 3.0).collect();
         for n in [1, 3, 40, 100, 4999, 5000, 6000] {
             let (mut direct, mut selected) = (Candidates::default(), Candidates::default());
-            direct.reset_to_ranked(&mlxr_tensor::largest(&logits, n));
+            direct.reset_to_ranked(mlxr_tensor::largest(&logits, n));
             selected.reset(&logits);
             selected.keep_largest(n);
             assert_eq!(direct.items(), selected.items(), "{n}");

@@ -116,11 +116,11 @@ impl Sampler {
         scratch: &mut Candidates,
     ) -> Result<u32, SampleError> {
         let best = logprobs::check_logits(logits)?;
-        if self.params.is_greedy() && self.leaves_logits() && !self.forbidden.contains(&best) {
+        if self.is_best(best) {
             return Ok(best);
         }
         match self.keeps_largest_first() {
-            Some(n) => scratch.reset_to_ranked(&largest(logits, n)),
+            Some(n) => self.reset_to_ranked(scratch, &largest(logits, n + self.forbidden.len())),
             None => scratch.reset(logits),
         }
         self.choose(logits.len(), history, token_idx, scratch)
@@ -139,19 +139,31 @@ impl Sampler {
         scratch: &mut Candidates,
     ) -> Result<u32, SampleError> {
         let &(best, _) = ranked.first().ok_or(SampleError::NoDistribution)?;
-        if self.need() == Need::Best {
+        if self.is_best(best) {
             return Ok(best);
         }
-        scratch.reset_to_ranked(ranked);
+        self.reset_to_ranked(scratch, ranked);
         self.choose(ranked.len(), history, token_idx, scratch)
     }
 
     /// What has to be known of a row of logits.
     pub fn need(&self) -> Need {
-        if self.params.is_greedy() && self.leaves_logits() && self.forbidden.is_empty() {
-            return Need::Best;
+        let n_forbidden = self.forbidden.len();
+        if self.params.is_greedy() && self.leaves_logits() {
+            return if n_forbidden == 0 { Need::Best } else { Need::Largest(1 + n_forbidden) };
         }
-        self.keeps_largest_first().map_or(Need::Logits, Need::Largest)
+        self.keeps_largest_first().map_or(Need::Logits, |n| Need::Largest(n + n_forbidden))
+    }
+
+    /// Whether the token of the largest logit is the one to choose, whatever the others are.
+    fn is_best(&self, best: u32) -> bool {
+        self.params.is_greedy() && self.leaves_logits() && !self.forbidden.contains(&best)
+    }
+
+    /// Starts over with the largest logits of a row, less those of forbidden tokens.
+    fn reset_to_ranked(&self, scratch: &mut Candidates, ranked: &[(u32, f32)]) {
+        let allowed = ranked.iter().filter(|(id, _)| !self.forbidden.contains(id));
+        scratch.reset_to_ranked(allowed.copied());
     }
 
     /// Runs the chain on the candidates and draws.
@@ -193,7 +205,8 @@ impl Sampler {
         Ok(id)
     }
 
-    /// How many of the largest logits are all that matters, because nothing looks at the others before they go.
+    /// How many of the largest logits of tokens that are not forbidden are all that matters, because nothing looks at
+    /// the others before they go.
     fn keeps_largest_first(&self) -> Option<usize> {
         let params = &*self.params;
         let is_idle = |stage: &Stage| match stage {
@@ -206,7 +219,7 @@ impl Sampler {
             Stage::TopK | Stage::Temperature => false,
         };
         let first = params.order.iter().find(|stage| !is_idle(stage));
-        let is_alone = self.leaves_logits() && self.forbidden.is_empty() && self.runs(Stage::TopK);
+        let is_alone = self.leaves_logits() && self.runs(Stage::TopK);
         (is_alone && first == Some(&Stage::TopK) && params.top_k > 0).then_some(params.top_k)
     }
 

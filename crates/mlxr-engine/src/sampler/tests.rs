@@ -399,3 +399,29 @@ fn a_choice_has_its_own_numbers_and_the_seed_repeats_them() {
     // Pinned: a change of the stream changes every seeded user's text.
     assert_eq!(draw(&first)[..6], [39, 63, 52, 46, 20, 20]);
 }
+
+proptest! {
+    #[test]
+    fn forbidden_tokens_leave_what_biases_of_minus_infinity_leave(
+        logits in logits(), n_forbidden in 1usize..4, top_k in 0usize..6, temperature in prop::bool::ANY, seed: u64,
+    ) {
+        // The best are forbidden, so that it matters.
+        let forbidden: Vec<u32> = ranked(&logits).into_iter().take(n_forbidden).map(|id| id as u32).collect();
+        let base = if temperature { SamplingParams::neutral() } else { SamplingParams::greedy() };
+        let params = SamplingParams { top_k, ignore_eos: true, ..base.clone() };
+        let mut sampler = Sampler::new(Arc::new(params), seed, &forbidden);
+        let logit_bias = forbidden.iter().map(|&id| (id, f32::NEG_INFINITY)).collect();
+        let biased = SamplingParams { top_k, logit_bias, ..base };
+        let expected =
+            Sampler::new(Arc::new(biased), seed, &[]).sample(&logits, &[], 0, &mut Candidates::default());
+        prop_assert_eq!(&sampler.sample(&logits, &[], 0, &mut Candidates::default()), &expected);
+        if let Need::Largest(n) = sampler.need() {
+            for n in [n, n + 3] {
+                let found = largest(&logits, n);
+                prop_assert_eq!(&sampler.sample_ranked(&found, &[], 0, &mut Candidates::default()), &expected);
+            }
+        } else {
+            prop_assert!(temperature && top_k == 0);
+        }
+    }
+}

@@ -274,12 +274,14 @@ fn logits_are_read_only_where_somebody_needs_more_than_the_largest() {
         Engine::with_runner(Box::new(runner), fake::tokenizer(), 64, &options).unwrap()
     };
     let plain = greedy(&[1, 2], 8);
-    assert_eq!(fake::run(&mut new(), plain.clone()), fake::run(&mut roomy(), plain.clone()));
     let with = |change: fn(&mut SamplingParams)| {
         let mut request = plain.clone();
         change(&mut request.sampling);
         request
     };
+    for request in [plain.clone(), with(|sampling| sampling.ignore_eos = true)] {
+        assert_eq!(fake::run(&mut new(), request.clone()), fake::run(&mut roomy(), request));
+    }
     let drawn = with(|sampling| *sampling = SamplingParams { seed: Some(7), ..SamplingParams::default() });
     let read = Request { logprobs: Some(0), ..drawn.clone() };
     let ids = |outcome: Outcome| only(&outcome).ids.clone();
@@ -295,7 +297,6 @@ fn logits_are_read_only_where_somebody_needs_more_than_the_largest() {
         with(|sampling| *sampling = SamplingParams::neutral()),
         with(|sampling| sampling.penalties.repeat = 1.5),
         with(|sampling| sampling.logit_bias = vec![(3, 1.0)]),
-        with(|sampling| sampling.ignore_eos = true),
     ];
     for request in needing {
         let outcome = fake::run(&mut new(), request);

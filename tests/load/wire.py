@@ -15,6 +15,7 @@ def arguments(description):
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument("--host", default=url.hostname)
     parser.add_argument("--port", type=int, default=url.port)
+    parser.add_argument("--socket", help="a Unix socket, instead of host and port")
     parser.add_argument("--model", default="mlxr-27m")
     return parser
 
@@ -26,8 +27,12 @@ def send(args, path, body=None, headers=""):
         f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
     )
-    connection = socket.create_connection((args.host, args.port))
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if args.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(args.socket)
+    else:
+        connection = socket.create_connection((args.host, args.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(head.encode() + data)
     return connection
 

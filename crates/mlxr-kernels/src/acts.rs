@@ -1,13 +1,15 @@
 //! Pooled activation buffers: dropping an activation gives its memory to the next one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use mlxr_tensor::Act;
 
 use crate::aligned::AlignedBytes;
+use crate::linear::Inputs;
+use crate::linear::codes::{ActLayout, QuantActs};
 
 /// Idle buffers kept at most; a forward has fewer activations alive at once.
-const MAX_IDLE: usize = 32;
+const MAX_IDLE: usize = 48;
 
 /// Idle buffers of one backend.
 #[derive(Default)]
@@ -19,6 +21,8 @@ pub(crate) struct ActPool {
 pub(crate) struct CpuAct {
     memory: Option<AlignedBytes>,
     len: usize,
+    /// The same values quantised, once that was done.
+    codes: OnceLock<QuantActs>,
     pool: Arc<ActPool>,
 }
 
@@ -26,8 +30,14 @@ impl ActPool {
     /// An activation with whatever values the buffer held: the op writes all of them.
     pub(crate) fn act(self: &Arc<Self>, rows: usize, cols: usize) -> Act {
         let len = rows.checked_mul(cols).expect("an activation fits the address space");
-        let memory = self.take(len * 4);
-        Act::new(rows, cols, CpuAct { memory: Some(memory), len, pool: Arc::clone(self) })
+        let memory = Some(self.take(len * 4));
+        Act::new(rows, cols, CpuAct { memory, len, codes: OnceLock::new(), pool: Arc::clone(self) })
+    }
+
+    /// Room for quantised rows, each of which has to be filled.
+    pub(crate) fn codes(&self, rows: usize, cols: usize) -> QuantActs {
+        let layout = ActLayout::new(cols);
+        QuantActs::new(layout, self.take(rows * layout.row_bytes()))
     }
 
     /// The smallest idle buffer that fits and is not far too large, or a new one.
@@ -47,6 +57,14 @@ impl ActPool {
             }
         }
     }
+
+    fn give_back(&self, memory: AlignedBytes) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() == MAX_IDLE {
+            idle.swap_remove(0);
+        }
+        idle.push(memory);
+    }
 }
 
 impl CpuAct {
@@ -55,18 +73,23 @@ impl CpuAct {
     }
 
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+        self.forget_codes();
         &mut self.memory.as_mut().expect("present until dropped").floats_mut()[..self.len]
+    }
+
+    fn forget_codes(&mut self) {
+        if let Some(codes) = self.codes.take() {
+            self.pool.give_back(codes.into_memory());
+        }
     }
 }
 
 impl Drop for CpuAct {
     fn drop(&mut self) {
-        let Some(memory) = self.memory.take() else { return };
-        let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() == MAX_IDLE {
-            idle.swap_remove(0);
+        self.forget_codes();
+        if let Some(memory) = self.memory.take() {
+            self.pool.give_back(memory);
         }
-        idle.push(memory);
     }
 }
 
@@ -78,4 +101,17 @@ pub(crate) fn values(act: &Act) -> &[f32] {
 /// The values of an activation of this backend, to write.
 pub(crate) fn values_mut(act: &mut Act) -> &mut [f32] {
     act.handle_mut::<CpuAct>().values_mut()
+}
+
+/// Adds the quantised form of what an activation holds.
+pub(crate) fn set_codes(act: &mut Act, codes: QuantActs) {
+    let act = act.handle_mut::<CpuAct>();
+    act.forget_codes();
+    act.codes = OnceLock::from(codes);
+}
+
+/// An activation as the input of products.
+pub(crate) fn inputs(act: &Act) -> Inputs<'_> {
+    let CpuAct { codes, pool, .. } = act.handle::<CpuAct>();
+    Inputs::new(values(act), act.cols(), codes, pool)
 }

@@ -12,7 +12,7 @@ use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, Span};
 
 use crate::aligned::{as_bytes, prefetch};
 use crate::disjoint::Disjoint;
-use crate::kernels::{AttendKernels, DotFloats, Kernels, TILE, UNIT_TOKENS, Units};
+use crate::kernels::{AttendKernels, DotFloats, Kernels, TILE, UNIT_TOKENS, UNITS_AHEAD, Units};
 use crate::kv::{LayerKv, decode};
 use crate::pool::ThreadPool;
 use crate::weight::vector;
@@ -93,9 +93,10 @@ impl Attention<'_> {
         }
         pool.share(tiles.len(), 1, |range| {
             SCRATCH.with_borrow_mut(|scratch| {
-                for tile in &tiles[range] {
-                    self.tile(tile, scratch);
-                    self.finish(tile, &scratch.total, &out);
+                for i in range {
+                    tiles.get(i + 1).inspect(|next| self.fetch_first_keys(next));
+                    self.tile(&tiles[i], scratch);
+                    self.finish(&tiles[i], &scratch.total, &out);
                 }
             });
         });
@@ -187,6 +188,15 @@ impl Attention<'_> {
         segments
     }
 
+    /// Has the keys that a tile begins with fetched: kernels look ahead from there on.
+    fn fetch_first_keys(&self, tile: &Tile<'_>) {
+        let seen = self.seen(tile);
+        let start = seen.start / self.unit_tokens() * self.unit_tokens();
+        for (first, n) in self.units(start..seen.end).take(UNITS_AHEAD) {
+            prefetch(self.stored(tile, first, n).0);
+        }
+    }
+
     /// Computes the state of all queries of a tile into `scratch.total`.
     fn tile(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
         scratch.total.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
@@ -275,7 +285,7 @@ impl Attention<'_> {
         let (mut key_floats, mut value_floats) = (take(&mut scratch.keys), take(&mut scratch.values));
         let keys = self.as_units(&mut keys[..n_units], layout.k_dim, &mut key_floats);
         let values = self.as_units(&mut values[..n_units], layout.v_dim, &mut value_floats);
-        values.units.iter().take(2).for_each(|unit| prefetch(unit));
+        values.units.iter().take(UNITS_AHEAD).for_each(|unit| prefetch(unit));
         let n_queries = tile.rows.len() * self.group();
         for start in (0..n_queries).step_by(MAX_QUERIES) {
             let mut queries: [&[f32]; MAX_QUERIES] = [&[]; MAX_QUERIES];

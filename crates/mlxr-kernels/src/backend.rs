@@ -1,22 +1,24 @@
 //! [`Backend`] on the CPU.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
-    RouterSpec, Routing, TensorError, Weight, argmax, largest,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Format, Gate, HostTensor, KvCache, KvSpec,
+    Rope, RouterSpec, Routing, TensorError, Weight, argmax, largest,
 };
 
-use crate::acts::{ActPool, values, values_mut};
+use crate::acts::{ActPool, inputs, set_codes, values, values_mut};
 use crate::attention::Attention;
-use crate::disjoint::{for_each_row, split};
-use crate::kernels::{Isa, Kernels, Products};
+use crate::disjoint::{Disjoint, for_each_row, split};
+use crate::kernels::{Isa, Kernels, Products, WideKernels};
 use crate::kv::CpuKv;
-use crate::linear::{Inputs, Output, Product, RowMap, matmul};
+use crate::linear::codes::QuantRowMut;
+use crate::linear::{Output, Product, RowMap, matmul};
 use crate::moe::{CpuRouting, combine, group_by_expert, route};
 use crate::pool::ThreadPool;
-use crate::rope::rope;
+use crate::rope::angles;
 use crate::weight::{CpuWeight, Matrix, check_format, vector};
 
 /// How a [`CpuBackend`] is set up.
@@ -33,6 +35,8 @@ pub struct CpuBackend {
     kernels: Kernels,
     pool: ThreadPool,
     acts: Arc<ActPool>,
+    /// Whether there are weights that meet quantised activations.
+    uses_codes: AtomicBool,
 }
 
 impl fmt::Debug for CpuBackend {
@@ -54,7 +58,8 @@ impl CpuBackend {
             })?,
         };
         let pool = ThreadPool::new(options.n_threads.unwrap_or_else(ThreadPool::default_threads));
-        Ok(Self { kernels: Kernels { wide: None, ..kernels }, pool, acts: Arc::default() })
+        let kernels = Kernels { wide: None, ..kernels };
+        Ok(Self { kernels, pool, acts: Arc::default(), uses_codes: AtomicBool::new(false) })
     }
 
     /// Computes products of many rows in another way; a CPU that has no such way goes on as before.
@@ -68,6 +73,34 @@ impl CpuBackend {
             }
         };
         self
+    }
+
+    /// An activation whose rows `fill` writes. Where products will want them quantised that is done at once, while they
+    /// are in the cache.
+    fn filled(&self, rows: usize, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Act {
+        let mut out = self.acts.act(rows, cols);
+        let is_wide = |wide: &WideKernels| wide.from_rows <= rows && wide.unpacked.is_some();
+        if self.kernels.wide.as_ref().is_some_and(is_wide) || !self.uses_codes.load(Ordering::Relaxed) {
+            self.rows_in_place(&mut out, fill);
+            return out;
+        }
+        let mut codes = self.acts.codes(rows, cols);
+        let (layout, bytes) = (codes.layout(), Disjoint::new(codes.rows_mut(rows)));
+        self.rows_in_place(&mut out, |i, row| {
+            fill(i, row);
+            // SAFETY: each row is handed out once.
+            let bytes = unsafe { bytes.row(i, layout.row_bytes()) };
+            self.kernels.quantise(row, QuantRowMut::new(layout, bytes));
+        });
+        set_codes(&mut out, codes);
+        out
+    }
+
+    /// Keeps in mind what products with such a matrix need.
+    fn note_format(&self, format: Format) {
+        if (self.kernels.unpack)(format).is_some() {
+            self.uses_codes.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Calls `work` on every row of `x`.
@@ -99,6 +132,7 @@ impl Backend for CpuBackend {
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
         check_format(tensor)?;
         let matrix = Matrix::new(tensor, &self.kernels, &self.pool)?;
+        self.note_format(tensor.format());
         Ok(Weight::new(tensor.shape(), tensor.format(), CpuWeight::new(vec![matrix])))
     }
 
@@ -117,6 +151,7 @@ impl Backend for CpuBackend {
             return Err(TensorError::Unsupported { name: odd.name().to_owned(), backend: "cpu", reason });
         }
         let shape: Vec<usize> = [experts.len()].iter().chain(first.shape()).copied().collect();
+        self.note_format(first.format());
         let parts = experts.iter().map(|expert| Matrix::new(expert, &self.kernels, &self.pool));
         Ok(Weight::new(&shape, first.format(), CpuWeight::new(parts.collect::<Result<_, _>>()?)))
     }
@@ -175,7 +210,7 @@ impl Backend for CpuBackend {
                 Output::new(values_mut(act), cols)
             })
             .collect();
-        matmul(&self.kernels, &self.pool, &mut Inputs::new(values(x), x.cols()), &products, &outputs);
+        matmul(&self.kernels, &self.pool, &mut inputs(x), &products, &outputs);
         drop(outputs);
         results
     }
@@ -194,22 +229,32 @@ impl Backend for CpuBackend {
     fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act {
         let weight = vector(weight);
         assert_eq!(x.cols(), weight.len(), "columns of the input and of the norm");
-        let mut out = self.acts.act(x.rows(), x.cols());
         let source = values(x);
-        self.rows_in_place(&mut out, |i, row| {
+        self.filled(x.rows(), x.cols(), |i, row| {
             let x = &source[i * row.len()..(i + 1) * row.len()];
             self.kernels.norm(row, x, weight, self.norm_factor(x, eps));
-        });
-        out
+        })
+    }
+
+    fn add_rms_norm(&self, residual: &mut Act, x: &Act, scale: f32, weight: &Weight, eps: f32) -> Act {
+        let weight = vector(weight);
+        assert_eq!((residual.rows(), residual.cols()), (x.rows(), x.cols()), "shapes of a sum");
+        assert_eq!(x.cols(), weight.len(), "columns of the input and of the norm");
+        let (added, sums) = (values(x), Disjoint::new(values_mut(residual)));
+        self.filled(x.rows(), x.cols(), |i, row| {
+            // SAFETY: each row is handed out once.
+            let sum = unsafe { sums.row(i, row.len()) };
+            self.kernels.add_scaled(sum, &added[i * row.len()..(i + 1) * row.len()], scale);
+            self.kernels.norm(row, sum, weight, self.norm_factor(sum, eps));
+        })
     }
 
     fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act {
         let (weight, bias) = (vector(weight), bias.map(vector));
         assert_eq!(x.cols(), weight.len(), "columns of the input and of the norm");
         assert!(bias.is_none_or(|b| b.len() == weight.len()), "weight and bias of the norm");
-        let mut out = self.acts.act(x.rows(), x.cols());
         let source = values(x);
-        self.rows_in_place(&mut out, |i, row| {
+        self.filled(x.rows(), x.cols(), |i, row| {
             let x = &source[i * row.len()..(i + 1) * row.len()];
             self.kernels.subtract(row, x, self.kernels.sum(x) / x.len() as f32);
             let factor = self.norm_factor(row, eps);
@@ -217,8 +262,7 @@ impl Backend for CpuBackend {
             if let Some(bias) = bias {
                 self.kernels.add_scaled(row, bias, 1.0);
             }
-        });
-        out
+        })
     }
 
     fn rms_norm_heads(&self, x: &mut Act, weight: &Weight, eps: f32) {
@@ -250,13 +294,12 @@ impl Backend for CpuBackend {
 
     fn gated(&self, gate: &Act, up: &Act, kind: Gate) -> Act {
         assert_eq!((gate.rows(), gate.cols()), (up.rows(), up.cols()), "shapes of gate and up");
-        let mut out = self.acts.act(gate.rows(), gate.cols());
+        let (rows, cols) = (gate.rows(), gate.cols());
         let (gate, up) = (values(gate), values(up));
-        self.rows_in_place(&mut out, |i, row| {
+        self.filled(rows, cols, |i, row| {
             let range = i * row.len()..(i + 1) * row.len();
             self.kernels.gated(row, &gate[range.clone()], &up[range], kind);
-        });
-        out
+        })
     }
 
     fn activate(&self, x: &mut Act, kind: Activation) {
@@ -264,11 +307,42 @@ impl Backend for CpuBackend {
     }
 
     fn rope(&self, x: &mut Act, head_dim: usize, spec: &Rope, batch: &Batch) {
-        rope(&self.kernels, &self.pool, values_mut(x), head_dim, spec, batch);
+        assert!(spec.rotary_dim() <= head_dim, "{} rotated columns of {head_dim}", spec.rotary_dim());
+        let angles = angles(spec, batch);
+        self.rows_in_place(x, |row, values| {
+            angles.rotate(&self.kernels, spec.pairing, row, head_dim, values);
+        });
+    }
+
+    fn rope_and_store(
+        &self,
+        (q, mut k, v): (&mut Act, Act, &Act),
+        rope: &Rope,
+        kv: &mut KvCache,
+        layer_idx: usize,
+        batch: &Batch,
+    ) {
+        let head_dim = kv.spec().layers[layer_idx].k_dim;
+        assert!(rope.rotary_dim() <= head_dim, "{} rotated columns of {head_dim}", rope.rotary_dim());
+        let angles = angles(rope, batch);
+        let (q_cols, k_cols, v_cols) = (q.cols(), k.cols(), v.cols());
+        let (q, k, v) = (Disjoint::new(values_mut(q)), Disjoint::new(values_mut(&mut k)), values(v));
+        let row_of = |row: usize| {
+            // SAFETY: `store` asks for each row once.
+            let (q, k) = unsafe { (q.row(row, q_cols), k.row(row, k_cols)) };
+            angles.rotate(&self.kernels, rope.pairing, row, head_dim, q);
+            angles.rotate(&self.kernels, rope.pairing, row, head_dim, k);
+            (&*k, &v[row * v_cols..(row + 1) * v_cols])
+        };
+        kv.handle_mut::<CpuKv>().store(&self.kernels, &self.pool, layer_idx, row_of, batch);
     }
 
     fn store_kv(&self, kv: &mut KvCache, layer_idx: usize, k: &Act, v: &Act, batch: &Batch) {
-        kv.handle_mut::<CpuKv>().store(&self.kernels, &self.pool, layer_idx, (k, v), batch);
+        let (k_cols, v_cols) = (k.cols(), v.cols());
+        let (k, v) = (values(k), values(v));
+        let row_of =
+            |row: usize| (&k[row * k_cols..(row + 1) * k_cols], &v[row * v_cols..(row + 1) * v_cols]);
+        kv.handle_mut::<CpuKv>().store(&self.kernels, &self.pool, layer_idx, row_of, batch);
     }
 
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act {
@@ -310,7 +384,7 @@ impl Backend for CpuBackend {
             .collect();
         let mut out = self.acts.act(routing.n_rows() * top_k, n_out);
         let outputs = [Output::new(values_mut(&mut out), n_out)];
-        matmul(&self.kernels, &self.pool, &mut Inputs::new(values(x), x.cols()), &products, &outputs);
+        matmul(&self.kernels, &self.pool, &mut inputs(x), &products, &outputs);
         out
     }
 

@@ -32,6 +32,16 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
     }
+
+    /// Row `row` of rows of `row_len`.
+    ///
+    /// # Safety
+    /// As [`Self::slice`]: while the result lives the row must not be asked for again.
+    #[expect(clippy::mut_from_ref, reason = "the caller keeps rows disjoint")]
+    pub(crate) unsafe fn row(&self, row: usize, row_len: usize) -> &mut [T] {
+        // SAFETY: rows do not overlap; the rest is the caller's promise.
+        unsafe { self.slice(row * row_len..(row + 1) * row_len) }
+    }
 }
 
 /// Elements below which a row-wise op is not worth waking other threads for.
@@ -55,13 +65,19 @@ pub(crate) fn for_each_row<T: Send>(
         return;
     }
     let out = Disjoint::new(out);
-    pool.run(|part, n_parts| {
-        for i in split(n_rows, part, n_parts, 1) {
-            // SAFETY: `split` gives each row to one part only.
-            let row = unsafe { out.slice(i * row_len..(i + 1) * row_len) };
+    pool.share(n_rows, row_grain(n_rows, pool), |rows| {
+        for i in rows {
+            // SAFETY: each row is handed out once.
+            let row = unsafe { out.row(i, row_len) };
             work(i, row);
         }
     });
+}
+
+/// Rows to take at a time: few enough that threads end together.
+pub(crate) fn row_grain(n_rows: usize, pool: &ThreadPool) -> usize {
+    const CLAIMS: usize = 8;
+    (n_rows / (CLAIMS * pool.n_threads())).max(1)
 }
 
 /// The share of `part` when `n` items are cut into `n_parts` runs at multiples of `grain`.

@@ -1,9 +1,12 @@
 //! Every table's kernels against the scalar ones, with ragged sizes.
 
+use std::sync::OnceLock;
+
 use mlxr_tensor::conformance::data::{self, Noise};
 use mlxr_tensor::{Activation, DType, Format};
 use proptest::prelude::*;
 
+use crate::acts::ActPool;
 use crate::kernels::{CodeKernels, FLOAT_ROWS, Kernels, TILE, TILE_ROWS};
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::PackedRows;
@@ -29,10 +32,22 @@ fn assert_close(got: &[f32], expected: &[f32], size: f32, tolerance: f32, kernel
 }
 
 fn quantised(kernels: &Kernels, x: &[f32]) -> QuantActs {
-    let mut acts = QuantActs::zeroed(1, x.len());
+    let mut acts = ActPool::default().codes(1, x.len());
     let layout = acts.layout();
-    kernels.quantise(x, QuantRowMut::new(layout, acts.bytes_mut()));
+    kernels.quantise(x, QuantRowMut::new(layout, acts.rows_mut(1)));
     acts
+}
+
+/// One product of rows of `cols` columns.
+fn multiply(
+    kernels: &Kernels,
+    pool: &ThreadPool,
+    (x, cols): (&[f32], usize),
+    product: Product<'_>,
+    outputs: &[Output<'_>],
+) {
+    let (codes, memory) = (OnceLock::new(), ActPool::default());
+    matmul(kernels, pool, &mut Inputs::new(x, cols, &codes, &memory), &[product], outputs);
 }
 
 /// The rows packed, for tables that ever want that: here from two rows on.
@@ -123,7 +138,7 @@ proptest! {
                 let outputs = [Output::new(&mut out, n_w)];
                 let weight = &Matrix::new(&tensor, kernels, &pool).expect("memory");
                 let product = Product { weight, bias: None, rows: RowMap::All(n), result: 0 };
-                matmul(kernels, &pool, &mut Inputs::new(x, cols), &[product], &outputs);
+                multiply(kernels, &pool, (x, cols), product, &outputs);
                 out
             };
             let expected = products(&scalar::TABLE, &x);
@@ -239,10 +254,15 @@ proptest! {
     }
 
     #[test]
-    fn quantised_activations_are_the_same_everywhere(n_groups in 1usize..9, seed: u64, zero: bool) {
-        let mut x = Noise::new(seed).values(n_groups * 32);
+    fn quantised_activations_are_the_same_everywhere(
+        n_cols in 1usize..1200, seed: u64, zero: bool, odd in prop::option::of((0usize..1200, prop::num::f32::ANY)),
+    ) {
+        let mut x = Noise::new(seed).values(n_cols);
         if zero {
-            x[..32].fill(0.0);
+            x[..n_cols.min(32)].fill(0.0);
+        }
+        if let Some((at, value)) = odd {
+            x[at % n_cols] = value;
         }
         let expected = quantised(&scalar::TABLE, &x);
         for kernels in Kernels::available() {
@@ -308,7 +328,7 @@ proptest! {
                     let mut out = vec![0f32; n * n_w];
                     let outputs = [Output::new(&mut out, n_w)];
                     let product = Product { weight: &matrix, bias: None, rows, result: 0 };
-                    matmul(&kernels, &pool, &mut Inputs::new(x, cols), &[product], &outputs);
+                    multiply(&kernels, &pool, (x, cols), product, &outputs);
                     out
                 };
                 let got = products(&x, RowMap::All(n_x), n_x);

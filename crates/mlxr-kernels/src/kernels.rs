@@ -68,6 +68,9 @@ pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs, &mut TileScratch, 
 /// Positions that attention kernels meet in one go.
 pub(crate) const UNIT_TOKENS: usize = 16;
 
+/// Units that are asked for before they are needed: they lie anywhere in the arena, so nobody else knows what comes next.
+pub(crate) const UNITS_AHEAD: usize = 2;
+
 /// Keys, or values, of consecutive positions of a KV head.
 pub(crate) struct Units<'a> {
     /// F32, F16 or BF16.

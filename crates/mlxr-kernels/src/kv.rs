@@ -3,11 +3,10 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use mlxr_tensor::{Act, Batch, BlockCopy, DType, KvSpec, TensorError};
+use mlxr_tensor::{Batch, BlockCopy, DType, KvSpec, TensorError};
 
-use crate::acts;
 use crate::aligned::AlignedBytes;
-use crate::disjoint::Disjoint;
+use crate::disjoint::{Disjoint, row_grain};
 use crate::kernels::Kernels;
 use crate::pool::ThreadPool;
 
@@ -103,35 +102,34 @@ impl CpuKv {
         }
     }
 
-    /// Stores rows of keys and values at the batch's slots.
-    pub(crate) fn store(
+    /// Stores at the batch's slots the keys and values that `row_of` gives for each row; it is called once for a row.
+    pub(crate) fn store<'a>(
         &mut self,
         kernels: &Kernels,
         pool: &ThreadPool,
         layer_idx: usize,
-        (k, v): (&Act, &Act),
+        row_of: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
         batch: &Batch,
     ) {
         let LayerKv { memory, layout } = &mut self.layers[layer_idx];
-        let n_heads = layout.n_kv_heads;
-        let (k, v) = (acts::values(k), acts::values(v));
         let n_blocks = memory.bytes().len() / layout.block_bytes().max(1);
         let memory = Disjoint::new(memory.bytes_mut());
         let store_row = |row: usize| {
             let slot = batch.slots[row] as usize;
             let (block, offset) = (slot / layout.block_tokens, slot % layout.block_tokens);
             assert!(block < n_blocks, "slot {slot} of {n_blocks} blocks");
-            for head in 0..n_heads {
-                let from = (row * n_heads + head) * layout.k_dim;
+            let (k, v) = row_of(row);
+            for (head, k) in k.chunks_exact(layout.k_dim).enumerate() {
                 let to = layout.keys(block, head).start + offset * layout.k_bytes;
                 // SAFETY: slots of a batch differ, so no two rows write the same token; one thread has the row.
                 let target = unsafe { memory.slice(to..to + layout.k_bytes) };
-                encode(kernels, layout.dtype, &k[from..from + layout.k_dim], target);
-                let from = (row * n_heads + head) * layout.v_dim;
+                encode(kernels, layout.dtype, k, target);
+            }
+            for (head, v) in v.chunks_exact(layout.v_dim).enumerate() {
                 let to = layout.values(block, head).start + offset * layout.v_bytes;
                 // SAFETY: as above; keys and values have ranges of their own.
                 let target = unsafe { memory.slice(to..to + layout.v_bytes) };
-                encode(kernels, layout.dtype, &v[from..from + layout.v_dim], target);
+                encode(kernels, layout.dtype, v, target);
             }
         };
         // Distinct slots are what makes the parallel writes sound, so they are checked, not trusted.
@@ -141,9 +139,8 @@ impl CpuKv {
         if batch.n_rows() < 16 || !distinct {
             (0..batch.n_rows()).for_each(store_row);
         } else {
-            pool.run(|part, n_parts| {
-                crate::disjoint::split(batch.n_rows(), part, n_parts, 1).for_each(&store_row);
-            });
+            let n_rows = batch.n_rows();
+            pool.share(n_rows, row_grain(n_rows, pool), |rows| rows.for_each(&store_row));
         }
     }
 }

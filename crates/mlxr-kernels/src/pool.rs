@@ -80,6 +80,48 @@ impl Gate {
     }
 }
 
+/// Shares of `0..n`, claimed range by range; threads beyond [`MAX_LANES`] begin in the middle of another's.
+struct Lanes {
+    grain: usize,
+    n_lanes: usize,
+    n_threads: AtomicUsize,
+    lanes: [Lane; MAX_LANES],
+}
+
+const MAX_LANES: usize = 16;
+
+/// What is left of a share, on a cache line of its own.
+#[repr(align(64))]
+struct Lane {
+    next: AtomicUsize,
+    end: usize,
+}
+
+impl Lanes {
+    fn new(n: usize, grain: usize, n_threads: usize) -> Self {
+        let n_lanes = n_threads.min(MAX_LANES);
+        let lanes = std::array::from_fn(|lane| {
+            let share = if lane < n_lanes { split(n, lane, n_lanes, grain) } else { 0..0 };
+            Lane { next: AtomicUsize::new(share.start), end: share.end }
+        });
+        Self { grain, n_lanes, n_threads: AtomicUsize::new(0), lanes }
+    }
+
+    fn walk(&self, work: &impl Fn(Range<usize>)) {
+        let own = self.n_threads.fetch_add(1, Ordering::Relaxed) % self.n_lanes;
+        let (before, from_own) = self.lanes[..self.n_lanes].split_at(own);
+        for lane in from_own.iter().chain(before) {
+            loop {
+                let start = lane.next.fetch_add(self.grain, Ordering::Relaxed);
+                if lane.end <= start {
+                    break;
+                }
+                work(start..lane.end.min(start + self.grain));
+            }
+        }
+    }
+}
+
 struct Shared {
     n_threads: usize,
     gate: Gate,
@@ -98,13 +140,6 @@ struct Shared {
 unsafe impl Sync for Shared {}
 // SAFETY: the job pointer is only followed while `join` keeps the closure alive.
 unsafe impl Send for Shared {}
-
-/// What is left of a thread's run of numbers, on a cache line of its own.
-#[repr(align(64))]
-struct Part {
-    next: AtomicUsize,
-    end: usize,
-}
 
 /// Threads that run one job at a time; see the module's documentation.
 pub struct ThreadPool {
@@ -171,48 +206,20 @@ impl ThreadPool {
         self.share(n_parts, 1, |parts| parts.for_each(|part| work(part, n_parts)));
     }
 
-    /// Calls `work` for ranges of up to `grain` that together are `0..n`, and waits for all of them. Threads take one
-    /// range after the other, so that a slow one takes fewer.
+    /// Calls `work` for ranges of up to `grain` that together are `0..n`, and waits for all of them. Each thread walks a
+    /// share of its own from end to end and then helps with the others', so that a slow one takes fewer ranges.
     ///
     /// # Panics
     /// As [`Self::run`].
     pub fn share(&self, n: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
-        let next = AtomicUsize::new(0);
-        self.join(&|| {
-            loop {
-                let start = next.fetch_add(grain, Ordering::Relaxed);
-                if n <= start {
-                    return;
-                }
-                work(start..n.min(start + grain));
+        if n <= grain {
+            if n > 0 {
+                work(0..n);
             }
-        });
-    }
-
-    /// Calls `work` for every number of `0..n`, and waits for all of them. Each thread takes an equal run of them in
-    /// order, and those that are done early help with what is left of the others'.
-    ///
-    /// # Panics
-    /// As [`Self::run`].
-    pub fn balance(&self, n: usize, work: impl Fn(usize) + Sync) {
-        let n_parts = self.n_threads();
-        let parts: Vec<Part> = (0..n_parts)
-            .map(|part| split(n, part, n_parts, 1))
-            .map(|numbers| Part { next: AtomicUsize::new(numbers.start), end: numbers.end })
-            .collect();
-        let next_thread = AtomicUsize::new(0);
-        self.join(&|| {
-            let own = next_thread.fetch_add(1, Ordering::Relaxed);
-            for part in (0..n_parts).map(|i| &parts[(own + i) % n_parts]) {
-                loop {
-                    let number = part.next.fetch_add(1, Ordering::Relaxed);
-                    if part.end <= number {
-                        break;
-                    }
-                    work(number);
-                }
-            }
-        });
+            return;
+        }
+        let lanes = Lanes::new(n, grain, self.n_threads());
+        self.join(&|| lanes.walk(&work));
     }
 
     /// Calls `work` in this thread and in those workers that come in time.
@@ -376,23 +383,13 @@ mod tests {
     #[test]
     fn shared_ranges_cover_everything_once() {
         let pool = ThreadPool::new(3);
-        for (n, grain) in [(0, 1), (1, 4), (7, 2), (100, 7)] {
+        for (n, grain) in [(0, 1), (1, 1), (1, 4), (2, 1), (7, 2), (100, 7), (1000, 1)] {
             let counts: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
             pool.share(n, grain, |range| {
                 assert!(range.len() <= grain);
                 range.for_each(|i| assert_eq!(counts[i].fetch_add(1, Ordering::Relaxed), 0));
             });
             assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n} by {grain}");
-        }
-    }
-
-    #[test]
-    fn balanced_numbers_come_once_each() {
-        let pool = ThreadPool::new(3);
-        for n in [0, 1, 2, 3, 7, 100] {
-            let counts: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-            pool.balance(n, |i| assert_eq!(counts[i].fetch_add(1, Ordering::Relaxed), 0));
-            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{n}");
         }
     }
 

@@ -4,15 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mlxr_tensor::{Batch, Rope, RopePairing};
 
-use crate::disjoint::for_each_row;
 use crate::kernels::Kernels;
-use crate::pool::ThreadPool;
 
 /// Sines and cosines of a batch's positions, for each rope its layers use.
 #[derive(Default)]
-struct Tables(Mutex<Vec<Arc<Table>>>);
+struct Tables(Mutex<Vec<Arc<Angles>>>);
 
-struct Table {
+/// Sines and cosines of a rope for the rows of a batch.
+pub(crate) struct Angles {
     inv_freq: Vec<f32>,
     magnitude: f32,
     /// `[rows, rotary_dim / 2]`
@@ -20,11 +19,11 @@ struct Table {
     sin: Vec<f32>,
 }
 
-/// The table of `rope` for `batch`, made by the first layer that asks.
-fn table(rope: &Rope, batch: &Batch) -> Arc<Table> {
+/// Those of `rope` for `batch`, made by the first layer that asks.
+pub(crate) fn angles(rope: &Rope, batch: &Batch) -> Arc<Angles> {
     let tables = batch.device_cache().get_or_init(Tables::default);
     let mut tables = tables.0.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = |t: &&Arc<Table>| {
+    let same = |t: &&Arc<Angles>| {
         t.magnitude.to_bits() == rope.magnitude.to_bits()
             && t.inv_freq.iter().map(|f| f.to_bits()).eq(rope.inv_freq.iter().map(|f| f.to_bits()))
     };
@@ -41,36 +40,33 @@ fn table(rope: &Rope, batch: &Batch) -> Arc<Table> {
             sin.push(angle.sin() as f32 * rope.magnitude);
         }
     }
-    let made = Arc::new(Table { inv_freq: rope.inv_freq.clone(), magnitude: rope.magnitude, cos, sin });
+    let made = Arc::new(Angles { inv_freq: rope.inv_freq.clone(), magnitude: rope.magnitude, cos, sin });
     tables.push(Arc::clone(&made));
     made
 }
 
-/// Rotates each head of `x: [rows, n_heads * head_dim]` in place.
-pub(crate) fn rope(
-    kernels: &Kernels,
-    pool: &ThreadPool,
-    x: &mut [f32],
-    head_dim: usize,
-    rope: &Rope,
-    batch: &Batch,
-) {
-    let (half, rotary_dim) = (rope.inv_freq.len(), rope.rotary_dim());
-    assert!(rotary_dim <= head_dim, "{rotary_dim} rotated columns of {head_dim}");
-    if batch.n_rows() == 0 || half == 0 {
-        return;
-    }
-    let table = table(rope, batch);
-    let row_len = x.len() / batch.n_rows();
-    for_each_row(pool, x, row_len, |row, values| {
+impl Angles {
+    /// Rotates each head of row `row` of the batch.
+    ///
+    /// # Panics
+    /// When the rope has more columns than a head.
+    pub(crate) fn rotate(
+        &self,
+        kernels: &Kernels,
+        pairing: RopePairing,
+        row: usize,
+        head_dim: usize,
+        values: &mut [f32],
+    ) {
+        let half = self.inv_freq.len();
         let angles = row * half..(row + 1) * half;
-        let (cos, sin) = (&table.cos[angles.clone()], &table.sin[angles]);
+        let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
         for head in values.chunks_exact_mut(head_dim) {
-            let rotated = &mut head[..rotary_dim];
-            match rope.pairing {
+            let rotated = &mut head[..2 * half];
+            match pairing {
                 RopePairing::Half => kernels.rotate_half(rotated, cos, sin),
                 RopePairing::Interleaved => kernels.rotate_pairs(rotated, cos, sin),
             }
         }
-    });
+    }
 }

@@ -13,7 +13,7 @@ use super::dot::{Bf16, Element, F16, F32};
 use super::rows::transposed;
 use super::tile::{load, store};
 use crate::aligned::{as_bytes, prefetch};
-use crate::kernels::{AttendKernels, UNIT_TOKENS, Units};
+use crate::kernels::{AttendKernels, UNIT_TOKENS, UNITS_AHEAD, Units};
 
 /// Queries up to which keys and values are used as they are stored.
 const FEW: usize = 8;
@@ -26,9 +26,6 @@ const SPAN: usize = 4;
 
 /// Units whose values are turned into floats together, for many queries.
 const FLOAT_UNITS: usize = 4;
-
-/// Units that are asked for before they are needed: they lie anywhere in the arena, so nobody else knows what comes next.
-const AHEAD: usize = 2;
 
 pub(super) const KERNELS: AttendKernels = AttendKernels { scores, add_values };
 
@@ -58,7 +55,7 @@ fn scores_of<E: Element>(keys: &Units<'_>, queries: &[&[f32]], turned: &mut Vec<
     let stride = keys.units.len() * UNIT_TOKENS;
     turned.resize(if queries.len() <= FEW { 0 } else { keys.dim * UNIT_TOKENS }, 0.0);
     for (u, unit) in keys.units.iter().enumerate() {
-        keys.units.get(u + AHEAD).inspect(|unit| prefetch(unit));
+        keys.units.get(u + UNITS_AHEAD).inspect(|unit| prefetch(unit));
         turn::<E>(unit, turned);
         for (queries, out) in queries.chunks(BLOCK).zip(out.chunks_mut(BLOCK * stride)) {
             let (unit, out) = ((*unit, &turned[..]), (&mut out[u * UNIT_TOKENS..], stride));
@@ -275,7 +272,7 @@ fn add_columns<E: Element, const X: usize, const C: usize>(
     }
     for (u, unit) in units.iter().enumerate() {
         if col == 0 {
-            units.get(u + AHEAD).inspect(|unit| prefetch(unit));
+            units.get(u + UNITS_AHEAD).inspect(|unit| prefetch(unit));
         }
         let weights: [&[f32]; X] =
             core::array::from_fn(|x| &weights[x * stride + u * UNIT_TOKENS..][..UNIT_TOKENS]);

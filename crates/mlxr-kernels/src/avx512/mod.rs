@@ -6,13 +6,14 @@ mod dot;
 pub(crate) mod floats;
 mod halves;
 pub(crate) mod layouts;
+mod quantise;
 pub(crate) mod rows;
 pub(crate) mod tile;
 pub(crate) mod wide;
 
 use crate::avx2;
 use crate::kernels::{CodeKernels, Isa, Kernels, WideKernels};
-use crate::lanes::{self, lane_table};
+use crate::lanes::{self, Lanes, lane_table};
 use crate::unpack::unpack_table;
 
 lane_table!(lanes::Fused, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl");
@@ -44,7 +45,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     wide: None,
     attend: Some(attend::KERNELS),
     unpack,
-    lanes: LANES,
+    lanes: Lanes { quantise: quantise::quantise, ..LANES },
 };
 
 /// Products in bf16, where the CPU has them.

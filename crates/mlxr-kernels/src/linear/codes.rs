@@ -57,8 +57,10 @@ pub(crate) struct CodeRow<'a> {
 /// everything of a row through one pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ActLayout {
+    /// Columns, of which the last group may lack some.
+    unpadded: usize,
     /// Padded columns: bytes of codes.
-    codes: usize,
+    padded: usize,
     groups32: usize,
     groups16: usize,
 }
@@ -66,14 +68,15 @@ pub(crate) struct ActLayout {
 impl ActLayout {
     pub(crate) fn new(cols: usize) -> Self {
         Self {
-            codes: cols.next_multiple_of(CODE_PAD),
+            unpadded: cols,
+            padded: cols.next_multiple_of(CODE_PAD),
             groups32: cols.div_ceil(32).next_multiple_of(SCALE_PAD),
             groups16: cols.div_ceil(16).next_multiple_of(SCALE_PAD),
         }
     }
 
     fn scales(&self) -> Range<usize> {
-        self.codes..self.codes + 4 * self.groups32
+        self.padded..self.padded + 4 * self.groups32
     }
 
     fn sums(&self, group: usize) -> Range<usize> {
@@ -127,12 +130,12 @@ impl<'a> QuantRow<'a> {
 
     /// Padded columns.
     pub(crate) fn cols(&self) -> usize {
-        self.layout.codes
+        self.layout.padded
     }
 
     /// Codes in -127..=127.
     pub(crate) fn codes(&self) -> &'a [i8] {
-        as_signed(&self.bytes[..self.layout.codes])
+        as_signed(&self.bytes[..self.layout.padded])
     }
 
     /// One per 32 columns.
@@ -146,7 +149,7 @@ impl<'a> QuantRow<'a> {
     }
 }
 
-/// The parts of a quantised activation row to fill, padding zero; see [`QuantRow`].
+/// The parts of a quantised activation row to fill, padding zeroed; see [`QuantRow`].
 pub(crate) struct QuantRowMut<'a> {
     pub(crate) codes: &'a mut [i8],
     pub(crate) scales: &'a mut [f32],
@@ -160,11 +163,18 @@ pub(crate) struct QuantRowMut<'a> {
 impl<'a> QuantRowMut<'a> {
     /// Cuts `layout.row_bytes()` bytes, aligned to 64, into parts.
     pub(crate) fn new(layout: ActLayout, bytes: &'a mut [u8]) -> Self {
-        let (codes, rest) = bytes.split_at_mut(layout.codes);
+        let (codes, rest) = bytes.split_at_mut(layout.padded);
         let (floats, words) = rest.split_at_mut(4 * (2 * layout.groups32 + layout.groups16));
         let (scales, sums) = as_floats_mut(floats).split_at_mut(layout.groups32);
         let (sums32, sums16) = sums.split_at_mut(layout.groups32);
         let (negated32, negated16) = as_words_mut(words).split_at_mut(layout.groups32);
+        let n_groups = layout.unpadded.div_ceil(ACT_GROUP);
+        codes[n_groups * ACT_GROUP..].fill(0);
+        scales[n_groups..].fill(0.0);
+        sums32[n_groups..].fill(0.0);
+        sums16[2 * n_groups..].fill(0.0);
+        negated32[n_groups..].fill(0);
+        negated16[2 * n_groups..].fill(0);
         Self { codes: as_signed_mut(codes), scales, sums32, sums16, negated32, negated16 }
     }
 }
@@ -176,18 +186,22 @@ pub(crate) struct QuantActs {
 }
 
 impl QuantActs {
-    pub(crate) fn zeroed(rows: usize, cols: usize) -> Self {
-        let layout = ActLayout::new(cols);
-        Self { layout, memory: zeroed(rows * layout.row_bytes()) }
+    /// Rows in memory that has room for them; what it holds has no meaning yet.
+    pub(crate) fn new(layout: ActLayout, memory: AlignedBytes) -> Self {
+        Self { layout, memory }
+    }
+
+    pub(crate) fn into_memory(self) -> AlignedBytes {
+        self.memory
     }
 
     pub(crate) fn layout(&self) -> ActLayout {
         self.layout
     }
 
-    /// All rows, `layout().row_bytes()` each.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.memory.bytes_mut()
+    /// The first `n` rows, `layout().row_bytes()` each.
+    pub(crate) fn rows_mut(&mut self, n: usize) -> &mut [u8] {
+        &mut self.memory.bytes_mut()[..n * self.layout.row_bytes()]
     }
 
     pub(crate) fn row(&self, row: usize) -> QuantRow<'_> {
@@ -269,7 +283,7 @@ impl Panel {
     }
 }
 
-fn zeroed(n_bytes: usize) -> AlignedBytes {
+pub(crate) fn zeroed(n_bytes: usize) -> AlignedBytes {
     AlignedBytes::zeroed(n_bytes).unwrap_or_else(|| panic!("out of memory: {n_bytes} bytes of scratch"))
 }
 

@@ -12,11 +12,13 @@ pub(crate) mod wide;
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use mlxr_tensor::{DType, Format, HostTensor};
 
+use crate::acts::ActPool;
 use crate::aligned::as_bytes;
-use crate::disjoint::{Disjoint, split};
+use crate::disjoint::{Disjoint, for_each_row, split};
 use crate::kernels::{
     CodeKernels, DotCodes, DotFloatTiles, DotFloats, DotTiles, DotUnpacked, DotWide, FLOAT_ROWS, Kernels,
     TILE, TILE_ROWS, Unpack, WideKernels,
@@ -33,7 +35,8 @@ use wide::{WIDE_ROWS, WideActs, WideRows};
 pub(crate) struct Inputs<'a> {
     values: &'a [f32],
     cols: usize,
-    quantised: Option<QuantActs>,
+    codes: &'a OnceLock<QuantActs>,
+    memory: &'a ActPool,
     /// All rows once more, if the kernels want so many packed.
     packed: Option<PackedRows>,
     /// All rows in bf16, if that is how they are multiplied.
@@ -87,8 +90,14 @@ impl RowMap<'_> {
 }
 
 impl<'a> Inputs<'a> {
-    pub(crate) fn new(values: &'a [f32], cols: usize) -> Self {
-        Self { values, cols, quantised: None, packed: None, wide: None }
+    /// `codes` are those of `values`, or take them once they are made in a buffer of `memory`.
+    pub(crate) fn new(
+        values: &'a [f32],
+        cols: usize,
+        codes: &'a OnceLock<QuantActs>,
+        memory: &'a ActPool,
+    ) -> Self {
+        Self { values, cols, codes, memory, packed: None, wide: None }
     }
 
     fn n_rows(&self) -> usize {
@@ -101,27 +110,25 @@ impl<'a> Inputs<'a> {
 
     /// Quantises every row, unless that was done before.
     fn quantise(&mut self, kernels: &Kernels, pool: &ThreadPool) {
-        if self.quantised.is_some() {
-            return;
-        }
         let n_rows = self.n_rows();
-        let mut acts = QuantActs::zeroed(n_rows, self.cols);
-        let layout = acts.layout();
-        let bytes = Disjoint::new(acts.bytes_mut());
-        let quantise_row = |row: usize| {
-            // SAFETY: each row is quantised by one thread, and the rows' ranges do not overlap.
-            let bytes = unsafe { bytes.slice(row * layout.row_bytes()..(row + 1) * layout.row_bytes()) };
-            kernels.quantise(self.row(row), QuantRowMut::new(layout, bytes));
-        };
-        if n_rows < 2 * pool.n_threads() {
-            (0..n_rows).for_each(quantise_row);
-        } else {
-            pool.run(|part, n_parts| split(n_rows, part, n_parts, 1).for_each(&quantise_row));
-        }
+        let codes = self.codes.get_or_init(|| {
+            let mut acts = self.memory.codes(n_rows, self.cols);
+            let layout = acts.layout();
+            let bytes = acts.rows_mut(n_rows);
+            for_each_row(pool, bytes, layout.row_bytes(), |row, bytes| {
+                kernels.quantise(self.row(row), QuantRowMut::new(layout, bytes));
+            });
+            acts
+        });
         if kernels.codes.packs(n_rows) {
-            self.packed = Some(pack(&acts, n_rows, pool));
+            self.packed = Some(pack(codes, n_rows, pool));
         }
-        self.quantised = Some(acts);
+    }
+
+    /// All rows quantised.
+    fn quantised(&self) -> Vec<QuantRow<'_>> {
+        let codes = self.codes.get().expect("quantised before the pass");
+        (0..self.n_rows()).map(|row| codes.row(row)).collect()
     }
 }
 
@@ -137,7 +144,7 @@ fn widened(wide: &WideKernels, inputs: &Inputs<'_>, pool: &ThreadPool) -> WideAc
             let rows: Vec<&[f32]> = rows.map(|row| inputs.row(row)).collect();
             // SAFETY: `split` gives each block to one part only; a table is only handed out where the CPU has its
             // features (`Kernels::available`).
-            unsafe { (wide.pack)(&rows, bytes.slice(block * n..(block + 1) * n)) };
+            unsafe { (wide.pack)(&rows, bytes.row(block, n)) };
         }
     });
     acts
@@ -153,7 +160,7 @@ fn pack(acts: &QuantActs, n_rows: usize, pool: &ThreadPool) -> PackedRows {
             let rows = block * BLOCK_ROWS..n_rows.min((block + 1) * BLOCK_ROWS);
             let rows: Vec<QuantRow<'_>> = rows.map(|row| acts.row(row)).collect();
             // SAFETY: `split` gives each block to one part only.
-            pack_block(&rows, unsafe { bytes.slice(block * n..(block + 1) * n) });
+            pack_block(&rows, unsafe { bytes.row(block, n) });
         }
     });
     packed
@@ -199,27 +206,35 @@ pub(crate) fn matmul(
         }
     }
     let inputs = &*inputs;
-    let parts = parts(products, pool.n_threads());
-    pool.balance(parts.len(), |i| {
-        let (product, columns) = &parts[i];
-        let pass = Pass { kernels, inputs, product, output: &outputs[product.result] };
-        SCRATCH.with_borrow_mut(|scratch| pass.columns(columns.clone(), scratch));
+    let rows = if inputs.codes.get().is_some() { inputs.quantised() } else { Vec::new() };
+    let parts = parts(kernels, products, pool.n_threads());
+    pool.share(parts.len(), 1, |range| {
+        for (product, columns) in &parts[range] {
+            let pass = Pass { kernels, inputs, rows: &rows, product, output: &outputs[product.result] };
+            SCRATCH.with_borrow_mut(|scratch| pass.columns(columns.clone(), scratch));
+        }
     });
 }
 
-/// Every product's output columns in parts to balance among the threads: large ones where they are enough.
-fn parts<'a>(products: &'a [Product<'a>], n_threads: usize) -> Vec<(&'a Product<'a>, Range<usize>)> {
+/// Every product's output columns in parts that threads claim: small ones, of which a thread that is put aside takes
+/// fewer, unless a panel is filled for each.
+fn parts<'a>(
+    kernels: &Kernels,
+    products: &'a [Product<'a>],
+    n_threads: usize,
+) -> Vec<(&'a Product<'a>, Range<usize>)> {
     const SIZES: [usize; 4] = [WIDE_ROWS, WIDE_ROWS / 2, 2 * TILE_ROWS, TILE_ROWS];
-    // Few rows wait for memory, of which threads get shares that nobody knows before.
-    let few = products.iter().all(|product| product.rows.len() < TILE_ROWS);
-    let wanted = n_threads * if few { 12 } else { 2 };
+    let is_wide = |p: &Product<'_>| kernels.wide(p.weight.format(), p.rows.len()).is_some();
+    let wanted = n_threads * if products.iter().any(is_wide) { 2 } else { 12 };
     let count = |size: usize| products.iter().map(|p| p.weight.rows().div_ceil(size)).sum::<usize>();
     let size = SIZES.into_iter().find(|&size| wanted <= count(size)).unwrap_or(TILE_ROWS / 2);
     let of = |product: &'a Product<'a>| {
         let n = product.weight.rows();
         let size = match product.rows {
             // Rows are gathered for every part.
-            RowMap::Pairs(_) if !few => n.div_ceil(n_threads).next_multiple_of(TILE_ROWS),
+            RowMap::Pairs(pairs) if TILE_ROWS <= pairs.len() => {
+                n.div_ceil(n_threads).next_multiple_of(TILE_ROWS)
+            }
             _ => size,
         };
         (0..n).step_by(size).map(move |start| (product, start..n.min(start + size)))
@@ -231,6 +246,8 @@ fn parts<'a>(products: &'a [Product<'a>], n_threads: usize) -> Vec<(&'a Product<
 struct Pass<'a> {
     kernels: &'a Kernels,
     inputs: &'a Inputs<'a>,
+    /// The inputs quantised, if they are.
+    rows: &'a [QuantRow<'a>],
     product: &'a Product<'a>,
     output: &'a Output<'a>,
 }
@@ -288,22 +305,13 @@ impl Pass<'_> {
 
     /// Calls `work` with the quantised rows, packed as well if the kernels want so many packed.
     fn with_rows(&self, work: impl FnOnce(&ActRows<'_>)) {
-        let acts = self.inputs.quantised.as_ref().expect("quantised before the pass");
-        let xs = (0..self.product.rows.len()).map(|i| acts.row(self.product.rows.at(i).0));
-        let xs: Vec<QuantRow<'_>> = xs.collect();
-        let gathered = self.gathered(&xs);
-        let packed = match self.product.rows {
-            RowMap::All(_) => self.inputs.packed.as_ref(),
-            RowMap::Pairs(_) => gathered.as_ref(),
-        };
-        work(&ActRows { rows: &xs, packed });
-    }
-
-    /// The rows `xs` packed, where they are not all rows of the inputs in order and the kernels want so many packed.
-    fn gathered(&self, xs: &[QuantRow<'_>]) -> Option<PackedRows> {
         match self.product.rows {
-            RowMap::Pairs(_) if self.kernels.codes.packs(xs.len()) => Some(PackedRows::from_rows(xs)),
-            _ => None,
+            RowMap::All(_) => work(&ActRows { rows: self.rows, packed: self.inputs.packed.as_ref() }),
+            RowMap::Pairs(pairs) => {
+                let rows: Vec<QuantRow<'_>> = pairs.iter().map(|pair| self.rows[pair.0 as usize]).collect();
+                let packed = self.kernels.codes.packs(rows.len()).then(|| PackedRows::from_rows(&rows));
+                work(&ActRows { rows: &rows, packed: packed.as_ref() });
+            }
         }
     }
 
@@ -473,9 +481,17 @@ impl Pass<'_> {
                     let sums = out[i * stride..].iter().zip(&bias[tile.clone()]);
                     target.iter_mut().zip(sums).for_each(|(t, (&sum, &b))| *t = sum + b);
                 }
-                None => target.copy_from_slice(&out[i * stride..][..tile.len()]),
+                None => copy(target, &out[i * stride..][..tile.len()]),
             }
         }
+    }
+}
+
+/// Most runs are of whole tiles, which need no call.
+fn copy(to: &mut [f32], from: &[f32]) {
+    match (<&mut [f32; TILE_ROWS]>::try_from(&mut *to), <&[f32; TILE_ROWS]>::try_from(from)) {
+        (Ok(to), Ok(from)) => *to = *from,
+        _ => to.copy_from_slice(from),
     }
 }
 

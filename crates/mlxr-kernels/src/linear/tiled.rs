@@ -129,7 +129,7 @@ impl TiledMatrix {
                     rows = &last;
                 }
                 // SAFETY: `split` gives each tile to one part only.
-                let out = unsafe { tiles.slice(tile * tile_bytes..(tile + 1) * tile_bytes) };
+                let out = unsafe { tiles.row(tile, tile_bytes) };
                 let (lines, halves) = out.split_at_mut(line_bytes);
                 // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
                 unsafe { put(cut, rows, lines, halves) };

@@ -18,8 +18,9 @@ use crate::linear::codes::QuantRowMut;
 use crate::linear::{Output, Product, RowMap, matmul};
 use crate::moe::{CpuRouting, combine, group_by_expert, route};
 use crate::pool::ThreadPool;
+use crate::room::Room;
 use crate::rope::angles;
-use crate::weight::{CpuWeight, Matrix, check_format, vector};
+use crate::weight::{CpuWeight, Matrix, check_format, tile_order, vector};
 
 /// How a [`CpuBackend`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,6 +38,7 @@ pub struct CpuBackend {
     acts: Arc<ActPool>,
     /// Whether there are weights that meet quantised activations.
     uses_codes: AtomicBool,
+    room: Room,
 }
 
 impl fmt::Debug for CpuBackend {
@@ -59,7 +61,13 @@ impl CpuBackend {
         };
         let pool = ThreadPool::new(options.n_threads.unwrap_or_else(ThreadPool::default_threads));
         let kernels = Kernels { wide: None, ..kernels };
-        Ok(Self { kernels, pool, acts: Arc::default(), uses_codes: AtomicBool::new(false) })
+        Ok(Self {
+            kernels,
+            pool,
+            acts: Arc::default(),
+            uses_codes: AtomicBool::new(false),
+            room: Room::default(),
+        })
     }
 
     /// Computes products of many rows in another way; a CPU that has no such way goes on as before.
@@ -103,6 +111,14 @@ impl CpuBackend {
         }
     }
 
+    /// The tensor as the kernels like it best, or as the file has it where memory is short.
+    fn matrix(&self, tensor: &HostTensor) -> Result<Matrix, TensorError> {
+        if tile_order(tensor, &self.kernels).is_some() && !self.room.takes(tensor.n_bytes()) {
+            return Ok(Matrix::Stored(tensor.clone()));
+        }
+        Matrix::new(tensor, &self.kernels, &self.pool)
+    }
+
     /// Calls `work` on every row of `x`.
     fn rows_in_place(&self, x: &mut Act, work: impl Fn(usize, &mut [f32]) + Sync) {
         let cols = x.cols();
@@ -131,7 +147,7 @@ impl Backend for CpuBackend {
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
         check_format(tensor)?;
-        let matrix = Matrix::new(tensor, &self.kernels, &self.pool)?;
+        let matrix = self.matrix(tensor)?;
         self.note_format(tensor.format());
         Ok(Weight::new(tensor.shape(), tensor.format(), CpuWeight::new(vec![matrix])))
     }
@@ -152,7 +168,7 @@ impl Backend for CpuBackend {
         }
         let shape: Vec<usize> = [experts.len()].iter().chain(first.shape()).copied().collect();
         self.note_format(first.format());
-        let parts = experts.iter().map(|expert| Matrix::new(expert, &self.kernels, &self.pool));
+        let parts = experts.iter().map(|expert| self.matrix(expert));
         Ok(Weight::new(&shape, first.format(), CpuWeight::new(parts.collect::<Result<_, _>>()?)))
     }
 

@@ -31,6 +31,7 @@ mod moe;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pool;
+mod room;
 mod rope;
 mod scalar;
 mod tiles;

@@ -6,11 +6,21 @@ use bytes::Bytes;
 use mlxr_tensor::{Format, HostTensor, TensorError, Weight, codec};
 
 use crate::kernels::{CodeKernels, Kernels};
-use crate::linear::tiled::{BlockCut, TiledMatrix};
+use crate::linear::tiled::{BlockCut, PutInOrder, TiledMatrix};
 use crate::pool::ThreadPool;
 
 /// Bytes up to which a tensor is copied.
 const SMALL_BYTES: usize = 256 << 10;
+
+/// How a tensor is put in tile order, if it is a matrix and the kernels read it so.
+pub(crate) fn tile_order(tensor: &HostTensor, kernels: &Kernels) -> Option<(BlockCut, PutInOrder)> {
+    match kernels.codes {
+        CodeKernels::Tiles { put_in_order, .. } if tensor.shape().len() > 1 => {
+            BlockCut::of(tensor.format(), tensor.cols()).map(|cut| (cut, put_in_order))
+        }
+        _ => None,
+    }
+}
 
 /// A matrix as the kernels read it.
 pub(crate) enum Matrix {
@@ -31,18 +41,16 @@ impl Matrix {
         pool: &ThreadPool,
     ) -> Result<Self, TensorError> {
         let format = tensor.format();
-        match (kernels.codes, BlockCut::of(format, tensor.cols())) {
-            (CodeKernels::Tiles { put_in_order, .. }, Some(cut)) if tensor.shape().len() > 1 => {
-                TiledMatrix::new(tensor, cut, put_in_order, pool).map(Matrix::Tiled)
-            }
-            _ if tensor.n_bytes() <= SMALL_BYTES => {
+        match tile_order(tensor, kernels) {
+            Some((cut, put)) => TiledMatrix::new(tensor, cut, put, pool).map(Matrix::Tiled),
+            None if tensor.n_bytes() <= SMALL_BYTES => {
                 let [data, scales, biases] = [tensor.data(), tensor.scales(), tensor.biases()]
                     .map(|bytes| Bytes::copy_from_slice(bytes));
                 let copy =
                     HostTensor::with_scales(tensor.name(), tensor.shape(), format, data, scales, biases)?;
                 Ok(Matrix::Stored(copy))
             }
-            _ => Ok(Matrix::Stored(tensor.clone())),
+            None => Ok(Matrix::Stored(tensor.clone())),
         }
     }
 

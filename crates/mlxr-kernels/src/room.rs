@@ -1,0 +1,117 @@
+//! Whether there is memory for copies of weights: without them the file's own bytes serve, which the system can drop and
+//! read again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Tensors up to this size are copied without asking.
+const SMALL_BYTES: usize = 1 << 20;
+
+/// The part of all memory that copies leave to everything else.
+const KEPT_PART: u64 = 8;
+
+/// Memory of the machine, or of the group of processes that has a limit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Memory {
+    total: u64,
+    /// What can be had, files in the cache included.
+    available: u64,
+}
+
+impl Memory {
+    /// `None` where the system does not say.
+    fn of_system() -> Option<Memory> {
+        let machine = Self::of_machine(&fs::read_to_string("/proc/meminfo").ok()?)?;
+        let group = group_folder().and_then(|folder| Self::of_group(&folder));
+        Some(group.filter(|group| group.available < machine.available).unwrap_or(machine))
+    }
+
+    /// From the text of `/proc/meminfo`.
+    fn of_machine(meminfo: &str) -> Option<Memory> {
+        let kib = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
+        };
+        Some(Memory { total: kib("MemTotal")? << 10, available: kib("MemAvailable")? << 10 })
+    }
+
+    /// From the files of a control group; `None` without a limit.
+    fn of_group(folder: &Path) -> Option<Memory> {
+        let total = fs::read_to_string(folder.join("memory.max")).ok()?.trim().parse().ok()?;
+        let stat = fs::read_to_string(folder.join("memory.stat")).ok()?;
+        let anonymous: u64 = stat.lines().find_map(|line| line.strip_prefix("anon "))?.trim().parse().ok()?;
+        Some(Memory { total, available: total.saturating_sub(anonymous) })
+    }
+
+    fn takes(&self, n_bytes: u64) -> bool {
+        n_bytes.saturating_add(self.total / KEPT_PART) <= self.available
+    }
+}
+
+/// The control group of this process.
+fn group_folder() -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/')))
+}
+
+/// Decides about copies, and says once that one was not made.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    told: AtomicBool,
+}
+
+impl Room {
+    /// Whether there is memory for a copy of so many bytes.
+    pub(crate) fn takes(&self, n_bytes: usize) -> bool {
+        if n_bytes <= SMALL_BYTES {
+            return true;
+        }
+        let Some(memory) = Memory::of_system() else { return true };
+        let takes = memory.takes(n_bytes as u64);
+        if !takes && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                available_mb = memory.available >> 20,
+                total_mb = memory.total >> 20,
+                "too little memory to put weights in the order of this processor's kernels: those that follow are \
+                 read from the file, which is slower"
+            );
+        }
+        takes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_read() {
+        let text = "MemTotal:       16384 kB\nMemFree:  1 kB\nMemAvailable:   8192 kB\n";
+        assert_eq!(Memory::of_machine(text), Some(Memory { total: 16 << 20, available: 8 << 20 }));
+        assert_eq!(Memory::of_machine("MemTotal: 3 kB\n"), None);
+        assert_eq!(Memory::of_machine("MemTotal: 3 kB\nMemAvailable: many\n"), None);
+    }
+
+    #[test]
+    fn a_group_has_its_limit_less_what_it_holds() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(Memory::of_group(folder.path()), None);
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("a file");
+        write("memory.stat", "anon 300\nfile 500\n");
+        write("memory.max", "max\n");
+        assert_eq!(Memory::of_group(folder.path()), None);
+        write("memory.max", "1000\n");
+        assert_eq!(Memory::of_group(folder.path()), Some(Memory { total: 1000, available: 700 }));
+    }
+
+    #[test]
+    fn an_eighth_is_kept() {
+        let memory = Memory { total: 800, available: 400 };
+        assert!(memory.takes(300));
+        assert!(!memory.takes(301));
+        assert!(!Memory { total: 800, available: 50 }.takes(1));
+        assert!(!memory.takes(u64::MAX));
+    }
+}

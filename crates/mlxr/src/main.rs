@@ -16,6 +16,8 @@ mod interrupt;
 mod loaded;
 mod logging;
 mod model_source;
+#[cfg(unix)]
+mod open_files;
 mod output;
 mod progress;
 mod repl;

@@ -65,7 +65,8 @@ fn examine(args: &DoctorArgs) -> Vec<Finding> {
     if let Ok(loaded) = &loaded {
         let config = &loaded.config;
         findings.extend(models::catalogue(loaded));
-        findings.extend(machine::open_files(config.max_connections as u64));
+        #[cfg(unix)]
+        findings.push(machine::open_files(config.max_connections));
         findings.push(service::keys(config));
         #[cfg(unix)]
         findings.extend(service::socket(config));

@@ -18,6 +18,8 @@ use mlxr_server::{
 
 use crate::device::{self, Devices, Wanted};
 use crate::failure::{EXIT_INTERRUPTED, failure, usage};
+#[cfg(unix)]
+use crate::open_files;
 use crate::settings::{self, SettingArgs};
 use crate::{bundled, folders, logging, output, service_manager};
 
@@ -55,6 +57,8 @@ pub fn run(args: &ServeArgs, log_level: Option<&str>) -> anyhow::Result<ExitCode
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    #[cfg(unix)]
+    make_room_for_connections(config.max_connections);
     let models = models(&loaded)?;
     let (preloaded, preload) = (models.clone(), config.preload.clone());
     // A name nobody knows is told now, not when it would be loaded.
@@ -152,6 +156,18 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         failure(format_args!("models.pin: {error}"), "`mlxr config show` says where it is set")
     })?;
     Ok(Arc::new(models))
+}
+
+/// Systems grant few open files at first, and more to those who ask.
+#[cfg(unix)]
+fn make_room_for_connections(max_connections: usize) {
+    let needed = open_files::needed(max_connections);
+    if let Some(limit) = open_files::raise_limit(needed) {
+        tracing::warn!(
+            "this process may have {limit} open files, {max_connections} connections need {needed}: the last wait \
+             until others have ended"
+        );
+    }
 }
 
 fn limits(config: &ServerConfig) -> Limits {

@@ -11,9 +11,6 @@ use crate::units::bytes;
 /// Less than this and even small models have no room.
 const SMALL_MEMORY: u64 = 1 << 30;
 
-/// Files a process has open before the first connection comes.
-const OTHER_FILES: u64 = 64;
-
 pub fn program() -> Finding {
     let version = env!("CARGO_PKG_VERSION");
     let message = format!("mlxr {version} on {} {}", std::env::consts::OS, std::env::consts::ARCH);
@@ -111,35 +108,26 @@ fn describe_memory(total: u64, available: u64, container: Option<(u64, u64)>) ->
 }
 
 /// Whether as many connections as the server takes can be open.
-pub fn open_files(max_connections: u64) -> Option<Finding> {
-    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    Some(describe_open_files(soft_limit(&limits)?, max_connections))
+#[cfg(unix)]
+pub fn open_files(max_connections: usize) -> Finding {
+    describe_open_files(crate::open_files::hard_limit(), max_connections)
 }
 
-/// The soft limit of open files in the kernel's table of limits.
-fn soft_limit(limits: &str) -> Option<u64> {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    match line.split_whitespace().next()? {
-        "unlimited" => Some(u64::MAX),
-        number => number.parse().ok(),
-    }
-}
-
-fn describe_open_files(limit: u64, max_connections: u64) -> Finding {
-    let needed = max_connections + OTHER_FILES;
-    if limit < needed {
-        return Finding::note(
+#[cfg(unix)]
+fn describe_open_files(hard_limit: Option<u64>, max_connections: usize) -> Finding {
+    let needed = crate::open_files::needed(max_connections);
+    match hard_limit {
+        Some(limit) if limit < needed => Finding::note(
             "open files",
             format!(
                 "a process may have {limit}; a server that is to take {max_connections} connections needs more"
             ),
             format!(
-                "`ulimit -n {needed}` before `mlxr serve`, LimitNOFILE={needed} in a systemd unit, or fewer with \
-                 --max-connections"
+                "raise the hard limit (LimitNOFILE={needed} in a systemd unit), or take fewer with --max-connections"
             ),
-        );
+        ),
+        _ => Finding::ok("open files", "a process may have as many as the server takes connections"),
     }
-    Finding::ok("open files", "a process may have as many as the server takes connections")
 }
 
 #[cfg(test)]
@@ -195,17 +183,13 @@ mod tests {
         check(Some((u64::MAX, u64::MAX)), Level::Ok, "of 64.0 GiB are available");
     }
 
+    #[cfg(unix)]
     #[test]
-    fn the_limit_of_open_files_is_read_and_compared() {
-        let table = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                     Max cpu time              unlimited            unlimited            seconds   \n\
-                     Max open files            1024                 524288               files     \n";
-        assert_eq!(soft_limit(table), Some(1024));
-        assert_eq!(soft_limit("Max open files  unlimited  unlimited files"), Some(u64::MAX));
-        assert_eq!(soft_limit("nonsense"), None);
-        assert_eq!(describe_open_files(8192, 4096).level, Level::Ok);
-        let finding = describe_open_files(1024, 4096);
+    fn the_hard_limit_of_open_files_is_compared() {
+        assert_eq!(describe_open_files(Some(8192), 4096).level, Level::Ok);
+        assert_eq!(describe_open_files(None, 4096).level, Level::Ok);
+        let finding = describe_open_files(Some(1024), 4096);
         assert_eq!(finding.level, Level::Note);
-        assert!(finding.next.unwrap().contains("ulimit -n 4160"));
+        assert!(finding.next.unwrap().contains("LimitNOFILE=4160"));
     }
 }

@@ -50,17 +50,34 @@ impl<'de> Deserialize<'de> for Input {
 }
 
 /// An item a client sends.
-#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
-#[schema(as = openai::ResponseInputItem)]
 pub enum InputItem {
     Item(Item),
-    /// One of an earlier response, by its id.
-    Reference {
-        /// `item_reference`.
-        r#type: Option<String>,
-        id: String,
-    },
+    Reference(ItemReference),
+}
+
+schema_of!(
+    InputItem,
+    "openai.ResponseInputItem",
+    // Messages need not say that they are some.
+    schema::any_of([
+        schema::reference::<Item>(),
+        schema::reference::<MessageItem>(),
+        schema::reference::<ItemReference>(),
+    ]),
+    Item,
+    MessageItem,
+    ItemReference
+);
+
+/// An item of an earlier response, by its id.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(as = openai::ItemReference)]
+pub struct ItemReference {
+    /// `item_reference`.
+    pub r#type: Option<String>,
+    pub id: String,
 }
 
 /// Kinds of items that can be read; without a kind it is a message.
@@ -91,7 +108,7 @@ impl InputItem {
         if kind == "item_reference" {
             let id = fields.get("id").and_then(Value::as_str);
             let id = id.ok_or_else(|| wrong(".id", "expected a string".to_owned()))?.to_owned();
-            return Ok(InputItem::Reference { r#type: Some(kind), id });
+            return Ok(InputItem::Reference(ItemReference { r#type: Some(kind), id }));
         }
         fields.remove("type");
         let item = match kind.as_str() {
@@ -339,8 +356,10 @@ mod tests {
         assert_eq!(message.other.keys().collect::<Vec<_>>(), ["phase"]);
         let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"});
         assert!(matches!(read(call), InputItem::Item(Item::FunctionCall(call)) if call.name == "f"));
-        let reference =
-            InputItem::Reference { r#type: Some("item_reference".to_owned()), id: "msg_1".to_owned() };
+        let reference = InputItem::Reference(ItemReference {
+            r#type: Some("item_reference".to_owned()),
+            id: "msg_1".to_owned(),
+        });
         assert_eq!(read(json!({"id": "msg_1"})), reference);
         let thought = json!({"type": "reasoning", "id": "rs_1", "summary": null,
             "content": [{"type": "reasoning_text", "text": "hm"}], "encrypted_content": null});

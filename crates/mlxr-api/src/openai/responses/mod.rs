@@ -7,8 +7,8 @@ mod response;
 
 pub use events::{EventKind, StreamEvent};
 pub use items::{
-    FunctionCallItem, FunctionCallOutputItem, Input, InputItem, Item, ItemStatus, MessageItem, Part,
-    PartContent, ReasoningItem, ReasoningPart, SummaryPart,
+    FunctionCallItem, FunctionCallOutputItem, Input, InputItem, Item, ItemReference, ItemStatus, MessageItem,
+    Part, PartContent, ReasoningItem, ReasoningPart, SummaryPart,
 };
 pub use request::{
     FunctionTool, Reasoning, ResponseRequest, TextConfig, TextFormat, ToolChoice, ToolChoiceObject,

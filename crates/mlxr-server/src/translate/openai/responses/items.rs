@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mlxr_api::openai::chat::Role;
 use mlxr_api::openai::responses::{
-    FunctionCallItem, FunctionCallOutputItem, Input, InputItem, Item, ItemStatus, MessageItem, Part,
-    PartContent, ReasoningItem, ReasoningPart, SummaryPart,
+    FunctionCallItem, FunctionCallOutputItem, Input, InputItem, Item, ItemReference, ItemStatus, MessageItem,
+    Part, PartContent, ReasoningItem, ReasoningPart, SummaryPart,
 };
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ pub fn resolve(
 ) -> Result<Vec<Arc<Item>>, ServeError> {
     let resolved = items.into_iter().enumerate().map(|(i, item)| match item {
         InputItem::Item(item) => Ok(Arc::new(item)),
-        InputItem::Reference { id, .. } => store.item(&id, owner).ok_or_else(|| {
+        InputItem::Reference(ItemReference { id, .. }) => store.item(&id, owner).ok_or_else(|| {
             let field = format!("input[{i}].id");
             let reason = format!("{field}: the item {id:?} is not stored here; send the item itself");
             ServeError::invalid(field, reason)

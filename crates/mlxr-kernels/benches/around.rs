@@ -85,9 +85,10 @@ fn norms() {
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
 fn attention() {
     // Rows of a sequence, sequences, tokens stored before.
-    let cases: [(usize, usize, usize); 8] = [
+    let cases: [(usize, usize, usize); 9] = [
         (1, 1, 128),
         (1, 1, 1024),
+        (1, 1, 8192),
         (1, 32, 32),
         (1, 32, 128),
         (1, 32, 512),

@@ -68,6 +68,7 @@ impl Multiply for Amx {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &PackedRows, out: &mut [f32]) {
+        meet.fetch(usize::MAX);
         match (L::GROUP, L::OFFSETS) {
             (32, false) => multiply::<32, false>(meet, xs, out),
             (32, true) => multiply::<32, true>(meet, xs, out),

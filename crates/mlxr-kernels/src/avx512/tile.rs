@@ -7,7 +7,7 @@
 
 use core::arch::asm;
 use core::arch::x86_64::*;
-use core::ops::Range;
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 use super::layouts::{Layout, Unpacked, UnpackedRows, Visitor, Zero};
@@ -16,7 +16,7 @@ use crate::aligned::AlignedBytes;
 use crate::kernels::{DotTiles, TILE_ROWS};
 use crate::linear::codes::{CodeKind, QuantRow};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
-use crate::linear::tiled::{N_ROWS, Tiles};
+use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 
 /// Activation rows that meet codes in registers at once.
 const MAX_BLOCK: usize = 8;
@@ -202,18 +202,6 @@ impl<R: Copy> Job<R> {
         }
     }
 
-    /// Has a share of the tiles behind these `n_tiles` fetched, all of as many over all blocks.
-    #[inline]
-    fn fetch_ahead(&self, n_tiles: usize, blocks: Range<usize>) {
-        let n_bytes = n_tiles * self.tile_bytes;
-        let at = |block: usize| n_bytes * block / self.n_blocks;
-        for byte in (at(blocks.start)..at(blocks.end)).step_by(64) {
-            let ahead = self.stored.wrapping_add(n_bytes + byte);
-            // SAFETY: a hint; any address may be given.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) };
-        }
-    }
-
     /// All tiles' codes are unpacked for some columns, then meet the `xs`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -245,8 +233,16 @@ impl<R: Copy> Job<R> {
                 *column = L::column(start * groups_per_block + i);
             }
             let n_tiles = self.rows.iter().flatten().count();
-            self.fetch_ahead(n_tiles, start..end);
-            let meet = Meet { panel: panel.bytes(), columns: &columns[..n_groups], n_tiles };
+            // The same share of the tiles behind these.
+            let n_bytes = n_tiles * self.tile_bytes;
+            let at = |block: usize| self.stored.wrapping_add(n_bytes + n_bytes * block / self.n_blocks);
+            let meet = Meet {
+                panel: panel.bytes(),
+                columns: &columns[..n_groups],
+                n_tiles,
+                ahead: Cell::new(at(start)),
+                ahead_end: at(end),
+            };
             // SAFETY: the panel was filled for `M` with these groups, and `run` checked the activations' columns.
             unsafe { M::meet::<L>(&meet, xs, out) };
         }
@@ -418,12 +414,13 @@ impl Multiply for Vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &[QuantRow<'_>], out: &mut [f32]) {
+        let lines = meet.lines_each(meet.columns.len() * xs.len().div_ceil(PANEL_BLOCK));
         for (xs, out) in xs.chunks(PANEL_BLOCK).zip(out.chunks_mut(PANEL_BLOCK * TILE_ROWS)) {
             match (L::GROUP, L::OFFSETS) {
-                (32, false) => meet.some::<32, false>(L::ZERO, xs, out),
-                (32, true) => meet.some::<32, true>(L::ZERO, xs, out),
-                (_, false) => meet.some::<16, false>(L::ZERO, xs, out),
-                (_, true) => meet.some::<16, true>(L::ZERO, xs, out),
+                (32, false) => meet.some::<32, false>(L::ZERO, xs, lines, out),
+                (32, true) => meet.some::<32, true>(L::ZERO, xs, lines, out),
+                (_, false) => meet.some::<16, false>(L::ZERO, xs, lines, out),
+                (_, true) => meet.some::<16, true>(L::ZERO, xs, lines, out),
             }
         }
     }
@@ -475,6 +472,9 @@ pub(crate) struct Meet<'a> {
     pub(crate) columns: &'a [usize],
     /// Tiles of sixteen weight rows it holds.
     n_tiles: usize,
+    /// What is left of the bytes that are fetched while it is used.
+    ahead: Cell<*const u8>,
+    ahead_end: *const u8,
 }
 
 /// Where a panel keeps one tile: `GROUP / 4` lines of codes a group, and a line of scales and one of offsets.
@@ -530,6 +530,29 @@ macro_rules! add_products {
 }
 
 impl Meet<'_> {
+    /// Lines to fetch each time if all are to be fetched in `n` times.
+    fn lines_each(&self, n: usize) -> usize {
+        (self.ahead_end as usize)
+            .saturating_sub(self.ahead.get() as usize)
+            .div_ceil(LINE_BYTES)
+            .div_ceil(n.max(1))
+    }
+
+    /// Has up to `n` of the lines fetched that follow.
+    #[inline]
+    pub(crate) fn fetch(&self, n: usize) {
+        let mut next = self.ahead.get();
+        for _ in 0..n {
+            if self.ahead_end <= next {
+                break;
+            }
+            // SAFETY: a hint; any address may be given.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
+            next = next.wrapping_add(LINE_BYTES);
+        }
+        self.ahead.set(next);
+    }
+
     pub(crate) fn tiles(&self) -> impl Iterator<Item = PanelTile> {
         self.panel.chunks_exact(PANEL_BYTES).take(self.n_tiles).map(|tile| {
             let (codes, scales) = tile.split_at(PANEL_CODES);
@@ -537,18 +560,19 @@ impl Meet<'_> {
         })
     }
 
-    /// Adds the products with up to `PANEL_BLOCK` rows to `out: [xs, TILE_ROWS]`.
+    /// Adds the products with up to `PANEL_BLOCK` rows to `out: [xs, TILE_ROWS]`, with some lines fetched at each group.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn some<const GROUP: usize, const OFFSETS: bool>(
         &self,
         zero: Zero,
         xs: &[QuantRow<'_>],
+        lines: usize,
         out: &mut [f32],
     ) {
         match xs.len() {
-            1 | 2 => self.block::<GROUP, OFFSETS, 2>(zero, xs, out),
-            _ => self.block::<GROUP, OFFSETS, PANEL_BLOCK>(zero, xs, out),
+            1 | 2 => self.block::<GROUP, OFFSETS, 2>(zero, xs, lines, out),
+            _ => self.block::<GROUP, OFFSETS, PANEL_BLOCK>(zero, xs, lines, out),
         }
     }
 
@@ -558,6 +582,7 @@ impl Meet<'_> {
         &self,
         zero: Zero,
         xs: &[QuantRow<'_>],
+        lines: usize,
         out: &mut [f32],
     ) {
         assert!(
@@ -574,6 +599,7 @@ impl Meet<'_> {
         let mut codes = self.panel.as_ptr();
         let mut scales = self.panel[PANEL_CODES..].as_ptr();
         for &col in self.columns {
+            self.fetch(lines);
             // SAFETY: the panel holds these groups of all tiles; the rows have the columns, as `Job::run` checked.
             unsafe {
                 let mut sums = [[_mm512_setzero_si512(); TILES]; X];

@@ -34,6 +34,8 @@ impl Generation {
         requests: Vec<Request>,
         telemetry: &Telemetry,
     ) -> Result<Generation, ServeError> {
+        // Before the engine is asked: it may be done with the first step before its answer is here.
+        let submitted = Instant::now();
         let metrics = telemetry.of_model(&lease.name);
         let n_choices = requests.iter().map(|request| request.n).sum();
         let (send, events) = event_channel();
@@ -49,7 +51,7 @@ impl Generation {
                 }
             }
         }
-        let mut journal = Journal::new(lease, metrics, meter, n_choices);
+        let mut journal = Journal::new(lease, metrics, meter, submitted, n_choices);
         journal.charge(n_expected);
         Ok(Generation { events, n_unfinished: ids.len(), ids, journal })
     }
@@ -99,16 +101,23 @@ struct Journal {
     /// Tokens its client has paid for.
     n_charged: usize,
     queued: Duration,
+    prefill: Duration,
     end: Option<FinishReason>,
 }
 
 impl Journal {
-    fn new(lease: Lease, metrics: ModelMetrics, meter: Meter, n_choices: usize) -> Journal {
+    fn new(
+        lease: Lease,
+        metrics: ModelMetrics,
+        meter: Meter,
+        submitted: Instant,
+        n_choices: usize,
+    ) -> Journal {
         Journal {
             lease,
             metrics,
             meter,
-            submitted: Instant::now(),
+            submitted,
             first_token: None,
             last_tokens: Vec::with_capacity(n_choices),
             itl_sum: Duration::ZERO,
@@ -116,6 +125,7 @@ impl Journal {
             usage: Usage::default(),
             n_charged: 0,
             queued: Duration::ZERO,
+            prefill: Duration::ZERO,
             end: None,
         }
     }
@@ -133,6 +143,7 @@ impl Journal {
                 self.usage.n_completion += usage.n_completion;
                 self.usage.n_cached += usage.n_cached;
                 self.queued = self.queued.max(timings.queued);
+                self.prefill = self.prefill.max(timings.prefill);
                 if is_last {
                     self.end = Some(reason.clone());
                 }
@@ -189,6 +200,7 @@ impl Drop for Journal {
             n_cached = self.usage.n_cached,
             n_completion = self.usage.n_completion,
             queued_ms = ms(self.queued),
+            prefill_ms = ms(self.prefill),
             ttft_ms,
             itl_ms,
             total_ms = ms(self.submitted.elapsed()),

@@ -155,9 +155,11 @@ fn the_log_file_says_of_every_request_how_it_went() {
     let line = lines.iter().find(|line| line["message"] == "generation").expect("a line of the request");
     assert_eq!((&line["model"], &line["client"]), (&"mlxr-27m".into(), &"127.0.0.1".into()));
     assert_eq!((&line["outcome"], &line["n_completion"]), (&"length".into(), &5.into()));
-    for field in ["n_prompt", "n_cached", "queued_ms", "ttft_ms", "itl_ms", "total_ms"] {
+    for field in ["n_prompt", "n_cached", "queued_ms", "prefill_ms", "ttft_ms", "itl_ms", "total_ms"] {
         assert!(line[field].is_number(), "{field}: {line}");
     }
+    let ms = |field: &str| line[field].as_f64().unwrap();
+    assert!(ms("queued_ms") + ms("prefill_ms") <= ms("ttft_ms") && ms("ttft_ms") <= ms("total_ms"), "{line}");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 

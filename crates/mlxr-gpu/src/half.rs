@@ -18,8 +18,10 @@ use crate::weight::{GpuWeight, Part};
 const MIN_ROWS: usize = 32;
 /// Rows and columns of the results that a workgroup computes.
 const TILE: usize = 128;
-/// Columns of the input that a workgroup takes at a time.
-const K_TILE: usize = 32;
+/// What columns of the input are a multiple of.
+const K_TILE: usize = 64;
+/// Rows up to which there are so few workgroups that each has more subgroups, with smaller results.
+const FEW_ROWS: usize = 4 * TILE;
 /// Rows and columns of the device's matrices.
 const MATRIX: u32 = 16;
 /// How far results may be from those of the other kernels, relative to the largest.
@@ -48,9 +50,13 @@ impl GpuBackend {
         self
     }
 
-    /// Compares a product with the same by the other kernels.
+    /// Compares products with the same by the other kernels.
     fn half_products_are_right(&self) -> Result<bool, TensorError> {
-        let (n_rows, n_out, cols) = (TILE, 2 * TILE, 3 * K_TILE);
+        Ok(self.half_product_is_right(TILE)? && self.half_product_is_right(FEW_ROWS + TILE)?)
+    }
+
+    fn half_product_is_right(&self, n_rows: usize) -> Result<bool, TensorError> {
+        let (n_out, cols) = (2 * TILE, 3 * K_TILE);
         let values = |n: usize, seed: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
         };
@@ -84,13 +90,14 @@ impl GpuBackend {
     /// The product of `x` and a weight into `y`, which has room for [`padded_rows`].
     pub(crate) fn half_product(&self, x: &Act, weight: &GpuWeight, y: Bound<'_>) -> Result<(), TensorError> {
         let halves = self.halves(x)?;
+        let (n_across, k_tile) = if x.rows() <= FEW_ROWS { (4, 64) } else { (2, 32) };
         let kernel = Matmul {
             subgroup: self.subgroup(),
             tile_rows: TILE as u32,
             tile_outs: TILE as u32,
             n_down: 2,
-            n_across: 2,
-            k_tile: K_TILE as u32,
+            n_across,
+            k_tile,
             size: MATRIX,
             has_vectors: true,
         };

@@ -267,6 +267,13 @@ pub struct BenchArgs {
     /// Sequences decoded at once
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "1")]
     pub batch: Vec<u32>,
+    /// Decode every batch a second time, with almost nothing to twice --depth stored of its sequences, the same in total,
+    /// and their blocks scattered over the arena
+    #[arg(long, requires = "depth")]
+    pub uneven: bool,
+    /// Rows of one prefill pass [default: 512; 2048 on a GPU with memory of its own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch_rows: Option<u32>,
     /// Also time each kernel, on a GPU that has a clock; in a pass of its own, as it makes everything slower
     #[arg(long)]
     pub profile: bool,

@@ -35,6 +35,15 @@ pub fn products(bf16: bool) -> Products {
     if bf16 { Products::Bf16 } else { Products::Alike }
 }
 
+/// Rows of a step, where nobody says: a GPU with memory of its own is faster with more than a processor gains from.
+pub fn batch_rows(backend: &dyn Backend) -> usize {
+    const OF_A_GPU: usize = 2048;
+    match backend.memory() {
+        Some(memory) if !memory.is_shared => OF_A_GPU,
+        _ => EngineOptions::default().max_batch_tokens,
+    }
+}
+
 /// The adapter that a device names; `None` is the CPU.
 pub fn adapter(device: config::Device) -> Option<AdapterChoice> {
     match device {

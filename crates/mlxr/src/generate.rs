@@ -64,6 +64,7 @@ impl Generator {
         };
         let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
         wanted.load(|backend| {
+            let options = EngineOptions { max_batch_tokens: device::batch_rows(&*backend), ..options };
             device::check_room(ckpt, &*backend, &options)?;
             let model = loaded::model(ckpt, backend, Some(n_ctx))?;
             let kv_spec = model.kv_spec(1, options.block_tokens, args.kv_type);

@@ -59,9 +59,22 @@ impl Sequences {
         let kv = backend
             .kv_cache(&spec)
             .context("cannot allocate the keys and values\nhint: try a smaller --ctx")?;
-        let table = |seq: usize| (0..n_blocks).map(|block| (seq * n_blocks + block) as u32).collect();
-        let tables = (0..n_seqs).map(table).collect();
-        Ok(Sequences { model, backend, kv, tables, n_stored: vec![0; n_seqs] })
+        let mut sequences =
+            Sequences { model, backend, kv, tables: vec![Vec::new(); n_seqs], n_stored: vec![0; n_seqs] };
+        sequences.lay_out(false);
+        Ok(sequences)
+    }
+
+    /// Forgets everything, and gives each sequence blocks that follow each other, or none that do.
+    pub fn lay_out(&mut self, is_scattered: bool) {
+        let n_seqs = self.tables.len();
+        let n_blocks = self.kv.spec().n_blocks / n_seqs;
+        for (seq, table) in self.tables.iter_mut().enumerate() {
+            let block =
+                |i: usize| if is_scattered { (n_blocks - 1 - i) * n_seqs + seq } else { seq * n_blocks + i };
+            *table = (0..n_blocks).map(|i| block(i) as u32).collect();
+        }
+        self.truncate(0);
     }
 
     /// Forgets what is stored beyond the first `n_tokens` of every sequence.

@@ -20,8 +20,6 @@ use crate::model_source::ModelSource;
 use crate::output::{self, DIM, HEADING};
 use crate::{interrupt, progress, units};
 
-/// Rows of one prefill pass.
-const MAX_BATCH_ROWS: u32 = 512;
 /// How long the bandwidth of the memory is measured.
 const BANDWIDTH_SECONDS: f64 = 0.5;
 
@@ -52,6 +50,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         n_vocab: model.config().vocab as u32,
         weights_bytes: model.weights_bytes(),
         bytes_per_token: model.bytes_per_token(),
+        batch_rows: args.batch_rows.unwrap_or_else(|| device::batch_rows(&**model.backend()) as u32),
         sequences,
     };
     interrupt::install(interrupt::JOB_PATIENCE)?;
@@ -114,6 +113,8 @@ struct Test {
     /// Tokens stored before.
     depth: u32,
     batch: u32,
+    /// Whether `depth` is a mean: sequences differ, and their blocks are scattered.
+    is_uneven: bool,
 }
 
 impl Test {
@@ -127,20 +128,26 @@ impl Test {
             n_tokens,
             depth: 0,
             batch: 1,
+            is_uneven: false,
         });
         let decode = args.batch.iter().flat_map(|&batch| {
-            args.decode.iter().filter(|n| **n > 0).map(move |&n_tokens| Test {
-                kind: Kind::Decode,
-                n_tokens,
-                depth: args.depth,
-                batch,
+            args.decode.iter().filter(|n| **n > 0).flat_map(move |&n_tokens| {
+                let ways: &[bool] = if args.uneven && batch > 1 { &[false, true] } else { &[false] };
+                ways.iter().map(move |&is_uneven| Test {
+                    kind: Kind::Decode,
+                    n_tokens,
+                    depth: args.depth,
+                    batch,
+                    is_uneven,
+                })
             })
         });
         let tests: Vec<Test> = prefill.chain(decode).collect();
         if tests.is_empty() {
             return Err(usage("nothing to measure", "give --prefill or --decode a number of tokens"));
         }
-        if tests.iter().any(|test| test.depth.checked_add(test.n_tokens).is_none()) {
+        let n_ctx = |test: &Test| test.depth.checked_mul(2)?.checked_add(test.n_tokens);
+        if tests.iter().any(|test| n_ctx(test).is_none()) {
             return Err(usage("--depth and --decode together are beyond any context", "try smaller numbers"));
         }
         Ok(tests)
@@ -148,7 +155,16 @@ impl Test {
 
     /// Tokens a sequence ends up with; decoding begins after at least one.
     fn n_ctx(&self) -> u32 {
-        (self.depth + self.n_tokens).saturating_add(1)
+        let most = if self.is_uneven { 2 * self.depth } else { self.depth };
+        (most + self.n_tokens).saturating_add(1)
+    }
+
+    /// Tokens of a sequence that are stored before.
+    fn depth_of(&self, seq: u32) -> u32 {
+        match self.is_uneven {
+            true => (u64::from(self.depth) * u64::from(2 * seq + 1) / u64::from(self.batch)) as u32,
+            false => self.depth,
+        }
     }
 
     /// The name llama.cpp's bench uses: `pp512`, `tg128`, `tg128 @ d1024 x4`.
@@ -159,7 +175,8 @@ impl Test {
         };
         let depth = if self.depth > 0 { format!(" @ d{}", self.depth) } else { String::new() };
         let batch = if self.batch > 1 { format!(" x{}", self.batch) } else { String::new() };
-        format!("{kind}{}{depth}{batch}", self.n_tokens)
+        let uneven = if self.is_uneven { " uneven" } else { "" };
+        format!("{kind}{}{depth}{batch}{uneven}", self.n_tokens)
     }
 
     /// Tokens computed, over all sequences.
@@ -173,12 +190,14 @@ struct Bench {
     n_vocab: u32,
     weights_bytes: usize,
     bytes_per_token: usize,
+    /// Rows of one prefill pass.
+    batch_rows: u32,
 }
 
 impl Bench {
     /// Seconds one pass of a test takes.
     fn measure(&mut self, test: &Test) -> anyhow::Result<f64> {
-        self.sequences.truncate(0);
+        self.sequences.lay_out(test.is_uneven);
         match test.kind {
             Kind::Prefill => {
                 let start = Instant::now();
@@ -197,7 +216,7 @@ impl Bench {
     /// What each kernel takes in one pass of a test.
     fn profile(&mut self, test: &Test) -> anyhow::Result<Vec<KernelTime>> {
         let backend = self.sequences.model.backend().clone();
-        self.sequences.truncate(0);
+        self.sequences.lay_out(test.is_uneven);
         if test.kind == Kind::Decode {
             self.fill(test)?;
         }
@@ -213,7 +232,7 @@ impl Bench {
 
     /// Stores what lies before the tokens that a test decodes.
     fn fill(&mut self, test: &Test) -> anyhow::Result<()> {
-        (0..test.batch as usize).try_for_each(|seq| self.prefill(seq, test.depth))
+        (0..test.batch).try_for_each(|seq| self.prefill(seq as usize, test.depth_of(seq)))
     }
 
     fn decode(&mut self, test: &Test) -> anyhow::Result<()> {
@@ -230,7 +249,7 @@ impl Bench {
 
     fn prefill(&mut self, seq: usize, n_tokens: u32) -> anyhow::Result<()> {
         let tokens: Vec<u32> = (0..n_tokens).map(|i| self.token(i)).collect();
-        for chunk in tokens.chunks(MAX_BATCH_ROWS as usize) {
+        for chunk in tokens.chunks(self.batch_rows as usize) {
             let mut batch = Batch::new();
             self.sequences.append(&mut batch, seq, chunk);
             batch.want_last();
@@ -250,7 +269,7 @@ impl Bench {
         let weights = self.bytes_per_token as f64;
         match test.kind {
             Kind::Prefill => {
-                let n_passes = f64::from(test.n_tokens.div_ceil(MAX_BATCH_ROWS));
+                let n_passes = f64::from(test.n_tokens.div_ceil(self.batch_rows));
                 weights * n_passes + self.sequences.kv_bytes_read(n * (n_passes + 1.0) / 2.0)
             }
             Kind::Decode => {
@@ -384,6 +403,7 @@ impl Report<'_> {
             "n_tokens": test.n_tokens,
             "depth": test.depth,
             "batch": test.batch,
+            "is_uneven": test.is_uneven,
             "repeats": outcome.seconds.len(),
             "tok_s": {
                 "median": outcome.tok_s(outcome.median_seconds()),
@@ -407,7 +427,7 @@ mod tests {
     use super::*;
 
     fn outcome(seconds: &[f64]) -> Outcome {
-        let test = Test { kind: Kind::Decode, n_tokens: 10, depth: 0, batch: 2 };
+        let test = Test { kind: Kind::Decode, n_tokens: 10, depth: 0, batch: 2, is_uneven: false };
         Outcome { test, seconds: seconds.to_vec(), bytes: 4e9, kernels: Vec::new() }
     }
 
@@ -422,8 +442,18 @@ mod tests {
 
     #[test]
     fn tests_are_named_as_llama_bench_names_them() {
-        let test = |kind, depth, batch| Test { kind, n_tokens: 16, depth, batch }.name();
-        assert_eq!(test(Kind::Prefill, 0, 1), "pp16");
-        assert_eq!(test(Kind::Decode, 1024, 4), "tg16 @ d1024 x4");
+        let test = |kind, depth, batch| Test { kind, n_tokens: 16, depth, batch, is_uneven: false };
+        assert_eq!(test(Kind::Prefill, 0, 1).name(), "pp16");
+        assert_eq!(test(Kind::Decode, 1024, 4).name(), "tg16 @ d1024 x4");
+        let uneven = Test { is_uneven: true, ..test(Kind::Decode, 1000, 4) };
+        assert_eq!(uneven.name(), "tg16 @ d1000 x4 uneven");
+    }
+
+    #[test]
+    fn uneven_sequences_store_as_much_as_even_ones() {
+        let uneven = Test { kind: Kind::Decode, n_tokens: 16, depth: 1000, batch: 4, is_uneven: true };
+        let depths: Vec<u32> = (0..4).map(|seq| uneven.depth_of(seq)).collect();
+        assert_eq!(depths, [250, 750, 1250, 1750]);
+        assert!(uneven.n_ctx() > 1750 + 16);
     }
 }

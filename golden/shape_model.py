@@ -39,6 +39,7 @@ SCALES = {
     "iq4_nl": [(0, 69.0)],
     "iq4_xs": [(0, 1270.0)],
 }
+MERGES = ["t h", "i n"]
 # llama.cpp's minimum terms are taken off, the older types' are added.
 ADDED_MINIMUM = ("q4_1", "q5_1")
 FILE_TYPES = {
@@ -100,7 +101,8 @@ def vocabulary(n):
     others = [b for b in range(256) if b not in keep]
     letters = [chr(b) for b in keep] + [chr(256 + i) for i in range(len(others))]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    return special + letters + [f"Ġtoken{i}" for i in range(n - len(special) - len(letters))]
+    known = special + letters + [merge.replace(" ", "") for merge in MERGES]
+    return known + [f"Ġtoken{i}" for i in range(n - len(known))]
 
 
 def kind_of(name, args):
@@ -126,7 +128,7 @@ def write_gguf(shape, args):
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(vocabulary(shape["vocab"]))
     writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (shape["vocab"] - 3))
-    writer.add_token_merges(["t h", "i n"])
+    writer.add_token_merges(MERGES)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)

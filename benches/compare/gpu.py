@@ -31,7 +31,7 @@ def source(work):
     if not found:
         pinned = (HERE / "requirements.txt").read_text(encoding="utf-8").split()
         package = next(line for line in pinned if line.startswith("llama-cpp-python"))
-        run([sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", work, package])
+        run([sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", work, package])
         with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as archive:
             archive.extractall(work, filter="data")
         found = list(work.glob("llama_cpp_python-*/vendor/llama.cpp"))

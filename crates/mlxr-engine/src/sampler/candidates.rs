@@ -36,6 +36,11 @@ enum Order {
 /// Candidates whose exponentials are computed at a time.
 const CHUNK: usize = 256;
 
+/// Whether `a` certainly ranks behind `b`: one comparison, which is enough for nearly all of a vocabulary.
+fn is_far_behind(a: &Candidate, b: &Candidate) -> bool {
+    a.logit < b.logit
+}
+
 /// Larger logit first, then lower id.
 fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
@@ -137,7 +142,7 @@ impl Candidates {
     /// Keeps the `n` largest logits, by rank.
     pub fn keep_largest(&mut self, n: usize) {
         if self.order != Order::ByRank {
-            select_prefix(&mut self.items, n, by_rank);
+            select_prefix(&mut self.items, n, by_rank, is_far_behind);
             self.order = Order::ByRank;
         }
         self.items.truncate(n);
@@ -151,7 +156,7 @@ impl Candidates {
     /// Keeps the smallest set of most likely candidates whose `p` sum to at least `mass`.
     pub fn keep_mass(&mut self, mass: f32) {
         let is_sorted = self.order == Order::ByRank;
-        let n = prefix_with_mass(&mut self.items, mass, is_sorted, by_rank);
+        let n = prefix_with_mass(&mut self.items, mass, is_sorted, by_rank, is_far_behind);
         self.items.truncate(n);
         self.order = Order::ByRank;
     }
@@ -160,7 +165,7 @@ impl Candidates {
     /// breaks ties.
     pub fn keep_mass_by(&mut self, mass: f32, cost: impl Fn(&Candidate) -> f32) {
         let order = |a: &Candidate, b: &Candidate| cost(a).total_cmp(&cost(b)).then_with(|| by_rank(a, b));
-        let n = prefix_with_mass(&mut self.items, mass, false, order);
+        let n = prefix_with_mass(&mut self.items, mass, false, order, |_, _| false);
         self.items.truncate(n);
         self.items.sort_unstable_by(by_rank);
         self.order = Order::ByRank;
@@ -182,9 +187,14 @@ impl Candidates {
 
 /// Sorts the first `n` of `items` by `order` to the front without sorting the rest.
 ///
-/// Candidates that cannot be among them are passed over by one comparison; the others gather behind the front and
-/// are selected from in batches.
-fn select_prefix(items: &mut [Candidate], n: usize, order: impl Fn(&Candidate, &Candidate) -> Ordering) {
+/// Candidates that cannot be among them are passed over by one comparison, a quick one where `is_behind` knows; the others
+/// gather behind the front and are selected from in batches.
+fn select_prefix(
+    items: &mut [Candidate],
+    n: usize,
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+    is_behind: impl Fn(&Candidate, &Candidate) -> bool,
+) {
     let n = n.min(items.len());
     if n == 0 {
         return;
@@ -196,7 +206,7 @@ fn select_prefix(items: &mut [Candidate], n: usize, order: impl Fn(&Candidate, &
             items[..room].select_nth_unstable_by(n - 1, &order);
             n_gathered = n;
         }
-        if order(&items[i], &items[n - 1]).is_lt() {
+        if !is_behind(&items[i], &items[n - 1]) && order(&items[i], &items[n - 1]).is_lt() {
             items.swap(i, n_gathered);
             n_gathered += 1;
         }
@@ -214,11 +224,12 @@ fn prefix_with_mass(
     mass: f32,
     is_sorted: bool,
     order: impl Fn(&Candidate, &Candidate) -> Ordering,
+    is_behind: impl Fn(&Candidate, &Candidate) -> bool,
 ) -> usize {
     let mut n = 64.min(items.len());
     loop {
         if !is_sorted {
-            select_prefix(items, n, &order);
+            select_prefix(items, n, &order, &is_behind);
         }
         let mut sum = 0.0f64;
         for (i, candidate) in items[..n].iter().enumerate() {

@@ -3,7 +3,8 @@
 //! The thread is the only one that touches the engine. Commands reach it through a bounded channel and are looked at
 //! between steps; events leave through one channel per client that never makes the thread wait. That channel needs no
 //! bound of its own: a request has one event per token, one per choice, one per prompt chunk and a finish, so the
-//! context limits what a client that does not read can pile up.
+//! context limits what a client that does not read can pile up. A task of the runtime fills those channels, step by step:
+//! were the thread to wake the clients' tasks itself, each would take the processor from it before it reached the next.
 //!
 //! Invariants: an accepted request gets exactly one finish, also when the thread panics; a request whose receiver is
 //! gone is cancelled before the next step.
@@ -17,6 +18,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
+use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::inspect::{PrefixExplanation, RequestInfo};
@@ -36,6 +38,19 @@ pub type EventReceiver = mpsc::UnboundedReceiver<Event>;
 /// A way for events to reach a client.
 pub fn event_channel() -> (EventSender, EventReceiver) {
     mpsc::unbounded_channel()
+}
+
+/// Events of one step, each with where it goes.
+type Deliveries = Vec<(EventSender, Event)>;
+
+/// Passes events on to their clients.
+async fn distribute(mut steps: mpsc::UnboundedReceiver<Deliveries>) {
+    while let Some(step) = steps.recv().await {
+        for (client, event) in step {
+            // A client that has gone needs no news, and is cancelled before the next step.
+            let _ = client.send(event);
+        }
+    }
 }
 
 /// Why the thread did not do what it was asked.
@@ -109,11 +124,11 @@ pub struct EngineHandle {
 }
 
 impl EngineHandle {
-    /// Moves the engine to a thread of its own.
+    /// Moves the engine to a thread of its own; events reach their clients while `runtime` runs.
     ///
     /// # Errors
     /// The operating system gave no thread.
-    pub fn spawn(engine: Engine) -> io::Result<EngineHandle> {
+    pub fn spawn(engine: Engine, runtime: &runtime::Handle) -> io::Result<EngineHandle> {
         let max_waiting = engine.max_waiting();
         let (commands, inbox) = sync_channel(max_waiting + MAX_OTHER_COMMANDS);
         let shared = Arc::new(Shared {
@@ -126,7 +141,9 @@ impl EngineHandle {
             end: OnceLock::new(),
             thread: Mutex::new(None),
         });
-        let worker = Worker { engine, inbox, shared: shared.clone(), clients: BTreeMap::new() };
+        let (deliveries, steps) = mpsc::unbounded_channel();
+        runtime.spawn(distribute(steps));
+        let worker = Worker { engine, inbox, shared: shared.clone(), clients: BTreeMap::new(), deliveries };
         let thread = std::thread::Builder::new().name("mlxr-engine".to_owned()).spawn(|| worker.main())?;
         *lock(&shared.thread) = Some(thread);
         Ok(EngineHandle { shared, commands })
@@ -306,22 +323,24 @@ struct Worker {
     inbox: Receiver<Command>,
     shared: Arc<Shared>,
     clients: BTreeMap<RequestId, EventSender>,
+    deliveries: mpsc::UnboundedSender<Deliveries>,
 }
 
 impl Worker {
     fn main(mut self) {
         let result = catch_unwind(AssertUnwindSafe(|| self.run()));
-        let Worker { engine, clients, shared, inbox } = self;
+        let Worker { engine, clients, shared, inbox, deliveries } = self;
         let end = match result {
             Ok(()) => End::Stopped,
             Err(panic) => {
                 let reason = format!("the engine panicked: {}", panic_text(&*panic));
-                for (request, client) in clients {
+                let finish = |(request, client)| {
                     let reason = FinishReason::Error(reason.clone());
                     let (usage, timings) = (Usage::default(), Timings::default());
-                    // A client that has gone needs no news.
-                    let _ = client.send(Event::Finish { request, reason, usage, timings });
-                }
+                    (client, Event::Finish { request, reason, usage, timings })
+                };
+                // Without a runtime there are no clients.
+                let _ = deliveries.send(clients.into_iter().map(finish).collect());
                 End::Failed(reason)
             }
         };
@@ -421,16 +440,16 @@ impl Worker {
     }
 
     fn deliver(&mut self, events: Vec<Event>) {
+        let mut step = Deliveries::with_capacity(events.len());
         for event in events {
             let id = event.request();
             let is_last = matches!(event, Event::Finish { .. });
-            if let Some(client) = self.clients.get(&id) {
-                // A client that left since the last step is cancelled before the next one.
-                let _ = client.send(event);
-            }
-            if is_last {
-                self.clients.remove(&id);
-            }
+            let client = if is_last { self.clients.remove(&id) } else { self.clients.get(&id).cloned() };
+            step.extend(client.map(|client| (client, event)));
+        }
+        if !step.is_empty() {
+            // Without a runtime there are no clients.
+            let _ = self.deliveries.send(step);
         }
     }
 }

@@ -13,6 +13,7 @@ use mlxr_tensor::TensorError;
 use mlxr_text::grammar::{GrammarError, GrammarFactory};
 use mlxr_text::{ChatTemplate, TemplateTokens, TextError, Tokenizer};
 use serde_json::{Map, Value};
+use tokio::runtime::Handle;
 
 use crate::catalogue::ModelSettings;
 use crate::device::{self, Device, DeviceError};
@@ -301,6 +302,9 @@ impl LoadedModel {
     ///
     /// # Errors
     /// [`LoadError`] says what stood in the way.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
     pub fn load(
         spec: &ModelSpec,
         ckpt: &Checkpoint,
@@ -318,7 +322,7 @@ impl LoadedModel {
         let model = Arc::new(model);
         let embedder = Embedder::of_decoder(model.clone(), ckpt)?;
         let engine = Engine::new(model, tokenizer.clone(), &options)?;
-        let engine = EngineHandle::spawn(engine).map_err(LoadError::Thread)?;
+        let engine = EngineHandle::spawn(engine, &Handle::current()).map_err(LoadError::Thread)?;
         Ok(LoadedModel {
             name: spec.name.clone(),
             engine,

@@ -1,19 +1,27 @@
 //! The engine on its own thread: what clients see, and what happens when they go away.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, LazyLock};
 
 use mlxr_engine::{
     Engine, EngineHandle, EngineOptions, EngineThreadError, Event, EventReceiver, FinishReason, Prompt,
     Request, RequestState, Runner, SamplingParams, Shutdown, SubmitError, event_channel,
 };
 use mlxr_tensor::{Batch, BlockCopy, TensorError};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::fake::{self, FakeRunner, N_VOCAB};
 
+/// Tasks run while a test waits.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().build().unwrap());
+
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    RUNTIME.block_on(future)
+}
+
+fn spawn(engine: Engine) -> EngineHandle {
+    EngineHandle::spawn(engine, RUNTIME.handle()).unwrap()
 }
 
 fn request(n_prompt: u32, max_tokens: usize) -> Request {
@@ -69,13 +77,13 @@ fn gated(max_waiting: usize) -> Gated {
     let inner = FakeRunner::new(64, options.block_tokens, Box::new(fake::hashed));
     let gate = Gate { inner, started: started_send, go: go_receive };
     let engine = Engine::with_runner(Box::new(gate), fake::tokenizer(), 64, &options).unwrap();
-    Gated { handle: EngineHandle::spawn(engine).unwrap(), started, go }
+    Gated { handle: spawn(engine), started, go }
 }
 
 #[test]
 fn requests_through_the_thread_give_what_the_engine_gives() {
     let expected = fake::run(&mut fake::roomy(), request(20, 12)).choices[&0].ids.clone();
-    let handle = EngineHandle::spawn(fake::roomy()).unwrap();
+    let handle = spawn(fake::roomy());
     block_on(async {
         let mut streams = Vec::new();
         for _ in 0..8 {
@@ -249,7 +257,7 @@ fn a_panic_of_the_thread_reaches_every_client_and_marks_the_handle() {
     let inner = FakeRunner::new(64, options.block_tokens, Box::new(fake::hashed));
     let runner = Broken { inner, is_broken: Arc::default() };
     let engine = Engine::with_runner(Box::new(runner), fake::tokenizer(), 64, &options).unwrap();
-    let handle = EngineHandle::spawn(engine).unwrap();
+    let handle = spawn(engine);
     block_on(async {
         let (send, mut events) = event_channel();
         // With log-probabilities, for which the engine cuts the logits into rows itself.

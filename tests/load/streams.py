@@ -6,7 +6,6 @@ it is alone. Needs nothing but Python.
     python3 tests/load/streams.py --port 18080 --streams 32 --tokens 256
 """
 
-import os
 import selectors
 import statistics
 import sys
@@ -45,13 +44,6 @@ def show(name, speed, gaps):
     print(f"{name}: {speed:.0f} tok/s, between tokens p50 {percentile(0.5):.2f} ms, p99 {percentile(0.99):.2f} ms")
 
 
-def step_back():
-    """Has the system run this client when it is its turn, not at once whenever something comes: on the same cores a
-    client that interrupts the server's threads measures itself."""
-    if hasattr(os, "SCHED_BATCH"):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
 def main():
     parser = arguments(__doc__)
     parser.add_argument("--streams", type=int, default=32)
@@ -59,7 +51,6 @@ def main():
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--rounds", type=int, default=3, help="of all streams together, of which the median counts")
     args = parser.parse_args()
-    step_back()
     seeds = range(args.streams)
     run(args, [0])  # loads the model
     alone, speeds, all_gaps = {}, [], []

@@ -11,8 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use mlxr_models::{Embedder, EmbedderHead, Text};
-use mlxr_tensor::{KvCache, TensorError};
+use mlxr_models::{Embedder, EmbedderHead, ModelKv, Text};
+use mlxr_tensor::TensorError;
 use mlxr_text::{Framed, TextError, Tokenizer};
 use tokio::sync::oneshot;
 
@@ -309,8 +309,8 @@ impl std::fmt::Debug for EmbedderHandle {
     }
 }
 
-fn new_scratch(embedder: &Embedder, limits: &EmbedderLimits) -> Result<KvCache, TensorError> {
-    embedder.backend().kv_cache(&embedder.scratch_spec(limits.max_batch_tokens, limits.max_batch_texts))
+fn new_scratch(embedder: &Embedder, limits: &EmbedderLimits) -> Result<ModelKv, TensorError> {
+    embedder.scratch(limits.max_batch_tokens, limits.max_batch_texts)
 }
 
 /// The thread's side.
@@ -318,7 +318,7 @@ struct Worker {
     embedder: Arc<Embedder>,
     shared: Arc<Shared>,
     /// Made anew after a panic has left it in an unknown state.
-    scratch: Option<KvCache>,
+    scratch: Option<ModelKv>,
 }
 
 /// The texts of a batch that came from one job: how many, in the order of the queue.

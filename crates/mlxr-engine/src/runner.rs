@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use mlxr_models::Model;
-use mlxr_tensor::{Act, Batch, BlockCopy, KvCache, KvSpec, TensorError, argmax, largest};
+use mlxr_models::{Model, ModelKv};
+use mlxr_tensor::{Act, Batch, BlockCopy, KvSpec, TensorError, argmax, largest};
 
 /// Owns the model's KV arena and runs one step on it.
 ///
@@ -55,10 +55,10 @@ pub trait Runner: Send {
     }
 }
 
-/// A decoder on its backend.
+/// A decoder on its devices.
 pub struct ModelRunner {
     model: Arc<Model>,
-    kv: KvCache,
+    kv: ModelKv,
     /// Where the next logits go: fresh memory would be cleared page by page in every step.
     spare: Vec<f32>,
 }
@@ -67,15 +67,15 @@ impl ModelRunner {
     /// Allocates the arena.
     ///
     /// # Errors
-    /// [`TensorError`] when the backend cannot hold it.
+    /// [`TensorError`] when a device cannot hold it.
     pub fn new(model: Arc<Model>, spec: &KvSpec) -> Result<Self, TensorError> {
-        let kv = model.backend().kv_cache(spec)?;
+        let kv = model.kv_cache(spec)?;
         Ok(Self { model, kv, spare: Vec::new() })
     }
 
-    fn forward(&mut self, copies: &[BlockCopy], batch: &Batch) -> Act {
+    fn forward(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Act, TensorError> {
         if !copies.is_empty() {
-            self.model.backend().copy_blocks(&mut self.kv, copies);
+            self.kv.copy_blocks(copies);
         }
         self.model.forward(batch, &mut self.kv)
     }
@@ -87,7 +87,7 @@ impl Runner for ModelRunner {
     }
 
     fn run(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<f32>, TensorError> {
-        let logits = self.forward(copies, batch);
+        let logits = self.forward(copies, batch)?;
         // A step of silent chunks has nothing to read, but its failure must not surface in a later step.
         let mut values = std::mem::take(&mut self.spare);
         self.model.backend().read_into(&logits, &mut values)?;
@@ -95,7 +95,7 @@ impl Runner for ModelRunner {
     }
 
     fn run_best(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<Option<u32>>, TensorError> {
-        let logits = self.forward(copies, batch);
+        let logits = self.forward(copies, batch)?;
         self.model.backend().argmax(&logits)
     }
 
@@ -105,7 +105,7 @@ impl Runner for ModelRunner {
         batch: &Batch,
         n: usize,
     ) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
-        let logits = self.forward(copies, batch);
+        let logits = self.forward(copies, batch)?;
         self.model.backend().largest(&logits, n)
     }
 
@@ -114,6 +114,9 @@ impl Runner for ModelRunner {
     }
 
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
-        self.model.backend().parallel(n, work);
+        // Of a model on two devices, the first is the one with threads of the host.
+        if let Some((backend, _)) = self.model.devices().next() {
+            backend.parallel(n, work);
+        }
     }
 }

@@ -3,9 +3,12 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use mlxr_tensor::{Act, AttentionSpec, Backend, Batch, Gate, KvCache, Rope, RouterSpec, Weight};
+use mlxr_tensor::{Act, AttentionSpec, Backend, Batch, Gate, KvCache, Rope, RouterSpec, TensorError, Weight};
+
+use crate::placement::ModelKv;
 
 /// What every part of a step needs besides its own weights.
+#[derive(Clone, Copy)]
 pub struct Cx<'a> {
     pub backend: &'a dyn Backend,
     pub batch: &'a Batch,
@@ -54,41 +57,60 @@ pub struct Decoder {
     pub embed: Weight,
     pub embed_scale: f32,
     pub residual_scale: f32,
-    pub layers: Vec<Layer>,
+    /// The layers in order; there is always a stage.
+    pub stages: Vec<Stage>,
     pub norm: Weight,
     pub lm_head: Weight,
     pub logit_scale: f32,
     pub logit_softcap: Option<f32>,
 }
 
+/// Layers on one device.
+pub struct Stage {
+    pub backend: Arc<dyn Backend>,
+    pub layers: Vec<Layer>,
+}
+
 impl Decoder {
-    /// Logits of `batch.output_rows`: `[n_output_rows, vocab]`.
-    pub fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
-        let x = self.stream(cx, kv);
-        self.logits(cx, x)
+    /// Logits of `batch.output_rows`: `[n_output_rows, vocab]`, on the last stage's device.
+    ///
+    /// # Errors
+    /// A device failed before the last one was reached.
+    pub fn forward(&self, cx: Cx<'_>, kv: &mut ModelKv) -> Result<Act, TensorError> {
+        self.stream(cx, kv, |cx, x| self.logits(cx, x))
     }
 
     /// The normalised last hidden state of `batch.output_rows`: `[n_output_rows, hidden]`.
-    pub fn hidden(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
-        let x = self.stream(cx, kv);
-        let x = output_rows(cx, x);
-        cx.backend.rms_norm(&x, &self.norm, cx.norm_eps)
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn hidden(&self, cx: Cx<'_>, kv: &mut ModelKv) -> Result<Act, TensorError> {
+        self.stream(cx, kv, |cx, x| {
+            cx.backend.rms_norm(&output_rows(cx, x), &self.norm, cx.norm_eps) // [n_output_rows, hidden]
+        })
     }
 
-    /// The residual stream after the last layer: `[rows, hidden]`.
-    fn stream(&self, cx: &Cx<'_>, kv: &mut KvCache) -> Act {
-        let x = cx.backend.embed(&self.embed, cx.batch, self.embed_scale); // [rows, hidden]
-        let mut residual = Residual { x, pending: None, scale: self.residual_scale };
-        for (layer_idx, layer) in self.layers.iter().enumerate() {
-            let h = residual.normed(cx, layer.attn_norm.as_ref());
-            let kv_layer = if cx.kv_layers == KvLayers::Own { layer_idx } else { 0 };
-            let h = layer.attn.forward(cx, kv, kv_layer, &h);
-            residual.push(cx.norm(h, layer.post_attn_norm.as_ref()));
-            let h = residual.normed(cx, layer.mlp_norm.as_ref());
-            let h = layer.mlp.forward(cx, &h);
-            residual.push(cx.norm(h, layer.post_mlp_norm.as_ref()));
+    /// What `end` makes of the residual stream after the last layer: `[rows, hidden]`. `cx` is the first stage's.
+    fn stream(
+        &self,
+        cx: Cx<'_>,
+        kv: &mut ModelKv,
+        end: impl FnOnce(&Cx<'_>, Act) -> Act,
+    ) -> Result<Act, TensorError> {
+        // Each device keeps what it derives from a batch with its own copy.
+        let copies: Vec<Batch> = self.stages[1..].iter().map(|_| cx.batch.clone()).collect();
+        let batches = std::iter::once(cx.batch).chain(&copies);
+        let mut x = cx.backend.embed(&self.embed, cx.batch, self.embed_scale); // [rows, hidden]
+        let mut at = cx;
+        for (i, ((stage, (_, kv)), batch)) in self.stages.iter().zip(&mut kv.parts).zip(batches).enumerate() {
+            let next = Cx { backend: &*stage.backend, batch, ..cx };
+            if i > 0 {
+                x = next.backend.act(x.rows(), x.cols(), &at.backend.read(&x)?);
+            }
+            at = next;
+            x = stage.forward(&at, kv, x, self.residual_scale);
         }
-        residual.finish(cx)
+        Ok(end(&at, x))
     }
 
     fn logits(&self, cx: &Cx<'_>, x: Act) -> Act {
@@ -105,6 +127,23 @@ impl Decoder {
             cx.backend.softcap(&mut logits, cap);
         }
         logits
+    }
+}
+
+impl Stage {
+    /// The residual stream `x: [rows, hidden]` through the layers.
+    fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, x: Act, residual_scale: f32) -> Act {
+        let mut residual = Residual { x, pending: None, scale: residual_scale };
+        for (layer_idx, layer) in self.layers.iter().enumerate() {
+            let h = residual.normed(cx, layer.attn_norm.as_ref());
+            let kv_layer = if cx.kv_layers == KvLayers::Own { layer_idx } else { 0 };
+            let h = layer.attn.forward(cx, kv, kv_layer, &h);
+            residual.push(cx.norm(h, layer.post_attn_norm.as_ref()));
+            let h = residual.normed(cx, layer.mlp_norm.as_ref());
+            let h = layer.mlp.forward(cx, &h);
+            residual.push(cx.norm(h, layer.post_mlp_norm.as_ref()));
+        }
+        residual.finish(cx)
     }
 }
 

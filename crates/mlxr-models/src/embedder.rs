@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use mlxr_checkpoint::{Checkpoint, DenseModule, EmbeddingFiles, Pooling};
-use mlxr_tensor::{Act, Activation, Backend, Batch, DType, KvCache, KvSpec, TensorError};
+use mlxr_tensor::{Act, Activation, Backend, Batch, DType, KvSpec, TensorError};
 
 use crate::config::Bias;
 use crate::decoder::Linear;
 use crate::encoder::{self, Encoder, EncoderConfig, LayerNorm};
 use crate::head::{EmbedderHead, ScoreActivation};
+use crate::placement::{ModelKv, Placement};
 use crate::upload::{Expected, Upload};
 use crate::{Model, ModelError, ModelOptions};
 
@@ -60,19 +61,21 @@ struct ScoreHead {
 }
 
 impl Embedder {
-    /// Loads a model that makes vectors or scores: an encoder, or a decoder published for its vectors.
+    /// Loads a model that makes vectors or scores: an encoder, which computes where a decoder's last layer would, or a
+    /// decoder published for its vectors.
     ///
     /// # Errors
     /// [`ModelError`] names the config field, tensor or limit that stands in the way; no checkpoint makes this panic.
     pub fn load(
         ckpt: &Checkpoint,
-        backend: Arc<dyn Backend>,
+        placement: &Placement,
         options: &ModelOptions,
     ) -> Result<Embedder, ModelError> {
         if !ckpt.arch.encoder {
-            let model = Arc::new(Model::load(ckpt, backend, options)?);
+            let model = Arc::new(Model::load_at(ckpt, placement, options)?);
             return Self::of_decoder(model, ckpt);
         }
+        let backend = placement.last().clone();
         let name = ckpt.path.display().to_string();
         let config = EncoderConfig::for_checkpoint(ckpt)?;
         let n_ctx = options.n_ctx.unwrap_or(config.n_ctx);
@@ -122,6 +125,14 @@ impl Embedder {
         &self.backend
     }
 
+    /// The devices in order, each with how many layers it computes; of an encoder none are counted.
+    pub fn devices(&self) -> Vec<(&Arc<dyn Backend>, usize)> {
+        match &self.trunk {
+            Trunk::Encoder { .. } => vec![(&self.backend, 0)],
+            Trunk::Decoder(model) => model.devices().collect(),
+        }
+    }
+
     /// Tokens of a text at most.
     pub fn n_ctx(&self) -> u32 {
         self.n_ctx
@@ -155,18 +166,25 @@ impl Embedder {
     }
 
     /// Scratch for batches of `n_tokens` in `n_texts` texts at most.
-    pub fn scratch_spec(&self, n_tokens: usize, n_texts: usize) -> KvSpec {
+    ///
+    /// # Errors
+    /// [`TensorError`] when a device cannot hold it.
+    pub fn scratch(&self, n_tokens: usize, n_texts: usize) -> Result<ModelKv, TensorError> {
         let layer = match &self.trunk {
             Trunk::Encoder { config, .. } => config.kv_layer(),
             Trunk::Decoder(model) => model.config().kv_layer(),
         };
         // The last block of every text may be almost empty.
         let n_blocks = n_tokens.div_ceil(BLOCK_TOKENS) + n_texts;
-        KvSpec { n_blocks, block_tokens: BLOCK_TOKENS, dtype: DType::F32, layers: vec![layer] }
+        let spec = KvSpec { n_blocks, block_tokens: BLOCK_TOKENS, dtype: DType::F32, layers: vec![layer] };
+        match &self.trunk {
+            Trunk::Encoder { .. } => ModelKv::new(&spec, [(self.backend.clone(), 0..1)]),
+            Trunk::Decoder(model) => model.scratch(&spec),
+        }
     }
 
     /// Runs whole texts in one forward, each with a result of its own: a vector, all tokens' vectors one after
-    /// another, or scores. `scratch` comes from [`Self::scratch_spec`].
+    /// another, or scores. `scratch` comes from [`Self::scratch`].
     ///
     /// # Errors
     /// The device failed.
@@ -174,11 +192,13 @@ impl Embedder {
     /// # Panics
     /// When a text is empty, longer than the context or together longer than the scratch, or a token id is not in
     /// the vocabulary.
-    pub fn run(&self, texts: &[Text], scratch: &mut KvCache) -> Result<Vec<Vec<f32>>, TensorError> {
+    pub fn run(&self, texts: &[Text], scratch: &mut ModelKv) -> Result<Vec<Vec<f32>>, TensorError> {
         let (batch, types) = self.batch(texts);
         let hidden = match &self.trunk {
-            Trunk::Encoder { encoder, .. } => encoder.forward(&*self.backend, &batch, &types, scratch),
-            Trunk::Decoder(model) => model.hidden(&batch, scratch),
+            Trunk::Encoder { encoder, .. } => {
+                encoder.forward(&*self.backend, &batch, &types, &mut scratch.parts[0].1)
+            }
+            Trunk::Decoder(model) => model.hidden(&batch, scratch)?,
         };
         let pooled = self.pool(texts, &hidden)?;
         match &self.head {

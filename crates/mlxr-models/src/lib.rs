@@ -2,7 +2,7 @@
 //!
 //! [`Model::load`] reads a checkpoint's config through its family's file, checks that every weight is found and
 //! every tensor used, and uploads them. [`Model::forward`] turns a batch of rows into logits.
-//! Nothing here names a device, and no op knows whether a row is prefill or decode.
+//! [`Placement`] says which of the devices it is given computes which layers; nothing here names one, and no op knows whether a row is prefill or decode.
 
 mod config;
 mod decoder;
@@ -13,6 +13,7 @@ mod families;
 mod fields;
 mod head;
 mod model;
+mod placement;
 mod rope;
 mod upload;
 mod weights;
@@ -23,4 +24,5 @@ pub use encoder::{EncoderConfig, EncoderMlp, ScoreConfig};
 pub use error::ModelError;
 pub use head::{EmbedderHead, HeadError, ScoreActivation, ranking, shorten, vectors};
 pub use model::{Model, ModelOptions};
+pub use placement::{ModelKv, Placement};
 pub use rope::{RopeConfig, RopeScaling};

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use mlxr_checkpoint::{Checkpoint, CheckpointFormat};
-use mlxr_tensor::{Act, Backend, Batch, DType, KvCache, KvSpec};
+use mlxr_tensor::{Act, Backend, Batch, DType, KvSpec, TensorError};
 
 use crate::ModelError;
 use crate::config::{DecoderConfig, MlpConfig};
 use crate::decoder::{Cx, Decoder, KvLayers};
 use crate::families;
 use crate::fields::Fields;
+use crate::placement::{ModelKv, Placement};
 use crate::rope::RopeFactors;
 use crate::weights::Loader;
 
@@ -24,9 +25,8 @@ pub struct ModelOptions {
     pub n_ctx: Option<u32>,
 }
 
-/// A decoder with its weights on a backend.
+/// A decoder with its weights on one device or two.
 pub struct Model {
-    backend: Arc<dyn Backend>,
     config: DecoderConfig,
     decoder: Decoder,
     n_ctx: u32,
@@ -35,7 +35,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads the config, checks every tensor and uploads the weights.
+    /// Reads the config, checks every tensor and uploads the weights, all to one device.
     ///
     /// # Errors
     /// [`ModelError`] names the config field, tensor or limit that stands in the way; no checkpoint makes this panic.
@@ -44,40 +44,62 @@ impl Model {
         backend: Arc<dyn Backend>,
         options: &ModelOptions,
     ) -> Result<Model, ModelError> {
+        Self::load_at(ckpt, &Placement::whole(backend), options)
+    }
+
+    /// As [`Self::load`], to the devices of a placement.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_at(
+        ckpt: &Checkpoint,
+        placement: &Placement,
+        options: &ModelOptions,
+    ) -> Result<Model, ModelError> {
         let name = ckpt.path.display().to_string();
         let config = DecoderConfig::for_checkpoint(ckpt)?;
         let n_ctx = options.n_ctx.unwrap_or(config.n_ctx_train);
         if n_ctx > config.n_ctx_max {
             return Err(ModelError::ContextTooLong { model: name, n_ctx, n_ctx_max: config.n_ctx_max });
         }
-        let loader = Loader::new(&name, &config, ckpt, &*backend, n_ctx)?;
-        let (decoder, weights_bytes) = loader.load()?;
-        let bytes_per_token = weights_bytes - idle_bytes(&config, ckpt);
-        Ok(Model { backend, config, decoder, n_ctx, weights_bytes, bytes_per_token })
+        let stages = placement.stages(config.layers.len());
+        let loader = Loader::new(&name, &config, ckpt, &*stages[0].0, n_ctx)?;
+        let (decoder, weights_bytes) = loader.load(&stages)?;
+        let bytes_per_token = weights_bytes - idle_bytes(&config, ckpt, stages.len());
+        Ok(Model { config, decoder, n_ctx, weights_bytes, bytes_per_token })
     }
 
     /// Logits of `batch.output_rows`: `[n_output_rows, vocab]`, scaled and capped as the family does.
-    /// Stores the rows' keys and values at `batch.slots`.
+    /// Stores the rows' keys and values at `batch.slots`. The logits are on [`Self::backend`].
+    ///
+    /// # Errors
+    /// A device failed on the way; one that fails at the end says so when the logits are read.
     ///
     /// # Panics
-    /// When a token id is not below [`DecoderConfig::vocab`], or `kv` was not made from [`Self::kv_spec`].
-    pub fn forward(&self, batch: &Batch, kv: &mut KvCache) -> Act {
-        self.decoder.forward(&self.cx(batch, KvLayers::Own), kv)
+    /// When a token id is not below [`DecoderConfig::vocab`], or `kv` is not of [`Self::kv_cache`].
+    pub fn forward(&self, batch: &Batch, kv: &mut ModelKv) -> Result<Act, TensorError> {
+        self.decoder.forward(self.cx(batch, KvLayers::Own), kv)
     }
 
     /// The normalised last hidden state of `batch.output_rows`: `[n_output_rows, hidden]`. Every span is a whole
     /// sequence, and `kv` is scratch of one layer.
-    pub(crate) fn hidden(&self, batch: &Batch, kv: &mut KvCache) -> Act {
-        self.decoder.hidden(&self.cx(batch, KvLayers::Shared), kv)
+    pub(crate) fn hidden(&self, batch: &Batch, kv: &mut ModelKv) -> Result<Act, TensorError> {
+        self.decoder.hidden(self.cx(batch, KvLayers::Shared), kv)
     }
 
     fn cx<'a>(&'a self, batch: &'a Batch, kv_layers: KvLayers) -> Cx<'a> {
-        Cx { backend: &*self.backend, batch, norm_eps: self.config.norm_eps, kv_layers }
+        Cx { backend: &*self.decoder.stages[0].backend, batch, norm_eps: self.config.norm_eps, kv_layers }
     }
 
-    /// Where the weights are.
+    /// Where logits come from: the device of the last layer.
     pub fn backend(&self) -> &Arc<dyn Backend> {
-        &self.backend
+        let last = self.decoder.stages.last().expect("a decoder has a stage");
+        &last.backend
+    }
+
+    /// The devices in order, each with how many layers it computes.
+    pub fn devices(&self) -> impl Iterator<Item = (&Arc<dyn Backend>, usize)> {
+        self.decoder.stages.iter().map(|stage| (&stage.backend, stage.layers.len()))
     }
 
     pub fn config(&self) -> &DecoderConfig {
@@ -92,6 +114,24 @@ impl Model {
     /// The arena that holds this model's keys and values.
     pub fn kv_spec(&self, n_blocks: usize, block_tokens: usize, dtype: DType) -> KvSpec {
         KvSpec { n_blocks, block_tokens, dtype, layers: self.config.kv_layers() }
+    }
+
+    /// The arena that [`Self::kv_spec`] describes.
+    ///
+    /// # Errors
+    /// [`TensorError`] when a device cannot hold its part.
+    pub fn kv_cache(&self, spec: &KvSpec) -> Result<ModelKv, TensorError> {
+        let mut n_before = 0;
+        let layers = self.devices().map(|(backend, n_layers)| {
+            n_before += n_layers;
+            (backend.clone(), n_before - n_layers..n_before)
+        });
+        ModelKv::new(spec, layers)
+    }
+
+    /// Scratch of one layer's size on each device, for [`Self::hidden`].
+    pub(crate) fn scratch(&self, spec: &KvSpec) -> Result<ModelKv, TensorError> {
+        ModelKv::new(spec, self.devices().map(|(backend, _)| (backend.clone(), 0..1)))
     }
 
     /// Bytes of all weights as stored in the checkpoint.
@@ -131,9 +171,10 @@ impl DecoderConfig {
 }
 
 /// Weight bytes a decode step leaves alone.
-fn idle_bytes(config: &DecoderConfig, ckpt: &Checkpoint) -> usize {
+fn idle_bytes(config: &DecoderConfig, ckpt: &Checkpoint, n_devices: usize) -> usize {
     let mut idle = 0;
-    if let (false, Some(table)) = (config.tied, ckpt.tensor("embed_tokens.weight")) {
+    let has_table = !config.tied || n_devices > 1;
+    if let (true, Some(table)) = (has_table, ckpt.tensor("embed_tokens.weight")) {
         idle += table.n_bytes() - table.n_bytes() / config.vocab;
     }
     for (i, layer) in config.layers.iter().enumerate() {

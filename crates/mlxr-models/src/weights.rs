@@ -2,6 +2,7 @@
 //!
 //! All names and shapes follow from the config, so they are checked in one pass before anything is uploaded.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mlxr_checkpoint::Checkpoint;
@@ -9,7 +10,7 @@ use mlxr_tensor::{AttentionSpec, Backend, HostTensor, Rope};
 
 use crate::ModelError;
 use crate::config::{DecoderConfig, LayerConfig, MlpConfig, QkNorm};
-use crate::decoder::{Attention, Decoder, DenseMlp, ExpertMlp, Layer, Linear, Mlp, QkNormWeights};
+use crate::decoder::{Attention, Decoder, DenseMlp, ExpertMlp, Layer, Linear, Mlp, QkNormWeights, Stage};
 use crate::upload::{Expected, Upload};
 
 /// Endings of tensors that are computed, not learned: old files carry them, nothing needs them.
@@ -97,6 +98,8 @@ fn mlp_parts(hidden: usize, intermediate: usize) -> [(&'static str, usize, usize
 pub struct Loader<'a> {
     config: &'a DecoderConfig,
     upload: Upload<'a>,
+    n_ctx: u32,
+    /// Of the device that is loaded: it keeps what it derives from a rope there.
     ropes: Vec<Arc<Rope>>,
 }
 
@@ -115,28 +118,45 @@ impl<'a> Loader<'a> {
                 || (config.tied && name == "lm_head.weight")
                 || COMPUTED.iter().any(|ending| name.ends_with(ending))
         })?;
-        let ropes = config.ropes.iter().map(|rope| Arc::new(rope.rope(ckpt.rope_pairing, n_ctx))).collect();
-        Ok(Self { config, upload: Upload::new(model, ckpt, backend), ropes })
+        Ok(Self { config, upload: Upload::new(model, ckpt, backend), n_ctx, ropes: Vec::new() })
     }
 
-    /// Uploads everything; also returns the bytes the weights take.
-    pub fn load(mut self) -> Result<(Decoder, usize), ModelError> {
+    /// Uploads everything, to each device its layers; also returns the bytes the weights take.
+    pub fn load(
+        mut self,
+        devices: &'a [(Arc<dyn Backend>, Range<usize>)],
+    ) -> Result<(Decoder, usize), ModelError> {
         let embed = self.upload.weight("embed_tokens.weight")?;
-        let lm_head = if self.config.tied { embed.clone() } else { self.upload.weight("lm_head.weight")? };
+        let stages = devices.iter().map(|(backend, layers)| self.stage(backend, layers.clone()));
+        let stages = stages.collect::<Result<Vec<_>, _>>()?;
+        let lm_head = match (self.config.tied, stages.len()) {
+            (true, 1) => embed.clone(),
+            (true, _) => self.upload.weight("embed_tokens.weight")?,
+            (false, _) => self.upload.weight("lm_head.weight")?,
+        };
         let norm = self.upload.weight("norm.weight")?;
-        let layers = (0..self.config.layers.len()).map(|i| self.layer(i)).collect::<Result<_, _>>()?;
         let config = self.config;
         let decoder = Decoder {
             embed,
             embed_scale: config.embed_scale,
             residual_scale: config.residual_scale,
-            layers,
+            stages,
             norm,
             lm_head,
             logit_scale: config.logit_scale,
             logit_softcap: config.logit_softcap,
         };
         Ok((decoder, self.upload.n_bytes))
+    }
+
+    /// Some layers on one device, where what is uploaded next goes too.
+    fn stage(&mut self, backend: &'a Arc<dyn Backend>, layers: Range<usize>) -> Result<Stage, ModelError> {
+        let ropes = self.config.ropes.iter();
+        let pairing = self.upload.ckpt.rope_pairing;
+        self.ropes = ropes.map(|rope| Arc::new(rope.rope(pairing, self.n_ctx))).collect();
+        self.upload.backend = &**backend;
+        let layers = layers.map(|i| self.layer(i)).collect::<Result<_, _>>()?;
+        Ok(Stage { backend: backend.clone(), layers })
     }
 
     fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {

@@ -69,6 +69,19 @@ pub fn describe(backend: &dyn Backend) -> String {
     format!("{}, {}", backend.name(), backend.describe())
 }
 
+/// The devices of a model in one line, where there are several with their layers.
+pub fn describe_devices<'a>(devices: impl IntoIterator<Item = (&'a Arc<dyn Backend>, usize)>) -> String {
+    let devices: Vec<_> = devices.into_iter().collect();
+    match &*devices {
+        [(backend, _)] => describe(&***backend),
+        several => {
+            let one =
+                |&(backend, n): &(&Arc<dyn Backend>, usize)| format!("{} ({n} layers)", describe(&**backend));
+            several.iter().rev().map(one).collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Device({})", self.describe())

@@ -8,7 +8,7 @@ use mlxr_checkpoint::{Checkpoint, CheckpointError, EmbeddingFiles};
 use mlxr_engine::{
     EmbedderHandle, EmbedderLimits, Engine, EngineError, EngineHandle, EngineOptions, Shutdown,
 };
-use mlxr_models::{Embedder, Model, ModelError, ModelOptions};
+use mlxr_models::{Embedder, Model, ModelError, ModelOptions, Placement};
 use mlxr_tensor::TensorError;
 use mlxr_text::grammar::{GrammarError, GrammarFactory};
 use mlxr_text::{ChatTemplate, TemplateTokens, TextError, Tokenizer};
@@ -147,7 +147,7 @@ impl Loaded {
 
     /// What it computes on, in one line.
     pub fn device(&self) -> String {
-        device::describe(&**self.embeddings().embedder.backend())
+        device::describe_devices(self.embeddings().embedder.devices())
     }
 
     /// Takes no more requests: `Drain` lets those there are finish, `Cancel` does not.
@@ -252,10 +252,10 @@ impl LoadedEmbedder {
         ckpt: &Checkpoint,
         plan: MemoryPlan,
         setup: &EngineSetup,
+        placement: &Placement,
     ) -> Result<LoadedEmbedder, LoadError> {
         let tokenizer = Tokenizer::from_source(&ckpt.tokenizer)?;
-        let embedder =
-            Embedder::load(ckpt, setup.device.backend()?, &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
+        let embedder = Embedder::load(ckpt, placement, &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
         let embeddings = Embeddings::new(embedder, ckpt.embedding.clone());
         embeddings.start(setup.embedder_limits())?;
         Ok(LoadedEmbedder { name: name.to_owned(), embeddings, tokenizer, plan })
@@ -310,10 +310,11 @@ impl LoadedModel {
         ckpt: &Checkpoint,
         plan: MemoryPlan,
         setup: &EngineSetup,
+        placement: &Placement,
     ) -> Result<LoadedModel, LoadError> {
         let tokenizer = Tokenizer::from_source(&ckpt.tokenizer)?.with_generation_config(&ckpt.generation);
         let template = template(ckpt, &tokenizer, &spec.settings)?;
-        let model = Model::load(ckpt, setup.device.backend()?, &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
+        let model = Model::load_at(ckpt, placement, &ModelOptions { n_ctx: Some(plan.n_ctx) })?;
         let options = EngineOptions {
             n_ctx: Some(plan.n_ctx as usize),
             kv_bytes: Some(usize::try_from(plan.kv_bytes).unwrap_or(usize::MAX)),

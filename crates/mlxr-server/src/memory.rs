@@ -7,6 +7,8 @@ use mlxr_engine::{EmbedderLimits, EngineOptions};
 use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
 use mlxr_tensor::{Backend, DType, DeviceMemory, KvLayerSpec, KvSpec};
 
+use crate::split::Split;
+
 /// Sequences of full length the KV arena holds when nobody says; shorter ones share the room.
 const DEFAULT_FULL_SEQS: usize = 8;
 
@@ -25,6 +27,8 @@ pub struct MemoryPlan {
     /// One KV block.
     pub block_bytes: u64,
     pub kv_dtype: DType,
+    /// How that is divided between two devices, if so; what both need, such as a step's rows, is counted twice.
+    pub split: Option<Split>,
 }
 
 impl MemoryPlan {
@@ -57,12 +61,12 @@ impl MemoryPlan {
         let kv_bytes = options.kv_bytes.map_or_else(
             || {
                 let left = room_bytes.saturating_sub(weights_bytes + step_bytes);
-                let n_seqs = DEFAULT_FULL_SEQS.min(options.max_seqs) as u64;
-                seq_bytes.saturating_mul(n_seqs).min(left).max(seq_bytes)
+                seq_bytes.saturating_mul(full_seqs(options)).min(left).max(seq_bytes)
             },
             |bytes| bytes as u64,
         );
-        Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, block_bytes, kv_dtype: options.kv_dtype })
+        let kv_dtype = options.kv_dtype;
+        Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, block_bytes, kv_dtype, split: None })
     }
 
     /// Plans for a model that makes vectors: weights as stored, scratch of one layer, the rows of the largest batch.
@@ -121,8 +125,14 @@ impl fmt::Display for MemoryPlan {
             f,
             "{total} bytes ({weights_bytes} of weights, {kv_bytes} of KV cache for contexts of {n_ctx}, \
              {step_bytes} per step)"
-        )
+        )?;
+        self.split.map_or(Ok(()), |split| write!(f, ": {split}"))
     }
+}
+
+/// Sequences of full length the arena holds where nobody sizes it and room is plenty.
+pub(crate) fn full_seqs(options: &EngineOptions) -> u64 {
+    DEFAULT_FULL_SEQS.min(options.max_seqs) as u64
 }
 
 /// One layer's scratch and the rows of an embedder's largest batch.
@@ -144,6 +154,7 @@ fn scratch_plan(
         step_bytes: n_rows * floats_per_row as u64 * 4,
         block_bytes: block_tokens as u64 * slot_bytes,
         kv_dtype: DType::F32,
+        split: None,
     }
 }
 

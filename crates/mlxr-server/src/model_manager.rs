@@ -6,7 +6,8 @@
 //! on gets what the file says now. Loads happen one at a
 //! time, so that two of them never count on the same memory; requests for models that are there do not wait for them.
 //!
-//! A model that the first device has no room or no kernels for goes to the fallback, where there is one, and says so.
+//! A model that the first device has no room for is divided between it and the second, where there is one (`split.rs`).
+//! One it can take no layer of, or has no kernels for, goes to the second whole where that is allowed, and says so.
 //! Once a device has failed its models are loaded again, one by one, as they are asked for.
 //!
 //! Invariant: the plans of all models on a device together are within its limit.
@@ -18,18 +19,21 @@ use std::time::{Duration, Instant};
 
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{EmbedderHandle, Shutdown};
+use mlxr_models::Placement;
 use mlxr_text::Tokenizer;
 use tokio::sync::Notify;
 
 use crate::ServeError;
 use crate::catalogue::Catalogue;
-use crate::device::Device;
+use crate::config::GpuLayers;
+use crate::device::{Device, DeviceError};
 use crate::ids::unix_s;
 use crate::loaded::{Embeddings, EngineSetup, LoadError, Loaded, LoadedEmbedder, LoadedModel, ModelSource};
 use crate::memory::{Memory, MemoryPlan, PlanError};
 use crate::model_list::{ModelList, ModelSpec, ModelsError};
+use crate::split::{CpuRoom, Room, Split};
 
-pub use residence::{MemoryUse, Residence};
+pub use residence::{MemoryUse, Planned, Residence};
 
 /// How long a model stays in memory after its last request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +67,33 @@ pub struct Models {
     idle: Notify,
 }
 
-/// Where models go that the first device cannot take.
+/// The CPU behind a GPU: it computes what the GPU cannot take.
 #[derive(Clone, Debug)]
 pub struct Fallback {
     pub device: Device,
     pub memory: Memory,
     /// Whether both devices compute in the same memory.
     pub shares_memory: bool,
+    /// Layers of a model that the first device is to take.
+    pub gpu_layers: GpuLayers,
+    pub role: Role,
+}
+
+impl Fallback {
+    /// All of its memory, for layers of one model.
+    pub const fn room(&self) -> CpuRoom {
+        let (bytes, is_shared) = (self.memory.limit_bytes, self.shares_memory);
+        CpuRoom { bytes, is_shared, gpu_layers: self.gpu_layers }
+    }
+}
+
+/// What a second device is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Layers that the first has no room for.
+    Layers,
+    /// Those, and models that the first can take no layer of.
+    Models,
 }
 
 /// One of the devices.
@@ -335,7 +359,7 @@ impl Models {
             self.unload_now(is_broken).await;
         }
         match self.load_at(Place::First, &spec, purpose, None).await {
-            Err(error) if error.concerns_device() && self.fallback.is_some() => {
+            Err(error) if error.concerns_device() && self.may_take_models() => {
                 let why = error.to_string();
                 tracing::warn!(model = spec.name, why, "the model goes to the other device");
                 self.load_at(Place::Fallback, &spec, purpose, Some(why)).await
@@ -361,20 +385,27 @@ impl Models {
             }
             false => ServeError::internal(format!("cannot load {name:?}: {error}")),
         };
-        let (setup, limit_bytes) = (self.setup_at(place).for_model(&spec.settings), self.limit_bytes(place));
-        let (planned, planned_setup) = (spec.clone(), setup.clone());
+        let setup = self.setup_at(place).for_model(&spec.settings);
+        let (planned, planned_setup, room) = (spec.clone(), setup.clone(), self.room(place, |_| 0));
         let (ckpt, plan) =
-            blocking(move || plan(&planned.source, &planned_setup, limit_bytes)).await?.map_err(failed)?;
+            blocking(move || plan(&planned.source, &planned_setup, &room)).await?.map_err(failed)?;
         if purpose == Purpose::Generate && ckpt.is_embedder() {
             return Err(generates_nothing(name));
         }
         let plan = self.make_room(name, &ckpt, &setup, plan, place).await?;
-        let loaded = spec.clone();
+        let (loaded, cpu) = (spec.clone(), self.fallback.as_ref().map(|fallback| fallback.device.clone()));
         let load = move || -> Result<Loaded, LoadError> {
+            let placement = placement(&plan, &setup.device, cpu.as_ref())?;
             Ok(if ckpt.is_embedder() {
-                Loaded::Embedder(Arc::new(LoadedEmbedder::load(&loaded.name, &ckpt, plan, &setup)?))
+                Loaded::Embedder(Arc::new(LoadedEmbedder::load(
+                    &loaded.name,
+                    &ckpt,
+                    plan,
+                    &setup,
+                    &placement,
+                )?))
             } else {
-                Loaded::Generator(Arc::new(LoadedModel::load(&loaded, &ckpt, plan, &setup)?))
+                Loaded::Generator(Arc::new(LoadedModel::load(&loaded, &ckpt, plan, &setup, &placement)?))
             })
         };
         let model = blocking(load).await?.map_err(failed)?;
@@ -403,6 +434,19 @@ impl Models {
             }
             _ => self.setup.clone(),
         }
+    }
+
+    /// Whether the second device takes whole models.
+    fn may_take_models(&self) -> bool {
+        self.fallback.as_ref().is_some_and(|fallback| fallback.role == Role::Models)
+    }
+
+    /// What there is for a model at a place, beside what `used_bytes` says is taken of each.
+    fn room(&self, place: Place, used_bytes: impl Fn(Place) -> u64) -> Room {
+        let left = |place: Place| self.limit_bytes(place).saturating_sub(used_bytes(place));
+        let cpu = self.fallback.as_ref().filter(|_| place == Place::First);
+        let cpu = cpu.map(|fallback| CpuRoom { bytes: left(Place::Fallback), ..fallback.room() });
+        Room { device_bytes: left(place), cpu }
     }
 
     fn limit_bytes(&self, place: Place) -> u64 {
@@ -437,13 +481,13 @@ impl Models {
         place: Place,
     ) -> Result<MemoryPlan, ServeError> {
         loop {
-            let room = self.limit_bytes(place).saturating_sub(self.used_bytes(place));
-            if plan.total_bytes() <= room {
+            let room = self.room(place, |place| self.used_bytes(place));
+            if room.holds(&plan) {
                 return Ok(plan);
             }
             let Some(victim) = self.longest_idle(place) else {
-                let smaller = plan_in(ckpt, setup, room).map_err(ServeError::internal)?;
-                if smaller.total_bytes() <= room {
+                let smaller = plan_in(ckpt, setup, &room).map_err(ServeError::internal)?;
+                if room.holds(&smaller) {
                     return Ok(smaller);
                 }
                 return Err(self.out_of_memory(name, smaller, place));
@@ -455,13 +499,26 @@ impl Models {
 
     fn used_bytes(&self, place: Place) -> u64 {
         let table = self.lock();
-        let there = table.iter().filter(|resident| self.is_at(resident, place));
-        there.map(|resident| resident.model.total_bytes()).sum()
+        table.iter().map(|resident| self.bytes_at(resident, place)).sum()
     }
 
     /// Whether a model takes from the memory of a device.
     fn is_at(&self, resident: &Resident, place: Place) -> bool {
-        resident.place == place || self.fallback.as_ref().is_some_and(|fallback| fallback.shares_memory)
+        self.bytes_at(resident, place) > 0
+    }
+
+    /// What a model takes from the memory of a device. What it takes more once it makes vectors counts on both of two.
+    fn bytes_at(&self, resident: &Resident, place: Place) -> u64 {
+        let (plan, total) = (resident.model.plan(), resident.model.total_bytes());
+        let is_shared = self.fallback.as_ref().is_some_and(|fallback| fallback.shares_memory);
+        match plan.split {
+            Some(Split { cpu, gpu }) if !is_shared => {
+                let share = if place == Place::First { gpu } else { cpu };
+                share.total_bytes() + (total - plan.total_bytes())
+            }
+            _ if is_shared || resident.place == place => total,
+            _ => 0,
+        }
     }
 
     fn longest_idle(&self, place: Place) -> Option<Loaded> {
@@ -669,18 +726,30 @@ impl EmbedderLease {
 fn plan(
     source: &ModelSource,
     setup: &EngineSetup,
-    room_bytes: u64,
+    room: &Room,
 ) -> Result<(Checkpoint, MemoryPlan), LoadError> {
     let ckpt = source.open()?;
-    let plan = plan_in(&ckpt, setup, room_bytes)?;
+    let plan = plan_in(&ckpt, setup, room)?;
     Ok((ckpt, plan))
 }
 
-fn plan_in(ckpt: &Checkpoint, setup: &EngineSetup, room_bytes: u64) -> Result<MemoryPlan, PlanError> {
+fn plan_in(ckpt: &Checkpoint, setup: &EngineSetup, room: &Room) -> Result<MemoryPlan, PlanError> {
     if ckpt.is_embedder() {
         return MemoryPlan::for_embedder(ckpt, &setup.options, &setup.embedder_limits());
     }
-    MemoryPlan::new(ckpt, &setup.options, room_bytes)
+    MemoryPlan::within(ckpt, &setup.options, room)
+}
+
+/// The devices a plan is for.
+///
+/// # Errors
+/// One of them cannot be had.
+fn placement(plan: &MemoryPlan, device: &Device, cpu: Option<&Device>) -> Result<Placement, DeviceError> {
+    let whole = Placement::whole(device.backend()?);
+    match (plan.split, cpu) {
+        (Some(Split { cpu: share, .. }), Some(cpu)) => Ok(whole.with_first(share.n_layers, cpu.backend()?)),
+        _ => Ok(whole),
+    }
 }
 
 /// Runs what takes long away from the threads that serve connections.

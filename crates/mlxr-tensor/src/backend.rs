@@ -330,12 +330,19 @@ impl DeviceCache {
     /// The cached form, made on first use.
     ///
     /// # Panics
-    /// When two backends of different type share the value, which the engine never does.
+    /// When two backends of different type share the value: a model on two devices gives each a copy.
     pub fn get_or_init<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> &T {
         self.0
             .get_or_init(|| Box::new(make()))
             .downcast_ref()
-            .expect("one backend per model: the cached form has its type")
+            .expect("one backend per value: the cached form has its type")
+    }
+}
+
+/// A copy starts empty, so that another device can fill it.
+impl Clone for DeviceCache {
+    fn clone(&self) -> Self {
+        Self::default()
     }
 }
 
@@ -346,7 +353,7 @@ impl fmt::Debug for DeviceCache {
 }
 
 /// One step's rows, flattened over sequences: prefill chunks, decode rows and drafts look the same.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Token id of each row.
     pub tokens: Vec<u32>,

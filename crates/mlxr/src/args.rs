@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxr_checkpoint::FileType;
-use mlxr_server::config::Device;
+use mlxr_server::config::{Device, GpuLayers};
 use mlxr_tensor::DType;
 
 use crate::commands::catalogue::{CatalogueArgs, CopyArgs, CreateArgs, ListArgs, RemoveArgs};
@@ -107,6 +107,9 @@ pub struct LoadArgs {
     /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
+    /// Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or auto for as many as fit
+    #[arg(long, value_name = "N", default_value = "auto", alias = "n-gpu-layers")]
+    pub gpu_layers: GpuLayers,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -286,6 +289,9 @@ pub struct BenchArgs {
     /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
+    /// Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or auto for as many as fit
+    #[arg(long, value_name = "N", default_value = "auto", alias = "n-gpu-layers")]
+    pub gpu_layers: GpuLayers,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
@@ -320,6 +326,9 @@ pub struct PerplexityArgs {
     /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
+    /// Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or auto for as many as fit
+    #[arg(long, value_name = "N", default_value = "auto", alias = "n-gpu-layers")]
+    pub gpu_layers: GpuLayers,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,

@@ -7,9 +7,9 @@ use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{EmbedderLimits, EngineError, EngineOptions};
 use mlxr_gpu::{AdapterChoice, GpuBackend};
 use mlxr_kernels::{CpuBackend, CpuOptions, Products};
-use mlxr_models::ModelError;
-use mlxr_server::config;
-use mlxr_server::{Device, DeviceError, Memory, MemoryPlan};
+use mlxr_models::{ModelError, Placement};
+use mlxr_server::config::{self, GpuLayers};
+use mlxr_server::{Device, DeviceError, Fallback, Memory, MemoryPlan, PlanError, Role, Room};
 use mlxr_tensor::{Backend, TensorError};
 
 use crate::failure::usage;
@@ -19,15 +19,17 @@ use crate::units::bytes;
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     device: config::Device,
+    gpu_layers: GpuLayers,
     n_threads: Option<usize>,
     products: Products,
     is_profiled: bool,
 }
 
-/// The device that models go to, and where they go that it cannot take.
+/// The device that models go to, what they may take of it, and the one behind it for what it cannot take.
 pub struct Devices {
     pub first: Device,
-    pub fallback: Option<Device>,
+    pub memory: Memory,
+    pub fallback: Option<Fallback>,
 }
 
 /// How products of many rows are computed, where `bf16` says what was asked for.
@@ -55,7 +57,12 @@ pub fn adapter(device: config::Device) -> Option<AdapterChoice> {
 
 impl Wanted {
     pub fn new(device: config::Device, n_threads: Option<usize>, products: Products) -> Wanted {
-        Wanted { device, n_threads, products, is_profiled: false }
+        Wanted { device, gpu_layers: GpuLayers::All, n_threads, products, is_profiled: false }
+    }
+
+    /// With layers of a model on the CPU that the GPU is not to take or has no room for.
+    pub fn with_gpu_layers(self, gpu_layers: GpuLayers) -> Wanted {
+        Wanted { gpu_layers, ..self }
     }
 
     /// With every kernel timed, if `is_profiled`.
@@ -69,24 +76,47 @@ impl Wanted {
     /// There is no such device, or it cannot be used.
     pub fn open(self) -> anyhow::Result<Devices> {
         let cpu = Device::new(move || self.open_cpu());
-        let Some(choice) = adapter(self.device) else {
+        let Some(choice) = self.adapter()? else {
             if self.is_profiled {
                 return Err(usage(
                     "kernels of a CPU cannot be timed",
                     "leave --profile out, or give --device gpu",
                 ));
             }
-            return Ok(Devices { first: cpu, fallback: None });
+            return Ok(Devices::only(cpu));
         };
         let gpu = Device::new(move || self.open_gpu(choice));
         let is_auto = self.device == config::Device::Auto;
         match gpu.backend() {
-            Ok(_) => Ok(Devices { first: gpu, fallback: is_auto.then_some(cpu) }),
+            Ok(backend) => {
+                let fallback = Fallback {
+                    device: cpu,
+                    memory: Memory::detect(),
+                    shares_memory: backend.memory().is_some_and(|memory| memory.is_shared),
+                    gpu_layers: self.gpu_layers,
+                    role: if is_auto { Role::Models } else { Role::Layers },
+                };
+                let is_needed = is_auto || self.gpu_layers != GpuLayers::All;
+                let memory = Memory::of(&*backend);
+                Ok(Devices { first: gpu, memory, fallback: is_needed.then_some(fallback) })
+            }
             Err(error) if is_auto && !self.is_profiled => {
                 tracing::info!(reason = error.reason, "computing on the CPU");
-                Ok(Devices { first: cpu, fallback: None })
+                Ok(Devices::only(cpu))
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The adapter to use, if any layer is to be computed on one.
+    fn adapter(self) -> anyhow::Result<Option<AdapterChoice>> {
+        match (adapter(self.device), self.gpu_layers) {
+            (None, GpuLayers::Count(1..)) => Err(usage(
+                "--gpu-layers divides a model between a GPU and the CPU, and the device is the CPU",
+                "give --device gpu too, or auto or the number of a GPU",
+            )),
+            (_, GpuLayers::Count(0)) => Ok(None),
+            (choice, _) => Ok(choice),
         }
     }
 
@@ -106,20 +136,31 @@ impl Wanted {
         Ok(Arc::new(backend.with_products(self.products)))
     }
 
-    /// Loads something onto the device; with `auto` onto the CPU when the GPU cannot take it.
+    /// Loads something onto the device, and onto the CPU too what the GPU has no room for; with `auto` onto the CPU alone
+    /// when the GPU cannot take it. `load` is told the rows of a step that suit the device.
     ///
     /// # Errors
-    /// There is no device, or `load` fails.
-    pub fn load<T>(self, load: impl Fn(Arc<dyn Backend>) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        let Devices { first, fallback } = self.open()?;
-        match (load(first.backend()?), fallback) {
-            (Err(error), Some(fallback)) if concerns_device(&error) => {
+    /// There is no device, it has no room, or `load` fails.
+    pub fn load<T>(
+        self,
+        ckpt: &Checkpoint,
+        options: EngineOptions,
+        load: impl Fn(&Placement, &EngineOptions) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let devices = self.open()?;
+        let load_first = || {
+            let backend = devices.first.backend()?;
+            let options = EngineOptions { max_batch_tokens: batch_rows(&*backend), ..options };
+            load(&devices.place(ckpt, backend, &options)?, &options)
+        };
+        match (load_first(), &devices.fallback) {
+            (Err(error), Some(fallback)) if fallback.role == Role::Models && concerns_device(&error) => {
                 let reason = format!("{error:#}");
                 tracing::warn!(
                     reason = reason.lines().next(),
                     "computing on the CPU: the GPU cannot take the model"
                 );
-                load(fallback.backend()?)
+                load(&Placement::whole(fallback.device.backend()?), &options)
             }
             (result, _) => result,
         }
@@ -160,24 +201,59 @@ struct TooLarge {
     limit: String,
 }
 
-/// Looks whether a model has room on a device that has its own say about its memory.
-///
-/// # Errors
-/// It has none.
-pub fn check_room(ckpt: &Checkpoint, backend: &dyn Backend, options: &EngineOptions) -> anyhow::Result<()> {
-    if backend.memory().is_none() {
-        return Ok(());
+impl Devices {
+    /// The CPU and nothing else.
+    fn only(cpu: Device) -> Devices {
+        Devices { first: cpu, memory: Memory::detect(), fallback: None }
     }
-    let Memory { limit_bytes } = Memory::of(backend);
-    let plan = if ckpt.is_embedder() {
-        MemoryPlan::for_embedder(ckpt, options, &EmbedderLimits::default())?
-    } else {
-        MemoryPlan::new(ckpt, options, 0)?
-    };
-    if plan.total_bytes() > limit_bytes {
-        let model = ckpt.path.display().to_string();
-        let (needed, limit) = (bytes(plan.total_bytes()), bytes(limit_bytes));
-        return Err(TooLarge { model, needed, device: backend.describe(), limit }.into());
+
+    /// With another limit on what models take of each device, if there is one.
+    pub fn limited_to(self, limit: Option<Memory>) -> Devices {
+        let Some(memory) = limit else { return self };
+        let fallback = self.fallback.map(|fallback| Fallback { memory, ..fallback });
+        Devices { memory, fallback, ..self }
     }
-    Ok(())
+
+    /// What a model takes here with one full sequence, and the room there is.
+    ///
+    /// # Errors
+    /// The model's files make no sense.
+    pub fn plan(&self, ckpt: &Checkpoint, options: &EngineOptions) -> Result<(MemoryPlan, Room), PlanError> {
+        let cpu = self.fallback.as_ref().map(Fallback::room);
+        let room = Room { device_bytes: self.memory.limit_bytes, cpu };
+        let plan = if ckpt.is_embedder() {
+            MemoryPlan::for_embedder(ckpt, options, &EmbedderLimits::default())?
+        } else {
+            MemoryPlan::within(ckpt, &EngineOptions { max_seqs: 1, ..*options }, &room)?
+        };
+        Ok((plan, room))
+    }
+
+    /// Where a model's layers go. The CPU takes any model: what of the weights has no room stays in the files.
+    ///
+    /// # Errors
+    /// There is no room.
+    fn place(
+        &self,
+        ckpt: &Checkpoint,
+        backend: Arc<dyn Backend>,
+        options: &EngineOptions,
+    ) -> anyhow::Result<Placement> {
+        if backend.memory().is_none() && self.fallback.is_none() {
+            return Ok(Placement::whole(backend));
+        }
+        let (plan, room) = self.plan(ckpt, options)?;
+        if !room.holds(&plan) {
+            let model = ckpt.path.display().to_string();
+            let (needed, limit) = (bytes(plan.total_bytes()), bytes(room.device_bytes));
+            return Err(TooLarge { model, needed, device: backend.describe(), limit }.into());
+        }
+        let whole = Placement::whole(backend);
+        let (Some(split), Some(fallback)) = (plan.split, &self.fallback) else { return Ok(whole) };
+        match fallback.gpu_layers {
+            GpuLayers::Auto => tracing::warn!(%split, "the GPU has no room for the whole model"),
+            _ => tracing::info!(%split, "the model is divided as asked"),
+        }
+        Ok(whole.with_first(split.cpu.n_layers, fallback.device.backend()?))
+    }
 }

@@ -11,7 +11,7 @@ use mlxr_models::{DecoderConfig, Embedder, EmbedderHead, ModelError, ModelOption
 use mlxr_server::config::Device;
 use mlxr_text::Tokenizer;
 
-use crate::device::{self, Wanted};
+use crate::device::Wanted;
 use crate::failure::failure;
 use crate::model_source::ModelSource;
 use crate::text;
@@ -62,9 +62,9 @@ impl LoadedEmbedder {
             max_texts: usize::MAX,
             ..EmbedderLimits::default()
         };
-        let handle = Wanted::new(args.device, args.threads, Products::Alike).load(|backend| {
-            device::check_room(&ckpt, &*backend, &options)?;
-            let embedder = Embedder::load(&ckpt, backend, &ModelOptions { n_ctx }).map_err(|error| {
+        let wanted = Wanted::new(args.device, args.threads, Products::Alike);
+        let handle = wanted.load(&ckpt, options, |placement, _| {
+            let embedder = Embedder::load(&ckpt, placement, &ModelOptions { n_ctx }).map_err(|error| {
                 let hint = match &error {
                     ModelError::ContextTooLong { n_ctx_max, .. } => {
                         format!("\nhint: give --ctx at most {n_ctx_max}")

@@ -63,14 +63,12 @@ impl Generator {
             ..EngineOptions::default()
         };
         let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
-        wanted.load(|backend| {
-            let options = EngineOptions { max_batch_tokens: device::batch_rows(&*backend), ..options };
-            device::check_room(ckpt, &*backend, &options)?;
-            let model = loaded::model(ckpt, backend, Some(n_ctx))?;
+        wanted.with_gpu_layers(args.gpu_layers).load(ckpt, options, |placement, options| {
+            let model = loaded::model(ckpt, placement, Some(n_ctx))?;
             let kv_spec = model.kv_spec(1, options.block_tokens, args.kv_type);
             let (weight_bytes, kv_bytes) =
                 (model.bytes_per_token() as f64, kv_spec.bytes_per_token().unwrap_or(0) as f64);
-            let engine = Engine::new(Arc::new(model), tokenizer.clone(), &options)
+            let engine = Engine::new(Arc::new(model), tokenizer.clone(), options)
                 .context("cannot set up the engine\nhint: try a smaller --ctx or another --kv-type")?;
             Ok(Generator { engine, weight_bytes, kv_bytes })
         })

@@ -1,11 +1,9 @@
 //! A model on its backend, with an arena for keys and values: what measuring commands drive directly.
 
-use std::sync::Arc;
-
 use anyhow::Context;
 use mlxr_checkpoint::Checkpoint;
-use mlxr_models::{Model, ModelError, ModelOptions};
-use mlxr_tensor::{Act, Backend, Batch, DType, KvCache};
+use mlxr_models::{Model, ModelError, ModelKv, ModelOptions, Placement};
+use mlxr_tensor::{Batch, DType, KvSpec};
 
 use crate::failure::failure;
 
@@ -22,13 +20,13 @@ pub fn check_generates(ckpt: &Checkpoint) -> anyhow::Result<()> {
 }
 
 /// Loads the weights of a checkpoint.
-pub fn model(ckpt: &Checkpoint, backend: Arc<dyn Backend>, n_ctx: Option<u32>) -> anyhow::Result<Model> {
+pub fn model(ckpt: &Checkpoint, placement: &Placement, n_ctx: Option<u32>) -> anyhow::Result<Model> {
     check_generates(ckpt)?;
     let hint = |error: &ModelError| match error {
         ModelError::ContextTooLong { n_ctx_max, .. } => format!("\nhint: give --ctx at most {n_ctx_max}"),
         _ => String::new(),
     };
-    Model::load(ckpt, backend, &ModelOptions { n_ctx }).map_err(|error| {
+    Model::load_at(ckpt, placement, &ModelOptions { n_ctx }).map_err(|error| {
         let context = format!("cannot load the model {}{}", ckpt.path.display(), hint(&error));
         anyhow::Error::from(error).context(context)
     })
@@ -37,8 +35,8 @@ pub fn model(ckpt: &Checkpoint, backend: Arc<dyn Backend>, n_ctx: Option<u32>) -
 /// Some sequences of a fixed length that grow by whole batches of rows, without a scheduler.
 pub struct Sequences {
     pub model: Model,
-    backend: Arc<dyn Backend>,
-    kv: KvCache,
+    kv: ModelKv,
+    kv_spec: KvSpec,
     /// The blocks of each sequence.
     tables: Vec<Vec<u32>>,
     /// Tokens stored of each sequence.
@@ -47,20 +45,14 @@ pub struct Sequences {
 
 impl Sequences {
     /// Room for `n_seqs` sequences of `n_ctx` tokens.
-    pub fn new(
-        model: Model,
-        backend: Arc<dyn Backend>,
-        kv_type: DType,
-        n_seqs: usize,
-        n_ctx: u32,
-    ) -> anyhow::Result<Sequences> {
+    pub fn new(model: Model, kv_type: DType, n_seqs: usize, n_ctx: u32) -> anyhow::Result<Sequences> {
         let n_blocks = (n_ctx as usize).div_ceil(BLOCK_TOKENS);
-        let spec = model.kv_spec(n_blocks * n_seqs, BLOCK_TOKENS, kv_type);
-        let kv = backend
-            .kv_cache(&spec)
+        let kv_spec = model.kv_spec(n_blocks * n_seqs, BLOCK_TOKENS, kv_type);
+        let kv = model
+            .kv_cache(&kv_spec)
             .context("cannot allocate the keys and values\nhint: try a smaller --ctx")?;
         let mut sequences =
-            Sequences { model, backend, kv, tables: vec![Vec::new(); n_seqs], n_stored: vec![0; n_seqs] };
+            Sequences { model, kv, kv_spec, tables: vec![Vec::new(); n_seqs], n_stored: vec![0; n_seqs] };
         sequences.lay_out(false);
         Ok(sequences)
     }
@@ -68,7 +60,7 @@ impl Sequences {
     /// Forgets everything, and gives each sequence blocks that follow each other, or none that do.
     pub fn lay_out(&mut self, is_scattered: bool) {
         let n_seqs = self.tables.len();
-        let n_blocks = self.kv.spec().n_blocks / n_seqs;
+        let n_blocks = self.kv_spec.n_blocks / n_seqs;
         for (seq, table) in self.tables.iter_mut().enumerate() {
             let block =
                 |i: usize| if is_scattered { (n_blocks - 1 - i) * n_seqs + seq } else { seq * n_blocks + i };
@@ -92,18 +84,18 @@ impl Sequences {
 
     /// Runs a batch. Returns the logits `[n_output_rows, vocab]` once they are computed.
     pub fn forward(&mut self, batch: &Batch) -> anyhow::Result<Vec<f32>> {
-        let logits: Act = self.model.forward(batch, &mut self.kv);
-        Ok(self.backend.read(&logits)?)
+        let logits = self.model.forward(batch, &mut self.kv)?;
+        Ok(self.model.backend().read(&logits)?)
     }
 
     /// Runs a batch. Returns the most likely token of each output row once it is known, where the row is a distribution.
     pub fn forward_best(&mut self, batch: &Batch) -> anyhow::Result<Vec<Option<u32>>> {
-        let logits: Act = self.model.forward(batch, &mut self.kv);
-        Ok(self.backend.argmax(&logits)?)
+        let logits = self.model.forward(batch, &mut self.kv)?;
+        Ok(self.model.backend().argmax(&logits)?)
     }
 
     /// Bytes of keys and values that one decoded token reads when `n_tokens` are stored.
     pub fn kv_bytes_read(&self, n_tokens: f64) -> f64 {
-        self.kv.spec().bytes_per_token().unwrap_or(0) as f64 * n_tokens
+        self.kv_spec.bytes_per_token().unwrap_or(0) as f64 * n_tokens
     }
 }

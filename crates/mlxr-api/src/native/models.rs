@@ -19,6 +19,30 @@ pub struct MemoryPlan {
     /// Activations and logits of the largest step.
     pub step_bytes: u64,
     pub total_bytes: u64,
+    /// How its layers are divided between a GPU and the CPU, if they are; what both need is counted twice above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+}
+
+/// A model on two devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::Split)]
+pub struct Split {
+    /// The last layers.
+    pub gpu: Share,
+    /// The first ones.
+    pub cpu: Share,
+}
+
+/// What part of a model takes of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = native::Share)]
+pub struct Share {
+    pub n_layers: usize,
+    pub weights_bytes: u64,
+    pub kv_bytes: u64,
+    pub step_bytes: u64,
+    pub total_bytes: u64,
 }
 
 /// The memory of all models together.
@@ -147,6 +171,9 @@ pub struct PlanRequest {
     /// Rows of one step; absent is the server's setting.
     #[schema(minimum = 1)]
     pub max_batch_tokens: Option<u32>,
+    /// Layers on the GPU, where the server computes on one; absent is the server's setting.
+    #[schema(minimum = 1)]
+    pub gpu_layers: Option<u32>,
     /// Refuse fields that have no effect.
     pub strict: Option<bool>,
     /// Everything else.

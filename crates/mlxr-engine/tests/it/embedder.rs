@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{EmbedError, EmbedderHandle, EmbedderLimits, Shutdown};
 use mlxr_kernels::{CpuBackend, CpuOptions};
-use mlxr_models::{Embedder, ModelOptions, Text};
+use mlxr_models::{Embedder, ModelOptions, Placement, Text};
 
 const N_CTX: usize = 128;
 /// Takes long enough for whatever is to happen meanwhile.
@@ -18,7 +18,7 @@ fn embedder() -> Arc<Embedder> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/embeddings/bert");
     let backend = CpuBackend::new(CpuOptions { n_threads: Some(1), isa: None }).unwrap();
     let ckpt = Checkpoint::open(&path).unwrap();
-    Arc::new(Embedder::load(&ckpt, Arc::new(backend), &ModelOptions::default()).unwrap())
+    Arc::new(Embedder::load(&ckpt, &Placement::whole(Arc::new(backend)), &ModelOptions::default()).unwrap())
 }
 
 fn spawn(limits: EmbedderLimits) -> EmbedderHandle {

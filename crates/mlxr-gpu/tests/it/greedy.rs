@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mlxr_checkpoint::Checkpoint;
-use mlxr_gpu::GpuBackend;
 use mlxr_kernels::{CpuBackend, CpuOptions};
-use mlxr_models::{Model, ModelOptions};
-use mlxr_tensor::{Backend, Batch, DType, KvCache};
+use mlxr_models::{Model, ModelKv, ModelOptions, Placement};
+use mlxr_tensor::{Batch, DType};
 
 use crate::backend;
 
@@ -25,18 +24,18 @@ const TIE: f32 = 3e-2;
 /// A sequence of one model.
 struct Session {
     model: Model,
-    kv: KvCache,
+    kv: ModelKv,
     table: Vec<u32>,
     n_stored: u32,
 }
 
 impl Session {
-    fn open(path: &Path, backend: Arc<dyn Backend>) -> Session {
+    fn open(path: &Path, placement: &Placement) -> Session {
         let ckpt = Checkpoint::open(path).unwrap();
-        let model = Model::load(&ckpt, backend.clone(), &ModelOptions::default())
+        let model = Model::load_at(&ckpt, placement, &ModelOptions::default())
             .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let n_blocks = (N_PROMPT + N_GREEDY).div_ceil(BLOCK_TOKENS);
-        let kv = backend.kv_cache(&model.kv_spec(n_blocks, BLOCK_TOKENS, DType::F16)).unwrap();
+        let kv = model.kv_cache(&model.kv_spec(n_blocks, BLOCK_TOKENS, DType::F16)).unwrap();
         Session { model, kv, table: (0..n_blocks as u32).rev().collect(), n_stored: 0 }
     }
 
@@ -46,7 +45,7 @@ impl Session {
         batch.push(tokens, self.n_stored, &self.table, BLOCK_TOKENS);
         batch.want_last();
         self.n_stored += tokens.len() as u32;
-        let logits = self.model.forward(&batch, &mut self.kv);
+        let logits = self.model.forward(&batch, &mut self.kv).unwrap();
         self.model.backend().read(&logits).unwrap()
     }
 }
@@ -59,8 +58,8 @@ fn best(logits: &[f32]) -> (u32, f32) {
 }
 
 /// Runs both until the end or a tie. Returns how many tokens they chose alike, or where they differ.
-fn compare(path: &Path, gpu: &Arc<GpuBackend>, cpu: &Arc<CpuBackend>) -> Result<usize, String> {
-    let (mut ours, mut theirs) = (Session::open(path, gpu.clone()), Session::open(path, cpu.clone()));
+fn compare(path: &Path, ours: &Placement, theirs: &Placement) -> Result<usize, String> {
+    let (mut ours, mut theirs) = (Session::open(path, ours), Session::open(path, theirs));
     let vocab = ours.model.config().vocab;
     let prompt: Vec<u32> = (0..N_PROMPT).map(|i| ((i * 37 + 5) % vocab) as u32).collect();
     let (mut row, mut expected) = (ours.feed(&prompt), theirs.feed(&prompt));
@@ -95,12 +94,25 @@ fn checkpoints(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// A model whole on a GPU and whole on the CPU.
+fn placements() -> Option<[Placement; 2]> {
+    let gpu = backend()?;
+    Some([Placement::whole(gpu), Placement::whole(cpu_backend())])
+}
+
+fn cpu_backend() -> Arc<CpuBackend> {
+    let options = CpuOptions { n_threads: Some(2), isa: None };
+    Arc::new(CpuBackend::new(options).unwrap())
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 #[test]
 fn every_family_and_the_bundled_models_choose_what_the_cpu_chooses() {
-    let Some(gpu) = backend() else { return };
-    let options = CpuOptions { n_threads: Some(2), isa: None };
-    let cpu = Arc::new(CpuBackend::new(options).unwrap());
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let Some([gpu, cpu]) = placements() else { return };
+    let root = root();
     let mut found = Vec::new();
     for family in checkpoints(&root.join("golden/tiny")) {
         for checkpoint in checkpoints(&family) {
@@ -118,4 +130,26 @@ fn every_family_and_the_bundled_models_choose_what_the_cpu_chooses() {
     let differ: Vec<String> = found.iter().filter_map(|result| result.clone().err()).collect();
     assert!(differ.is_empty(), "{}", differ.join("\n"));
     assert!(n_same * 5 >= found.len() * 4, "only {n_same} of {} ran to the end alike", found.len());
+}
+
+#[test]
+fn the_bundled_model_split_anywhere_chooses_what_the_cpu_chooses() {
+    let Some([gpu, cpu]) = placements() else { return };
+    let path = root().join("models/mlxr-27m-q8_0.gguf");
+    let n_layers = Session::open(&path, &cpu).model.config().layers.len();
+    for n_first in [1, n_layers / 3, n_layers / 2, n_layers - 1] {
+        let split = gpu.clone().with_first(n_first, cpu_backend());
+        let n_same = compare(&path, &split, &cpu).unwrap();
+        assert!(n_same * 3 >= N_GREEDY, "{n_first} of {n_layers} on the CPU: {n_same} alike");
+    }
+}
+
+#[test]
+fn families_split_in_the_middle_choose_what_the_cpu_chooses() {
+    let Some([gpu, cpu]) = placements() else { return };
+    for path in ["gemma2/hf", "gpt_oss/model.gguf", "mixtral/mlx-4bit", "smollm3/hf"] {
+        let split = gpu.clone().with_first(1, cpu_backend());
+        let n_same = compare(&root().join("golden/tiny").join(path), &split, &cpu).unwrap();
+        assert!(n_same * 2 >= N_GREEDY, "{path}: {n_same} alike");
+    }
 }

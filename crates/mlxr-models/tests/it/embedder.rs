@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mlxr_checkpoint::convert::{GgufOptions, hf_to_gguf};
 use mlxr_checkpoint::{Checkpoint, Pooling};
-use mlxr_models::{Embedder, EmbedderHead, ModelOptions, ScoreActivation, Text, shorten};
+use mlxr_models::{Embedder, EmbedderHead, ModelOptions, Placement, ScoreActivation, Text, shorten};
 use mlxr_tensor::DType;
 use serde_json::Value;
 
@@ -25,13 +25,13 @@ fn golden(name: &str) -> Value {
 
 fn open(path: &Path) -> Embedder {
     let ckpt = Checkpoint::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    Embedder::load(&ckpt, backend(), &ModelOptions::default())
+    Embedder::load(&ckpt, &Placement::whole(backend()), &ModelOptions::default())
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 fn run(model: &Embedder, texts: &[Text]) -> Vec<Vec<f32>> {
     let n_tokens = texts.iter().map(|t| t.tokens.len()).sum();
-    let mut scratch = backend().kv_cache(&model.scratch_spec(n_tokens, texts.len())).unwrap();
+    let mut scratch = model.scratch(n_tokens, texts.len()).unwrap();
     model.run(texts, &mut scratch).unwrap()
 }
 
@@ -144,7 +144,7 @@ fn pooling_none_gives_every_token_its_vector() {
     let ids = texts(&golden("bert")["ids"], None);
     let mean = run(&open(&folder("bert")), &ids);
     ckpt.embedding.pooling = Some(Pooling::None);
-    let model = Embedder::load(&ckpt, backend(), &ModelOptions::default()).unwrap();
+    let model = Embedder::load(&ckpt, &Placement::whole(backend()), &ModelOptions::default()).unwrap();
     let all = run(&model, &ids);
     for ((text, rows), mean) in ids.iter().zip(&all).zip(&mean) {
         assert_eq!(rows.len(), text.tokens.len() * 32);
@@ -159,18 +159,24 @@ fn pooling_none_gives_every_token_its_vector() {
 fn a_model_s_limits_and_faults_are_named() {
     let ckpt = Checkpoint::open(&folder("bert")).unwrap();
     let long = ModelOptions { n_ctx: Some(129) };
-    let error = Embedder::load(&ckpt, backend(), &long).unwrap_err().to_string();
+    let error = Embedder::load(&ckpt, &Placement::whole(backend()), &long).unwrap_err().to_string();
     assert!(error.contains("129") && error.contains("128"), "{error}");
     let mut ckpt = Checkpoint::open(&folder("bert")).unwrap();
     ckpt.config.insert("position_embedding_type".to_owned(), "relative_key".into());
-    let error = Embedder::load(&ckpt, backend(), &ModelOptions::default()).unwrap_err().to_string();
+    let error = Embedder::load(&ckpt, &Placement::whole(backend()), &ModelOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("position_embedding_type"), "{error}");
     let mut ckpt = Checkpoint::open(&folder("bert_rank")).unwrap();
     ckpt.embedding.score_activation = Some("torch.nn.modules.activation.Tanh".to_owned());
-    let error = Embedder::load(&ckpt, backend(), &ModelOptions::default()).unwrap_err().to_string();
+    let error = Embedder::load(&ckpt, &Placement::whole(backend()), &ModelOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("Tanh"), "{error}");
     let mut ckpt = Checkpoint::open(&folder("gemma3")).unwrap();
     ckpt.embedding.dense[0].activation = "torch.nn.Softplus".to_owned();
-    let error = Embedder::load(&ckpt, backend(), &ModelOptions::default()).unwrap_err().to_string();
+    let error = Embedder::load(&ckpt, &Placement::whole(backend()), &ModelOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("Softplus"), "{error}");
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use mlxr_checkpoint::Checkpoint;
 use mlxr_kernels::{CpuBackend, CpuOptions};
-use mlxr_models::{Model, ModelError, ModelOptions};
-use mlxr_tensor::{Backend, Batch, DType, KvCache};
+use mlxr_models::{Model, ModelError, ModelKv, ModelOptions, Placement};
+use mlxr_tensor::{Backend, Batch, DType};
 
 use crate::exact::Exact;
 
@@ -44,6 +44,13 @@ fn open_on(backend: Arc<dyn Backend>, path: &Path, n_ctx: Option<u32>) -> Model 
     Model::load(&ckpt, backend, &ModelOptions { n_ctx }).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// [`open`], with the first `n_first` layers on a device of their own.
+pub fn open_split(path: &str, n_first: usize) -> Model {
+    let ckpt = Checkpoint::open(&tiny(path)).unwrap();
+    let placement = Placement::whole(backend()).with_first(n_first, backend());
+    Model::load_at(&ckpt, &placement, &ModelOptions::default()).unwrap()
+}
+
 pub fn load(ckpt: &Checkpoint, n_ctx: Option<u32>) -> Result<Model, ModelError> {
     Model::load(ckpt, backend(), &ModelOptions { n_ctx })
 }
@@ -59,7 +66,7 @@ pub enum Blocks {
 /// Some sequences being run by one model.
 pub struct Session<'a> {
     model: &'a Model,
-    kv: KvCache,
+    kv: ModelKv,
     block_tokens: usize,
     tables: Vec<Vec<u32>>,
     lens: Vec<u32>,
@@ -110,7 +117,7 @@ impl<'a> Session<'a> {
                 batch.want_last();
             }
         }
-        let logits = self.model.forward(&batch, &mut self.kv);
+        let logits = self.model.forward(&batch, &mut self.kv).unwrap();
         assert_eq!(logits.rows(), batch.output_rows.len());
         let vocab = self.model.config().vocab;
         backend().read(&logits).unwrap().chunks_exact(vocab).map(<[f32]>::to_vec).collect()
@@ -122,8 +129,8 @@ impl<'a> Session<'a> {
     }
 }
 
-fn new_cache(model: &Model, n_blocks: usize, block_tokens: usize, dtype: DType) -> KvCache {
-    backend().kv_cache(&model.kv_spec(n_blocks, block_tokens, dtype)).unwrap()
+fn new_cache(model: &Model, n_blocks: usize, block_tokens: usize, dtype: DType) -> ModelKv {
+    model.kv_cache(&model.kv_spec(n_blocks, block_tokens, dtype)).unwrap()
 }
 
 pub fn best(logits: &[f32]) -> u32 {

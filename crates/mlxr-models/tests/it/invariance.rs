@@ -1,6 +1,6 @@
 //! A sequence's logits are the same bits alone, in company, in chunks, and wherever its blocks lie.
 
-use crate::harness::{Blocks, Rows, Session, open};
+use crate::harness::{Blocks, Rows, Session, open, open_split};
 
 /// Families that between them use every op.
 const MODELS: [&str; 7] = [
@@ -47,6 +47,20 @@ fn chunks_blocks_and_their_places_change_no_bit() {
                 "{path}: blocks of {block_tokens}, {blocks:?}, chunks of {chunk} differ"
             );
         }
+    }
+}
+
+#[test]
+fn layers_on_two_devices_change_no_bit() {
+    for path in MODELS {
+        let whole = open(path, None);
+        let split = open_split(path, 1);
+        let n_layers: Vec<usize> = split.devices().map(|(_, n_layers)| n_layers).collect();
+        assert_eq!(n_layers, [1, whole.config().layers.len() - 1], "{path}");
+        let tokens = prompt(23, 1);
+        let mut session = Session::new(&split, 1, 16, Blocks::Scattered);
+        let found: Vec<Vec<f32>> = tokens.chunks(9).flat_map(|chunk| session.feed(chunk)).collect();
+        assert!(bits(&found) == alone(&whole, &tokens), "{path}");
     }
 }
 

@@ -17,7 +17,7 @@ pub use layers::{FlagValue, Layers, Loaded, Origin, Resolved};
 pub use paths::{config_folder, data_folder};
 pub use problem::{ConfigError, Place, Problem, did_you_mean};
 pub use settings::{Flag, KEYS, Key, ServerConfig, Sets};
-pub use value::{Bytes, Device, LogFormat, NamedPath, Setting, Socket, Span, Text};
+pub use value::{Bytes, Device, GpuLayers, LogFormat, NamedPath, Setting, Socket, Span, Text};
 
 /// A setting by its name.
 ///

@@ -11,7 +11,7 @@ use mlxr_tensor::DType;
 
 use super::layers::{self, Resolved};
 use super::problem::Problem;
-use super::value::{Bytes, Device, LogFormat, NamedPath, Setting, Socket, Span, Text};
+use super::value::{Bytes, Device, GpuLayers, LogFormat, NamedPath, Setting, Socket, Span, Text};
 use crate::KeepAlive;
 
 /// A flag of `mlxr serve`.
@@ -130,6 +130,8 @@ settings! {
 
     /// What computes: cpu, gpu, the number of a GPU, or auto: a GPU, and the CPU for models it cannot take
     device: Device = "cpu", "engine.device", [takes("device", "DEVICE")];
+    /// Layers of a model on the GPU, the last ones, where the CPU computes the others: a number, all, or as many as there is room for
+    gpu_layers: GpuLayers = "auto", "engine.gpu_layers", [takes("gpu-layers", "N")];
     /// CPU threads [default: one per physical core]
     threads: Option<usize> = "auto", "engine.threads", [short('t', takes("threads", "N"))];
     /// Tokens a sequence may have, prompt included [default: the model's own, at most 4096]

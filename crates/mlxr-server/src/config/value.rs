@@ -318,6 +318,46 @@ impl Setting for Device {
     }
 }
 
+/// Layers of a model that a GPU computes; the CPU has the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuLayers {
+    /// As many as it has room for.
+    #[default]
+    Auto,
+    All,
+    /// The last ones, at most all.
+    Count(usize),
+}
+
+impl FromStr for GpuLayers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            AUTO => Ok(GpuLayers::Auto),
+            "all" => Ok(GpuLayers::All),
+            _ => text
+                .parse()
+                .map(GpuLayers::Count)
+                .map_err(|_| "expected a number of layers, auto or all".to_owned()),
+        }
+    }
+}
+
+impl Setting for GpuLayers {
+    fn read_one(text: Text<'_>) -> Result<Self, String> {
+        text.text.parse()
+    }
+
+    fn to_json(&self) -> Value {
+        match self {
+            GpuLayers::Auto => json!(AUTO),
+            GpuLayers::All => json!("all"),
+            GpuLayers::Count(n) => json!(n),
+        }
+    }
+}
+
 /// Where the Unix socket is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Socket {
@@ -417,6 +457,13 @@ mod tests {
             assert!(read::<Duration>(bad).is_err(), "{bad}");
         }
         assert!(read::<KeepAlive>("soon").is_err() && read::<Span>("0s").is_err());
+    }
+
+    #[test]
+    fn layers_of_a_gpu_may_be_none() {
+        assert_eq!(read("0"), Ok(GpuLayers::Count(0)));
+        assert_eq!([read("auto"), read("all")], [Ok(GpuLayers::Auto), Ok(GpuLayers::All)]);
+        assert!(read::<GpuLayers>("-1").is_err() && read::<GpuLayers>("some").is_err());
     }
 
     #[test]

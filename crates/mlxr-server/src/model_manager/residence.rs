@@ -8,6 +8,7 @@ use mlxr_tensor::KernelTime;
 
 use super::{KeepAlive, Models, Place, Resident, blocking, plan_in};
 use crate::ServeError;
+use crate::config::GpuLayers;
 use crate::loaded::{EngineSetup, Loaded};
 use crate::memory::{MemoryPlan, PlanError};
 
@@ -31,8 +32,16 @@ pub struct MemoryUse {
     pub limit_bytes: u64,
     /// Plans of the models in memory.
     pub used_bytes: u64,
-    /// Plans of those of them that nobody uses.
-    pub idle_bytes: u64,
+}
+
+/// What a model would take, and whether there is room for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Planned {
+    pub plan: MemoryPlan,
+    /// In what is free.
+    pub fits_now: bool,
+    /// Once models nobody uses are gone.
+    pub fits: bool,
 }
 
 impl Models {
@@ -53,13 +62,8 @@ impl Models {
 
     pub fn memory_use(&self) -> MemoryUse {
         let table = self.lock();
-        let of = |resident: &Resident| resident.model.total_bytes();
-        let here = || table.iter().filter(|resident| self.is_at(resident, Place::First));
-        MemoryUse {
-            limit_bytes: self.memory.limit_bytes,
-            used_bytes: here().map(of).sum(),
-            idle_bytes: here().filter(|resident| resident.n_leases == 0).map(of).sum(),
-        }
+        let of = |resident: &Resident| self.bytes_at(resident, Place::First);
+        MemoryUse { limit_bytes: self.memory.limit_bytes, used_bytes: table.iter().map(of).sum() }
     }
 
     /// How a model is set up when nothing else is asked for.
@@ -110,21 +114,43 @@ impl Models {
         Ok(Some(n_leases))
     }
 
-    /// What a model would take with `options`, in what would be left of the memory if nobody else needed any.
+    /// What a model would take with `options`, in what would be left of the memory if nobody else needed any; the GPU
+    /// would take `gpu_layers`, where that is said and there is one.
     ///
     /// # Errors
     /// There is no such model, its files are broken, or the options make no sense for it.
-    pub async fn plan(&self, name: &str, options: EngineOptions) -> Result<MemoryPlan, ServeError> {
+    pub async fn plan(
+        &self,
+        name: &str,
+        options: EngineOptions,
+        gpu_layers: Option<GpuLayers>,
+    ) -> Result<Planned, ServeError> {
         let source = self.find(name)?.source.clone();
         let setup = EngineSetup { options, ..self.setup.clone() };
-        let use_now = self.memory_use();
-        let room_bytes =
-            use_now.limit_bytes - (use_now.used_bytes - use_now.idle_bytes).min(use_now.limit_bytes);
+        let (now, mut later) = {
+            let table = self.lock();
+            let used_by = |place, is_counted: fn(&Resident) -> bool| {
+                let counted = table.iter().filter(|resident| is_counted(resident));
+                counted.map(|resident| self.bytes_at(resident, place)).sum()
+            };
+            let now = self.room(Place::First, |place| used_by(place, |_| true));
+            (now, self.room(Place::First, |place| used_by(place, |resident| resident.n_leases > 0)))
+        };
+        match (&mut later.cpu, gpu_layers) {
+            (Some(cpu), Some(gpu_layers)) => cpu.gpu_layers = gpu_layers,
+            (None, Some(_)) => {
+                let reason =
+                    "gpu_layers is given, but no layers are divided here: the server computes on one device";
+                return Err(ServeError::invalid("gpu_layers", reason));
+            }
+            (_, None) => {}
+        }
         let plan = blocking(move || {
             let ckpt = source.open().map_err(ServeError::internal)?;
-            plan_in(&ckpt, &setup, room_bytes).map_err(plan_error)
+            plan_in(&ckpt, &setup, &later).map_err(plan_error)
         });
-        plan.await?
+        let plan = plan.await??;
+        Ok(Planned { plan, fits_now: now.holds(&plan), fits: later.holds(&plan) })
     }
 }
 

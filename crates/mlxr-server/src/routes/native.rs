@@ -123,7 +123,7 @@ async fn answer_plan(app: &App, request: Request) -> Answer {
     let notices = unknown_fields(&wire.unknown, app.limits.strict || wire.strict == Some(true))?;
     let name = app.models.resolve(&wire.model)?;
     let options = models::plan_options(&wire, app.models.engine_options(&name)?)?;
-    let planned = app.models.plan(&name, options).await?;
+    let planned = app.models.plan(&name, options, models::gpu_layers(&wire)?).await?;
     let use_now = app.models.memory_use();
     let answer = models::plan_answer(&name, &planned, &options, use_now, notices.warnings())?;
     Ok(json_response(&answer, &notices))

@@ -6,21 +6,33 @@ use axum::http::StatusCode;
 use http_body_util::BodyExt;
 use mlxr_engine::EngineOptions;
 use mlxr_gpu::{AdapterChoice, GpuBackend, GpuError};
+use mlxr_server::config::GpuLayers;
 use mlxr_server::{
-    App, Device, DeviceError, EngineSetup, Fallback, KeepAlive, Limits, Memory, ModelList, Models,
+    App, Device, DeviceError, EngineSetup, Fallback, KeepAlive, Limits, Memory, ModelList, Models, Role,
 };
 use mlxr_tensor::Backend;
 use serde_json::{Value, json};
 
 use crate::harness::{HOUSE, ROOMY, TINY, ask, ask_json, get, post, send, setup, specs};
 
+/// A CPU behind another device, for whole models.
+fn cpu(memory: Memory) -> Fallback {
+    let device = setup(EngineOptions::default()).device;
+    Fallback { device, memory, shares_memory: false, gpu_layers: GpuLayers::All, role: Role::Models }
+}
+
+/// Models on a device with `limit_bytes` of memory, and what is behind it.
+fn models_on(device: Device, limit_bytes: u64, fallback: Option<Fallback>) -> Arc<Models> {
+    let setup = EngineSetup { device, options: EngineOptions::default() };
+    let list = ModelList::new(specs()).unwrap();
+    let models = Models::with_list(list, setup, Memory { limit_bytes }, KeepAlive::Forever);
+    Arc::new(models.with_fallback(fallback))
+}
+
 /// Models on a CPU with `limit_bytes` of memory, and on another one behind it.
 fn two(limit_bytes: u64, fallback: Option<Memory>, shares_memory: bool) -> Arc<Models> {
-    let options = EngineOptions::default();
-    let list = ModelList::new(specs()).unwrap();
-    let fallback = fallback.map(|memory| Fallback { device: setup(options).device, memory, shares_memory });
-    let models = Models::with_list(list, setup(options), Memory { limit_bytes }, KeepAlive::Forever);
-    Arc::new(models.with_fallback(fallback))
+    let fallback = fallback.map(|memory| Fallback { shares_memory, ..cpu(memory) });
+    models_on(setup(EngineOptions::default()).device, limit_bytes, fallback)
 }
 
 #[tokio::test]
@@ -63,26 +75,111 @@ async fn devices_in_the_same_memory_are_counted_together() {
     }
 }
 
+/// What a greedy chat with the bundled model gives.
+async fn chat(app: &Arc<App>) -> Value {
+    let messages = json!([{"role": "user", "content": "What is 23 + 45?"}]);
+    let request = json!({"model": HOUSE, "messages": messages, "max_tokens": 48, "temperature": 0});
+    ask_json(app, "/v1/chat/completions", request).await["choices"].clone()
+}
+
+/// A model on two devices answers as on one, and every account of it adds up.
+async fn check_split(device: Device) {
+    let alone = two(ROOMY.limit_bytes, None, false);
+    let whole = alone.acquire(HOUSE).await.unwrap().plan;
+    let alone = App::new(alone, Limits::default()).unwrap();
+    let expected = chat(&alone).await;
+    let plan = json!({"model": HOUSE, "gpu_layers": 2});
+    let refused = ask(&alone, post("/mlxr/v1/plan", &plan)).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.text.contains("the server computes on one device"), "{}", refused.text);
+
+    // Half of the weights have room beside half of one of eight sequences.
+    let half = whole.step_bytes + whole.weights_bytes / 2 + whole.kv_bytes / 16;
+    for (limit_bytes, gpu_layers) in [
+        (half, GpuLayers::Auto),
+        (ROOMY.limit_bytes, GpuLayers::Count(1)),
+        (ROOMY.limit_bytes, GpuLayers::Count(7)),
+    ] {
+        let behind = Fallback { gpu_layers, role: Role::Layers, ..cpu(ROOMY) };
+        let app = App::new(models_on(device.clone(), limit_bytes, Some(behind)), Limits::default()).unwrap();
+        assert_eq!(chat(&app).await, expected, "{gpu_layers:?}");
+        let listed = get(&app, "/mlxr/v1/models").await.json();
+        let loaded = &named(&listed, HOUSE)["loaded"];
+        let [gpu, cpu] = ["gpu", "cpu"].map(|part| &loaded["plan"]["split"][part]);
+        let layers = [gpu, cpu].map(|share| share["n_layers"].as_u64().unwrap());
+        assert_eq!(layers[0] + layers[1], 8);
+        match gpu_layers {
+            GpuLayers::Count(n) => assert_eq!(layers[0], n as u64),
+            _ => assert!((1..8).contains(&layers[0])),
+        }
+        let places = loaded["device"].as_str().unwrap();
+        assert!(layers.iter().all(|n| places.contains(&format!("({n} layers)"))), "{places}");
+        let total = |share: &Value| share["total_bytes"].as_u64().unwrap();
+        assert_eq!(total(&loaded["plan"]), total(gpu) + total(cpu));
+        assert_eq!(listed["memory"]["used_bytes"], gpu["total_bytes"], "the CPU's share is not the GPU's");
+        let planned = ask_json(&app, "/mlxr/v1/plan", json!({"model": HOUSE, "gpu_layers": 2})).await;
+        assert_eq!(planned["plan"]["split"]["gpu"]["n_layers"], 2);
+        let none = ask(&app, post("/mlxr/v1/plan", json!({"model": HOUSE, "gpu_layers": 0}))).await;
+        assert_eq!(none.status, StatusCode::BAD_REQUEST);
+        if gpu_layers != GpuLayers::Auto {
+            // A vector of a divided model is made on both devices.
+            let vector = ask_json(&app, "/v1/embeddings", json!({"model": HOUSE, "input": "a dragon"})).await;
+            assert!(vector["data"][0]["embedding"][0].is_number(), "{vector}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn layers_without_room_on_one_device_are_computed_on_the_other() {
+    check_split(setup(EngineOptions::default()).device).await;
+}
+
+#[tokio::test]
+async fn a_gpu_and_the_cpu_compute_a_model_together() {
+    let Some(gpu) = gpu() else { return };
+    check_split(Device::of(gpu)).await;
+}
+
+#[tokio::test]
+async fn a_model_without_room_for_one_layer_is_refused_or_goes_to_the_cpu() {
+    for (role, goes) in [(Role::Layers, false), (Role::Models, true)] {
+        let behind = Fallback { gpu_layers: GpuLayers::Auto, role, ..cpu(ROOMY) };
+        let models = models_on(setup(EngineOptions::default()).device, 1000, Some(behind));
+        let lease = models.acquire(HOUSE).await;
+        assert_eq!(lease.is_ok(), goes, "{lease:?}");
+        assert_eq!(models.residences().first().is_some_and(|found| found.why_here.is_some()), goes);
+    }
+}
+
+/// A model as the server lists it.
+fn named(listed: &Value, name: &str) -> Value {
+    let models = listed["models"].as_array().unwrap();
+    models.iter().find(|model| model["name"] == name).unwrap().clone()
+}
+
 /// The tiny model as the server lists it.
 async fn tiny(app: &Arc<App>) -> Value {
-    let listed = get(app, "/mlxr/v1/models").await.json();
-    let models = listed["models"].as_array().unwrap();
-    models.iter().find(|model| model["name"] == TINY).unwrap().clone()
+    named(&get(app, "/mlxr/v1/models").await.json(), TINY)
 }
 
 /// Every device a service has opened.
 type Opened = Arc<Mutex<Vec<Arc<GpuBackend>>>>;
 
-/// A service on a GPU or a software driver; tests on a machine without one pass.
-fn on_gpu() -> Option<(Arc<App>, Opened)> {
+/// A GPU or a software driver; tests on a machine without one pass.
+fn gpu() -> Option<Arc<GpuBackend>> {
     match GpuBackend::new(AdapterChoice::BestOrSoftware) {
         Err(error @ GpuError::None) => {
             assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "{error}");
             eprintln!("skipped: no GPU and no software driver");
-            return None;
+            None
         }
-        result => drop(result.unwrap()),
+        result => Some(Arc::new(result.unwrap())),
     }
+}
+
+/// A service on a GPU or a software driver.
+fn on_gpu() -> Option<(Arc<App>, Opened)> {
+    gpu()?;
     let opened = Opened::default();
     let seen = opened.clone();
     let device = Device::new(move || {

@@ -30,12 +30,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;
     let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
-    let sequences = wanted.load(|backend| {
-        let options =
-            EngineOptions { n_ctx: Some(n_ctx as usize), kv_dtype: args.kv_type, ..EngineOptions::default() };
-        device::check_room(&ckpt, &*backend, &options)?;
-        let model = loaded::model(&ckpt, backend.clone(), Some(n_ctx))?;
-        Sequences::new(model, backend, args.kv_type, n_seqs, n_ctx)
+    let options =
+        EngineOptions { n_ctx: Some(n_ctx as usize), kv_dtype: args.kv_type, ..EngineOptions::default() };
+    let sequences = wanted.with_gpu_layers(args.gpu_layers).load(&ckpt, options, |placement, _| {
+        let model = loaded::model(&ckpt, placement, Some(n_ctx))?;
+        Sequences::new(model, args.kv_type, n_seqs, n_ctx)
     })?;
     drop(ckpt);
     let model = &sequences.model;
@@ -45,7 +44,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         model.backend().stop_profile();
     }
     let has_own_memory = model.backend().memory().is_some_and(|memory| !memory.is_shared);
-    let description = format!("{}, {}", model.backend().name(), model.backend().describe());
+    let description = mlxr_server::describe_devices(model.devices());
     let mut bench = Bench {
         n_vocab: model.config().vocab as u32,
         weights_bytes: model.weights_bytes(),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
 use clap::{Args, ValueHint};
-use mlxr_server::config::Device;
+use mlxr_server::config::{Device, GpuLayers};
 use serde_json::json;
 
 use crate::client::ServerArgs;
@@ -26,9 +26,12 @@ pub struct DoctorArgs {
     /// Check every kernel of the GPU backend on this machine's GPU instead, and print a table for an issue
     #[arg(long, conflicts_with_all = ["models", "server"])]
     pub gpu_selftest: bool,
-    /// The GPU to check: gpu for the fastest, or its number
-    #[arg(long, value_name = "DEVICE", requires = "gpu_selftest", default_value = "gpu")]
-    pub device: Device,
+    /// The device the models are planned for [default: the setting engine.device], or the GPU to check [default: gpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<Device>,
+    /// Layers of the models on the GPU, as for `mlxr serve` [default: the setting engine.gpu_layers]
+    #[arg(long, value_name = "N", conflicts_with = "gpu_selftest")]
+    pub gpu_layers: Option<GpuLayers>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -38,7 +41,7 @@ pub struct DoctorArgs {
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if args.gpu_selftest {
-        let Some(choice) = device::adapter(args.device) else {
+        let Some(choice) = device::adapter(args.device.unwrap_or(Device::Gpu)) else {
             return Err(usage("--gpu-selftest checks a GPU, and --device cpu is none", "try --device gpu"));
         };
         let is_ok = selftest::run(choice, args.json)?;
@@ -60,10 +63,13 @@ fn examine(args: &DoctorArgs) -> Vec<Finding> {
     let mut findings =
         vec![machine::program(), machine::processor(), machine::memory(), models::arithmetic()];
     findings.extend(machine::adapters());
-    findings.extend(args.models.iter().map(|path| models::model(path)));
+    let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
+    let planner = models::Planner::new(args.device, args.gpu_layers, config);
+    findings.extend(planner.models(args.models.iter().map(PathBuf::as_path)));
     findings.push(service::settings(&loaded));
     if let Ok(loaded) = &loaded {
         let config = &loaded.config;
+        findings.extend(planner.models(config.files.iter().map(|file| file.path.as_path())));
         findings.extend(models::catalogue(loaded));
         #[cfg(unix)]
         findings.push(machine::open_files(config.max_connections));

@@ -40,12 +40,10 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
         ));
     }
     let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
-    let mut sequences = wanted.load(|backend| {
-        let options =
-            EngineOptions { n_ctx: Some(n_ctx), kv_dtype: args.kv_type, ..EngineOptions::default() };
-        device::check_room(&ckpt, &*backend, &options)?;
-        let model = loaded::model(&ckpt, backend.clone(), Some(args.n_ctx))?;
-        Sequences::new(model, backend, args.kv_type, 1, args.n_ctx)
+    let options = EngineOptions { n_ctx: Some(n_ctx), kv_dtype: args.kv_type, ..EngineOptions::default() };
+    let mut sequences = wanted.with_gpu_layers(args.gpu_layers).load(&ckpt, options, |placement, _| {
+        let model = loaded::model(&ckpt, placement, Some(args.n_ctx))?;
+        Sequences::new(model, args.kv_type, 1, args.n_ctx)
     })?;
     interrupt::install(interrupt::JOB_PATIENCE)?;
     let bar = progress::bar(n_windows as u64, "perplexity");

@@ -12,8 +12,8 @@ use mlxr_engine::EngineOptions;
 use mlxr_server::Inherited;
 use mlxr_server::config::{Bytes, Loaded, NamedPath, ServerConfig, Socket, Span};
 use mlxr_server::{
-    App, ClientLimits, EngineSetup, Fallback, KeyFile, Keys, Limits, Listeners, Memory, ModelList,
-    ModelSource, ModelSpec, Models, Phase, Surroundings, Tokens, serve,
+    App, ClientLimits, EngineSetup, KeyFile, Keys, Limits, Listeners, Memory, ModelList, ModelSource,
+    ModelSpec, Models, Phase, Surroundings, Tokens, serve,
 };
 
 use crate::device::{self, Devices, Wanted};
@@ -141,15 +141,11 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         ..defaults
     };
     let wanted = Wanted::new(config.device, config.threads, device::products(config.bf16_products));
-    let Devices { first, fallback } = wanted.profiled(config.profile).open()?;
-    let backend = first.backend()?;
+    let wanted = wanted.with_gpu_layers(config.gpu_layers).profiled(config.profile);
     let set = config.memory.map(|Bytes(limit_bytes)| Memory { limit_bytes });
-    let memory = set.unwrap_or_else(|| Memory::of(&*backend));
-    let fallback = fallback.map(|device| Fallback {
-        device,
-        memory: set.unwrap_or_else(Memory::detect),
-        shares_memory: backend.memory().is_some_and(|memory| memory.is_shared),
-    });
+    let Devices { first, memory, fallback } = wanted.open()?.limited_to(set);
+    // Whatever stands against it is told now, not to the first client.
+    first.backend()?;
     let setup = EngineSetup { device: first, options };
     let models = Models::with_list(list, setup, memory, config.keep_alive).with_fallback(fallback);
     let models = models.with_pins(&config.pin).map_err(|error| {

@@ -4,13 +4,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mlxr_engine::EngineOptions;
-use mlxr_kernels::{CpuBackend, CpuOptions, Isa, Kernels};
-use mlxr_server::config::Loaded;
-use mlxr_server::{Memory, MemoryPlan};
+use mlxr_kernels::{CpuBackend, CpuOptions, Isa, Kernels, Products};
+use mlxr_models::Placement;
+use mlxr_server::config::{self, Bytes, GpuLayers, Loaded, ServerConfig};
+use mlxr_server::{Memory, MemoryPlan, Room, Share, Split, describe_devices};
 use mlxr_tensor::{Backend, Batch, DType};
 use mlxr_text::{EncodeOptions, Tokenizer};
 
 use super::Finding;
+use crate::device::{Devices, Wanted};
 use crate::loaded::{self, Sequences};
 use crate::units::bytes;
 use crate::{bundled, model_source};
@@ -52,29 +54,74 @@ fn logits(isa: Isa) -> anyhow::Result<Vec<f32>> {
     let backend: Arc<dyn Backend> =
         Arc::new(CpuBackend::new(CpuOptions { isa: Some(isa), ..CpuOptions::default() })?);
     let n_ctx = u32::try_from(prompt.len())?;
-    let model = loaded::model(&ckpt, backend.clone(), Some(n_ctx))?;
-    let mut sequences = Sequences::new(model, backend, DType::F16, 1, n_ctx)?;
+    let model = loaded::model(&ckpt, &Placement::whole(backend), Some(n_ctx))?;
+    let mut sequences = Sequences::new(model, DType::F16, 1, n_ctx)?;
     let mut batch = Batch::default();
     sequences.append(&mut batch, 0, &prompt);
     sequences.forward(&batch)
 }
 
-/// Whether a model can be read, and has room.
-pub fn model(path: &Path) -> Finding {
-    let ckpt = match model_source::open(path) {
-        Ok(ckpt) => ckpt,
-        Err(error) => return Finding::failed("model", &error, "fetch it again"),
-    };
-    let memory = Memory::detect();
-    match MemoryPlan::new(&ckpt, &EngineOptions::default(), memory.limit_bytes) {
-        Ok(plan) => describe_plan(path, plan.total_bytes(), memory.limit_bytes),
-        Err(error) => Finding::failed("model", &error.into(), "`mlxr show` says what it is"),
+/// Looks at models as the device would take them that they are for.
+pub struct Planner {
+    wanted: Wanted,
+    options: EngineOptions,
+    memory: Option<Memory>,
+}
+
+impl Planner {
+    /// For a device and its layers, or those of the settings, or the CPU.
+    pub fn new(
+        device: Option<config::Device>,
+        gpu_layers: Option<GpuLayers>,
+        config: Option<&ServerConfig>,
+    ) -> Planner {
+        let device = device.or(config.map(|config| config.device)).unwrap_or_default();
+        let gpu_layers = gpu_layers.or(config.map(|config| config.gpu_layers)).unwrap_or_default();
+        let defaults = EngineOptions::default();
+        let options = config.map_or(defaults, |config| EngineOptions {
+            n_ctx: config.n_ctx.map(|n| n as usize),
+            kv_dtype: config.kv_type,
+            ..defaults
+        });
+        Planner {
+            wanted: Wanted::new(device, None, Products::Alike).with_gpu_layers(gpu_layers),
+            options,
+            memory: config.and_then(|config| config.memory).map(|Bytes(limit_bytes)| Memory { limit_bytes }),
+        }
+    }
+
+    /// Whether models can be read, and have room. The device is opened if there is one to look at.
+    pub fn models<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> Vec<Finding> {
+        let mut paths = paths.peekable();
+        if paths.peek().is_none() {
+            return Vec::new();
+        }
+        match self.wanted.open() {
+            Ok(devices) => {
+                let devices = devices.limited_to(self.memory);
+                let names = devices.first.backend().map(|backend| describe_devices([(&backend, 0)]));
+                let device = names.unwrap_or_else(|error| error.to_string());
+                paths.map(|path| self.model(path, &devices, &device)).collect()
+            }
+            Err(error) => vec![Finding::failed("device", &error, "name another with --device")],
+        }
+    }
+
+    fn model(&self, path: &Path, devices: &Devices, device: &str) -> Finding {
+        let ckpt = match model_source::open(path) {
+            Ok(ckpt) => ckpt,
+            Err(error) => return Finding::failed("model", &error, "fetch it again"),
+        };
+        match devices.plan(&ckpt, &self.options) {
+            Ok((plan, room)) => describe_plan(path, &plan, &room, device),
+            Err(error) => Finding::failed("model", &error.into(), "`mlxr show` says what it is"),
+        }
     }
 }
 
-/// The models a server would find by itself, and those it is told to serve.
+/// The models a server would find by itself.
 pub fn catalogue(loaded: &Loaded) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = loaded.config.files.iter().map(|file| model(&file.path)).collect();
+    let mut findings = Vec::new();
     let Some(catalogue) = loaded.catalogue() else { return findings };
     let folder = catalogue.folder().display().to_string();
     let found = match catalogue.scan() {
@@ -93,20 +140,34 @@ pub fn catalogue(loaded: &Loaded) -> Vec<Finding> {
     findings
 }
 
-fn describe_plan(path: &Path, total: u64, limit: u64) -> Finding {
-    let shown = path.display();
-    if total > limit {
+fn describe_plan(path: &Path, plan: &MemoryPlan, room: &Room, device: &str) -> Finding {
+    let (shown, total) = (path.display(), bytes(plan.total_bytes()));
+    if !room.holds(plan) {
+        let limit = bytes(room.device_bytes);
         return Finding::problem(
             "model",
-            format!("{shown} takes {}, and all models together may take {}", bytes(total), bytes(limit)),
+            format!("{shown} takes {total}, and all models together may take {limit} on {device}"),
             "quantise it (`mlxr quantize`), or give it less context (`mlxr serve --ctx`)",
         );
     }
-    Finding::ok("model", format!("{shown} can be read and takes {}", bytes(total)))
+    let message = format!("{shown} can be read and takes {total} on {device}");
+    let Some(Split { cpu, gpu }) = plan.split else { return Finding::ok("model", message) };
+    let share = |share: &Share| format!("{} layers, {}", share.n_layers, bytes(share.total_bytes()));
+    let message = format!("{message} ({}) and on the CPU ({})", share(&gpu), share(&cpu));
+    match room.cpu.map(|cpu| cpu.gpu_layers) {
+        Some(GpuLayers::Auto) => Finding::note(
+            "model",
+            format!("{message}: the GPU has no room for more"),
+            "quantise it (`mlxr quantize`), or give it less context (`mlxr serve --ctx`), and more of it fits",
+        ),
+        _ => Finding::ok("model", message),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use mlxr_server::CpuRoom;
+
     use super::super::Level;
     use super::*;
 
@@ -117,9 +178,27 @@ mod tests {
     }
 
     #[test]
-    fn a_model_without_room_is_a_problem() {
-        let path = Path::new("x.gguf");
-        assert_eq!(describe_plan(path, 1 << 30, 1 << 31).level, Level::Ok);
-        assert_eq!(describe_plan(path, 1 << 32, 1 << 31).level, Level::Problem);
+    fn a_model_without_room_is_a_problem_and_one_on_two_devices_says_so() {
+        let ckpt = bundled::open().unwrap();
+        let options = EngineOptions::default();
+        let look = |device_bytes: u64, cpu: Option<CpuRoom>| {
+            let room = Room { device_bytes, cpu };
+            let plan = MemoryPlan::within(&ckpt, &options, &room).unwrap();
+            describe_plan(Path::new("x.gguf"), &plan, &room, "card")
+        };
+        let whole = look(1 << 40, None);
+        assert_eq!(whole.level, Level::Ok);
+        assert!(
+            whole.message.contains("x.gguf can be read and takes") && whole.message.ends_with(" on card")
+        );
+        assert_eq!(look(1 << 20, None).level, Level::Problem);
+        let cpu = |gpu_layers| Some(CpuRoom { bytes: 1 << 40, is_shared: false, gpu_layers });
+        let asked = look(1 << 40, cpu(GpuLayers::Count(3)));
+        assert_eq!(asked.level, Level::Ok);
+        assert!(asked.message.contains(" on card (3 layers, ") && asked.message.contains(" on the CPU ("));
+        let plan = MemoryPlan::new(&ckpt, &options, 0).unwrap();
+        let short = look(plan.total_bytes() - 1, cpu(GpuLayers::Auto));
+        assert_eq!(short.level, Level::Note, "{}", short.message);
+        assert!(short.message.ends_with("the GPU has no room for more"), "{}", short.message);
     }
 }

@@ -40,6 +40,29 @@ fn a_machine_that_works_has_no_problems() {
 }
 
 #[test]
+fn a_model_is_planned_for_the_device_it_would_go_to() {
+    let home = tempfile::tempdir().unwrap();
+    let plan = |args: &[&str]| {
+        let run = doctor(home.path()).arg(repo("models/mlxr-27m-q8_0.gguf")).args(args);
+        let output = run.env("RUST_BACKTRACE", "0").output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let on_cpu = plan(&[]);
+    let message = find(&on_cpu, "model")["message"].as_str().unwrap();
+    assert!(message.contains(" on cpu, "), "{message}");
+    let none = plan(&["--device", "99"]);
+    let finding = find(&none, "device");
+    assert!(finding["message"].as_str().unwrap().contains("there is no GPU 99"), "{finding}");
+    let split = plan(&["--device", "0", "--gpu-layers", "3"]);
+    let has_gpu = split["findings"].as_array().unwrap().iter().all(|finding| finding["check"] != "device");
+    assert!(has_gpu || std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "{split}");
+    if has_gpu {
+        let message = find(&split, "model")["message"].as_str().unwrap();
+        assert!(message.contains("(3 layers, ") && message.contains("on the CPU (5 layers, "), "{message}");
+    }
+}
+
+#[test]
 fn what_does_not_work_is_told_with_the_next_step_and_the_exit_code() {
     use std::os::unix::fs::PermissionsExt;
 

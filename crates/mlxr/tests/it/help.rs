@@ -125,6 +125,12 @@ Model options:
           
           [default: cpu]
 
+      --gpu-layers <N>
+          Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or
+          auto for as many as fit
+          
+          [default: auto]
+
   -t, --threads <N>
           CPU threads [default: one per physical core]
 

@@ -14,9 +14,9 @@ fn golden() -> Vec<Value> {
     golden["main"].as_array().unwrap().clone()
 }
 
-#[test]
-fn greedy_answers_are_the_reference_ones() {
-    let mut n_checked = 0;
+/// The chats whose greedy answers are clear: what is asked, and what is answered to it.
+fn clear_chats() -> Vec<(String, Value)> {
+    let mut clear = Vec::new();
     for case in golden() {
         let (Some(stop), [message]) =
             (case["stop"].as_u64(), &case["messages"].as_array().map_or(&[][..], |m| m))
@@ -26,18 +26,53 @@ fn greedy_answers_are_the_reference_ones() {
         if case["kind"] != "chat" || case["min_margin_before_stop"].as_f64().unwrap() < MIN_MARGIN {
             continue;
         }
-        let prompt = message["content"].as_str().unwrap();
-        let answer = json(mlxr(["run", "--greedy", "--json", prompt]));
-        let choice = &answer["choices"][0];
         // The end-of-generation id is the reason, not a token of the answer.
         let ids = &case["greedy_ids"].as_array().unwrap()[..stop as usize];
-        assert_eq!(choice["ids"], json!(ids), "{prompt}");
+        let mut expected = case.clone();
+        expected["ids"] = json!(ids);
+        clear.push((message["content"].as_str().unwrap().to_owned(), expected));
+    }
+    assert!(clear.len() >= 6, "only {} cases are clear enough", clear.len());
+    clear
+}
+
+#[test]
+fn greedy_answers_are_the_reference_ones() {
+    for (prompt, case) in clear_chats() {
+        let answer = json(mlxr(["run", "--greedy", "--json", &prompt]));
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["ids"], case["ids"], "{prompt}");
         assert_eq!(choice["text"], case["text_out"], "{prompt}");
         assert_eq!(choice["finish"], json!({ "reason": "stop", "eog_id": 2 }));
         assert_eq!(answer["usage"]["n_prompt"], case["prompt_ids"].as_array().unwrap().len());
-        n_checked += 1;
     }
-    assert!(n_checked >= 6, "only {n_checked} cases are clear enough");
+}
+
+#[test]
+fn layers_on_a_gpu_give_the_reference_answers_too() {
+    for ((prompt, case), gpu_layers) in clear_chats().iter().zip(["1", "3", "5", "7", "all", "auto"]) {
+        let args = ["run", "--greedy", "--json", "--device", "0", "--gpu-layers", gpu_layers, prompt];
+        let output = mlxr(args).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if stderr.contains("there is no GPU 0") {
+            assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "{stderr}");
+            return eprintln!("skipped: no GPU and no software driver");
+        }
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(answer["choices"][0]["ids"], case["ids"], "{gpu_layers}: {prompt}");
+    }
+}
+
+#[test]
+fn layers_of_a_gpu_need_one_and_none_need_none() {
+    mlxr(["run", "--greedy", "--gpu-layers", "2", "hi"]).assert().code(2).stderr_eq(str![[r#"
+error: --gpu-layers divides a model between a GPU and the CPU, and the device is the CPU
+hint: give --device gpu too, or auto or the number of a GPU
+
+"#]]);
+    let args = ["run", "--greedy", "--device", "gpu", "--gpu-layers", "0", "What is 23 + 45?"];
+    mlxr(args).assert().success().stdout_eq("23 + 45 = 68\n").stderr_eq("");
 }
 
 #[test]

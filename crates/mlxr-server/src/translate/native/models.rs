@@ -5,18 +5,26 @@ use mlxr_api::native::stats::{EmbedderStats, EngineStats, Pace, Stats};
 use mlxr_engine::EngineOptions;
 use mlxr_tensor::DType;
 
+use crate::config::GpuLayers;
 use crate::loaded::Loaded;
 use crate::memory::{MemoryPlan, process_bytes};
-use crate::model_manager::{KeepAlive, MemoryUse, Models, Residence};
+use crate::model_manager::{KeepAlive, MemoryUse, Models, Planned, Residence};
+use crate::split::{Share, Split};
 use crate::{App, ServeError};
 
-pub const fn plan(plan: &MemoryPlan) -> wire::MemoryPlan {
+pub fn plan(plan: &MemoryPlan) -> wire::MemoryPlan {
     let &MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, .. } = plan;
-    wire::MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, total_bytes: plan.total_bytes() }
+    let share = |share: Share| {
+        let Share { n_layers, weights_bytes, kv_bytes, step_bytes } = share;
+        let total_bytes = share.total_bytes();
+        wire::Share { n_layers, weights_bytes, kv_bytes, step_bytes, total_bytes }
+    };
+    let split = plan.split.map(|Split { cpu, gpu }| wire::Split { gpu: share(gpu), cpu: share(cpu) });
+    wire::MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, total_bytes: plan.total_bytes(), split }
 }
 
 pub const fn memory(memory: MemoryUse) -> wire::MemoryUse {
-    let MemoryUse { limit_bytes, used_bytes, .. } = memory;
+    let MemoryUse { limit_bytes, used_bytes } = memory;
     wire::MemoryUse { limit_bytes, used_bytes, free_bytes: limit_bytes.saturating_sub(used_bytes) }
 }
 
@@ -124,19 +132,12 @@ pub fn plan_options(
     request: &wire::PlanRequest,
     defaults: EngineOptions,
 ) -> Result<EngineOptions, ServeError> {
-    let positive = |field: &str, value: Option<u32>, default: usize| match value {
-        Some(0) => Err(ServeError::invalid(field, format!("{field} is 0, but must be 1 or more"))),
-        Some(value) => Ok(value as usize),
-        None => Ok(default),
-    };
-    let n_ctx = match request.n_ctx {
-        None => defaults.n_ctx,
-        Some(_) => Some(positive("n_ctx", request.n_ctx, 0)?),
-    };
-    let max_seqs = positive("max_seqs", request.max_seqs, defaults.max_seqs)?;
-    let max_batch_tokens = positive("max_batch_tokens", request.max_batch_tokens, defaults.max_batch_tokens)?;
+    let n_ctx = positive("n_ctx", request.n_ctx)?;
+    let max_seqs = positive("max_seqs", request.max_seqs)?.unwrap_or(defaults.max_seqs);
+    let max_batch_tokens = positive("max_batch_tokens", request.max_batch_tokens)?;
+    let max_batch_tokens = max_batch_tokens.unwrap_or(defaults.max_batch_tokens);
     Ok(EngineOptions {
-        n_ctx,
+        n_ctx: n_ctx.or(defaults.n_ctx),
         kv_bytes: request
             .kv_bytes
             .map_or(defaults.kv_bytes, |n| Some(usize::try_from(n).unwrap_or(usize::MAX))),
@@ -146,6 +147,21 @@ pub fn plan_options(
         max_logit_rows: defaults.max_logit_rows.max(max_seqs),
         ..defaults
     })
+}
+
+/// The layers a plan is to have on the GPU.
+///
+/// # Errors
+/// None at all: that would be a plan for the CPU.
+pub fn gpu_layers(request: &wire::PlanRequest) -> Result<Option<GpuLayers>, ServeError> {
+    Ok(positive("gpu_layers", request.gpu_layers)?.map(GpuLayers::Count))
+}
+
+fn positive(field: &str, value: Option<u32>) -> Result<Option<usize>, ServeError> {
+    match value {
+        Some(0) => Err(ServeError::invalid(field, format!("{field} is 0, but must be 1 or more"))),
+        value => Ok(value.map(|value| value as usize)),
+    }
 }
 
 fn kv_type(name: &str) -> Result<DType, ServeError> {
@@ -162,29 +178,29 @@ fn kv_type(name: &str) -> Result<DType, ServeError> {
 /// The arena asked for is too small.
 pub fn plan_answer(
     name: &str,
-    planned: &MemoryPlan,
+    planned: &Planned,
     options: &EngineOptions,
     use_now: MemoryUse,
     warnings: Vec<String>,
 ) -> Result<wire::PlanAnswer, ServeError> {
-    let n_blocks = planned.kv_bytes / planned.block_bytes.max(1);
-    let n_seq_blocks = u64::from(planned.n_ctx).div_ceil(options.block_tokens as u64).max(1);
+    let Planned { plan: ref found, fits_now, fits } = *planned;
+    let n_blocks = found.kv_bytes / found.block_bytes.max(1);
+    let n_seq_blocks = u64::from(found.n_ctx).div_ceil(options.block_tokens as u64).max(1);
     if n_blocks < n_seq_blocks {
-        let (kv_bytes, n_ctx) = (planned.kv_bytes, planned.n_ctx);
-        let needed = n_seq_blocks * planned.block_bytes;
+        let (kv_bytes, n_ctx) = (found.kv_bytes, found.n_ctx);
+        let needed = n_seq_blocks * found.block_bytes;
         let reason = format!("kv_bytes is {kv_bytes}, but one context of {n_ctx} tokens takes {needed}");
         return Err(ServeError::invalid("kv_bytes", reason));
     }
-    let fits = |used_bytes: u64| planned.total_bytes() <= use_now.limit_bytes.saturating_sub(used_bytes);
     Ok(wire::PlanAnswer {
         model: name.to_owned(),
-        plan: plan(planned),
-        kv_type: planned.kv_dtype.name().to_ascii_lowercase(),
+        plan: plan(found),
+        kv_type: found.kv_dtype.name().to_ascii_lowercase(),
         block_tokens: options.block_tokens,
         n_blocks,
         n_full_seqs: n_blocks / n_seq_blocks,
-        fits_now: fits(use_now.used_bytes),
-        fits: fits(use_now.used_bytes - use_now.idle_bytes),
+        fits_now,
+        fits,
         memory: memory(use_now),
         warnings,
     })

@@ -1,0 +1,71 @@
+//! Which device computes which layers, and the keys and values that lie there with them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use mlxr_tensor::{Backend, BlockCopy, KvCache, KvSpec, TensorError};
+
+/// Where a model computes: whole on one device, or its first layers on another.
+///
+/// Embeddings are looked up where the first layer is, logits come from where the last one is. Between the two the rows
+/// of a step pass through the host once.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    first: Option<(Arc<dyn Backend>, usize)>,
+    last: Arc<dyn Backend>,
+}
+
+impl Placement {
+    /// All layers on one device.
+    pub fn whole(backend: Arc<dyn Backend>) -> Placement {
+        Placement { first: None, last: backend }
+    }
+
+    /// The first `n_layers` on another device.
+    #[must_use]
+    pub fn with_first(self, n_layers: usize, backend: Arc<dyn Backend>) -> Placement {
+        Placement { first: (n_layers > 0).then_some((backend, n_layers)), ..self }
+    }
+
+    /// The device of the last layer.
+    pub(crate) fn last(&self) -> &Arc<dyn Backend> {
+        &self.last
+    }
+
+    /// The devices in order, with their layers of `n_layers`.
+    pub(crate) fn stages(&self, n_layers: usize) -> Vec<(Arc<dyn Backend>, Range<usize>)> {
+        let n_first = self.first.as_ref().map_or(0, |(_, n)| (*n).min(n_layers));
+        let first = self.first.iter().map(|(backend, _)| (backend.clone(), 0..n_first));
+        first.chain([(self.last.clone(), n_first..n_layers)]).collect()
+    }
+}
+
+/// A model's KV arena: the same blocks on every device it computes on, each with that device's layers.
+#[derive(Debug)]
+pub struct ModelKv {
+    pub(crate) parts: Vec<(Arc<dyn Backend>, KvCache)>,
+}
+
+impl ModelKv {
+    /// Arenas for some layers each, sized like `spec`.
+    ///
+    /// # Errors
+    /// As [`Backend::kv_cache`].
+    pub(crate) fn new(
+        spec: &KvSpec,
+        layers: impl IntoIterator<Item = (Arc<dyn Backend>, Range<usize>)>,
+    ) -> Result<ModelKv, TensorError> {
+        let part = |(backend, layers): (Arc<dyn Backend>, Range<usize>)| {
+            let kv = backend.kv_cache(&KvSpec { layers: spec.layers[layers].to_vec(), ..spec.clone() })?;
+            Ok((backend, kv))
+        };
+        Ok(ModelKv { parts: layers.into_iter().map(part).collect::<Result<_, TensorError>>()? })
+    }
+
+    /// Copies whole blocks of all layers, in order.
+    pub fn copy_blocks(&mut self, copies: &[BlockCopy]) {
+        for (backend, kv) in &mut self.parts {
+            backend.copy_blocks(kv, copies);
+        }
+    }
+}

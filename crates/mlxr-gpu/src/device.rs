@@ -196,8 +196,10 @@ impl Gpu {
         let (device, queue) = pollster::block_on(request)
             .map_err(|e| GpuError::Device { name: info.name.clone(), reason: e.to_string() })?;
         let failure = Arc::<Mutex<Option<String>>>::default();
+        // Errors of validation come in several lines.
         let note = |failure: &Arc<Mutex<Option<String>>>, text: String| {
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
+            let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(line);
         };
         let of_error = failure.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&of_error, error.to_string())));

@@ -85,6 +85,11 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether the model would do with other settings of the server.
+    pub const fn concerns_settings(&self) -> bool {
+        matches!(self, LoadError::Plan(PlanError::KvType { .. }))
+    }
+
     /// Whether the model may well run on another device.
     pub fn concerns_device(&self) -> bool {
         match self {

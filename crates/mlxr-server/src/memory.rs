@@ -54,7 +54,7 @@ impl MemoryPlan {
             dtype: options.kv_dtype,
             layers: config.kv_layers(),
         };
-        let block_bytes = spec.n_bytes().ok_or(PlanError::KvType { dtype: options.kv_dtype })? as u64;
+        let block_bytes = spec.n_bytes().ok_or_else(|| kv_type_error(&config, options))? as u64;
         let seq_bytes = block_bytes.saturating_mul((n_ctx as usize).div_ceil(options.block_tokens) as u64);
         let weights_bytes: u64 = ckpt.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
         let step_bytes = step_bytes(&config, options);
@@ -135,6 +135,10 @@ pub(crate) fn full_seqs(options: &EngineOptions) -> u64 {
     DEFAULT_FULL_SEQS.min(options.max_seqs) as u64
 }
 
+pub(crate) fn kv_type_error(config: &DecoderConfig, options: &EngineOptions) -> PlanError {
+    PlanError::KvType { dtype: options.kv_dtype, head_dim: config.kv_layer().k_dim }
+}
+
 /// One layer's scratch and the rows of an embedder's largest batch.
 fn scratch_plan(
     n_ctx: u32,
@@ -163,8 +167,11 @@ fn scratch_plan(
 pub enum PlanError {
     #[error(transparent)]
     Model(#[from] ModelError),
-    #[error("{dtype} cannot store this model's keys and values: a head is no whole number of quant blocks")]
-    KvType { dtype: DType },
+    #[error(
+        "{dtype} cannot store this model's keys and values: heads of {head_dim} are no whole number of quant blocks \
+         (choose another kv_type, such as f16)"
+    )]
+    KvType { dtype: DType, head_dim: usize },
 }
 
 /// Rows of the widest step: residual, normed input, attention and gate/up/product beside each other, in f32, and the

@@ -377,7 +377,7 @@ impl Models {
         why_here: Option<String>,
     ) -> Result<Hold, ServeError> {
         let name = &spec.name;
-        let failed = |error: LoadError| match error.concerns_device() {
+        let failed = |error: LoadError| match error.concerns_device() || error.concerns_settings() {
             true => {
                 // Behind the first line stands advice for the command line.
                 let reason = error.to_string().lines().next().unwrap_or_default().to_owned();

@@ -11,7 +11,7 @@ use mlxr_models::DecoderConfig;
 use mlxr_tensor::KvSpec;
 
 use crate::config::GpuLayers;
-use crate::memory::{MemoryPlan, PlanError, full_seqs};
+use crate::memory::{MemoryPlan, PlanError, full_seqs, kv_type_error};
 
 /// What a model's share takes of one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl Parts {
             dtype: options.kv_dtype,
             layers: vec![config.kv_layer()],
         };
-        let block_bytes = spec.n_bytes().ok_or(PlanError::KvType { dtype: options.kv_dtype })? as u64;
+        let block_bytes = spec.n_bytes().ok_or_else(|| kv_type_error(&config, options))? as u64;
         let seq_blocks = (whole.n_ctx as usize).div_ceil(options.block_tokens) as u64;
         let n_blocks = match options.kv_bytes {
             Some(bytes) => [bytes as u64 / whole.block_bytes.max(1); 2],

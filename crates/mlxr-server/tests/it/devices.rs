@@ -10,10 +10,10 @@ use mlxr_server::config::GpuLayers;
 use mlxr_server::{
     App, Device, DeviceError, EngineSetup, Fallback, KeepAlive, Limits, Memory, ModelList, Models, Role,
 };
-use mlxr_tensor::Backend;
+use mlxr_tensor::{Backend, DType};
 use serde_json::{Value, json};
 
-use crate::harness::{HOUSE, ROOMY, TINY, ask, ask_json, get, post, send, setup, specs};
+use crate::harness::{Answer, HOUSE, ROOMY, TINY, ask, ask_json, get, post, send, setup, specs, until};
 
 /// A CPU behind another device, for whole models.
 fn cpu(memory: Memory) -> Fallback {
@@ -148,6 +148,105 @@ async fn a_model_without_room_for_one_layer_is_refused_or_goes_to_the_cpu() {
         let lease = models.acquire(HOUSE).await;
         assert_eq!(lease.is_ok(), goes, "{lease:?}");
         assert_eq!(models.residences().first().is_some_and(|found| found.why_here.is_some()), goes);
+    }
+}
+
+/// A device that is lost while `body` is answered: what the client gets.
+async fn lose(app: &Arc<App>, opened: &Opened, path: &str, body: &Value) -> Answer {
+    let lease = app.models.acquire(HOUSE).await.unwrap();
+    let before = lease.engine.stats().n_generated;
+    let asking = tokio::spawn({
+        let (app, request) = (app.clone(), post(path, body));
+        async move { ask(&app, request).await }
+    });
+    until(|| lease.engine.stats().n_generated > before).await;
+    let latest = opened.lock().unwrap().last().unwrap().clone();
+    latest.destroy();
+    asking.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_dialect_tells_its_clients_that_the_device_was_lost() {
+    let Some((app, opened)) = on_gpu() else { return };
+    let messages = json!([{"role": "user", "content": "Tell me a long story."}]);
+    // What no answer can end before.
+    let schema = json!({"type": "object", "properties": {"x": {"type": "string", "minLength": 5000}}, "required": ["x"]});
+    let form = json!({"format": {"type": "json_schema", "schema": schema}});
+    let asked = [
+        ("/v1/chat/completions", json!({"messages": messages, "ignore_eos": true, "max_tokens": 1500})),
+        ("/v1/responses", json!({"input": messages, "ignore_eos": true})),
+        ("/api/chat", json!({"messages": messages, "format": schema})),
+        ("/api/generate", json!({"prompt": "Tell me a long story.", "format": schema})),
+        ("/v1/messages", json!({"messages": messages, "output_config": form, "max_tokens": 1500})),
+    ];
+    for (n_lost, (path, body)) in asked.iter().enumerate() {
+        for stream in [false, true] {
+            let mut body = body.clone();
+            body["model"] = json!(HOUSE);
+            body["stream"] = json!(stream);
+            let answer = lose(&app, &opened, path, &body).await;
+            let case = format!("{path}, stream {stream}: {}", answer.text);
+            assert!(answer.text.contains("the device that computes failed"), "{case}");
+            assert!(answer.text.contains("the next request starts it anew"), "{case}");
+            if stream {
+                let last = answer.text.trim_end().lines().rfind(|line| !line.ends_with("[DONE]")).unwrap();
+                let last: Value = serde_json::from_str(last.trim_start_matches("data: ")).unwrap();
+                check_lost(path, &last, &case);
+            } else {
+                assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{case}");
+                assert_eq!(answer.headers["retry-after"], "1", "{case}");
+                check_lost(path, &answer.json(), &case);
+            }
+            assert_eq!(opened.lock().unwrap().len(), 2 * n_lost + usize::from(stream) + 1, "{case}");
+        }
+    }
+}
+
+/// The error as each dialect words it.
+fn check_lost(path: &str, error: &Value, case: &str) {
+    match path {
+        "/api/chat" | "/api/generate" => assert!(error["error"].is_string(), "{case}"),
+        "/v1/messages" => {
+            assert_eq!(
+                (&error["type"], &error["error"]["type"]),
+                (&json!("error"), &json!("overloaded_error")),
+                "{case}"
+            );
+        }
+        "/v1/responses" if error["type"] == "response.failed" => {
+            // The most exact of the codes this dialect has.
+            assert_eq!(error["response"]["error"]["code"], "server_error", "{case}");
+        }
+        _ => assert_eq!(error["error"]["code"], "device_lost", "{case}"),
+    }
+}
+
+#[tokio::test]
+async fn keys_and_values_that_a_type_cannot_hold_are_refused_with_the_next_step() {
+    let options = EngineOptions { kv_dtype: DType::Q8_0, ..EngineOptions::default() };
+    let mut devices = vec![setup(options).device];
+    devices.extend(gpu().map(|gpu| Device::of(gpu)));
+    for device in devices {
+        let setup = EngineSetup { device, options };
+        let models = Models::new(specs(), setup, ROOMY, KeepAlive::Forever).unwrap();
+        let app = App::new(models, Limits::default()).unwrap();
+        for (path, prompt) in
+            [("/v1/completions", "prompt"), ("/api/generate", "prompt"), ("/v1/messages", "messages")]
+        {
+            let mut request = json!({"model": TINY, "max_tokens": 2});
+            request[prompt] = match prompt {
+                "messages" => json!([{"role": "user", "content": "a"}]),
+                _ => json!("a"),
+            };
+            let answer = ask(&app, post(path, request)).await;
+            let case = format!("{path}: {}", answer.text);
+            assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{case}");
+            assert!(answer.text.contains("cannot be computed here: Q8_0 cannot store"), "{case}");
+            assert!(answer.text.contains("heads of 16") && answer.text.contains("kv_type"), "{case}");
+        }
+        // Heads of a whole number of quant blocks are stored.
+        let request = json!({"model": HOUSE, "prompt": "a", "max_tokens": 2});
+        ask_json(&app, "/v1/completions", request).await;
     }
 }
 

@@ -1,12 +1,13 @@
 //! Pooled activation buffers: dropping an activation gives its memory to the next one.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mlxr_tensor::Act;
 
 use crate::aligned::AlignedBytes;
-use crate::linear::Inputs;
+use crate::linear::blocks::BlockActs;
 use crate::linear::codes::{ActLayout, QuantActs};
+use crate::linear::{Coded, Inputs};
 
 /// Idle buffers kept at most; a forward has fewer activations alive at once.
 const MAX_IDLE: usize = 48;
@@ -21,8 +22,7 @@ pub(crate) struct ActPool {
 pub(crate) struct CpuAct {
     memory: Option<AlignedBytes>,
     len: usize,
-    /// The same values quantised, once that was done.
-    codes: OnceLock<QuantActs>,
+    coded: Coded,
     pool: Arc<ActPool>,
 }
 
@@ -31,7 +31,7 @@ impl ActPool {
     pub(crate) fn act(self: &Arc<Self>, rows: usize, cols: usize) -> Act {
         let len = rows.checked_mul(cols).expect("an activation fits the address space");
         let memory = Some(self.take(len * 4));
-        Act::new(rows, cols, CpuAct { memory, len, codes: OnceLock::new(), pool: Arc::clone(self) })
+        Act::new(rows, cols, CpuAct { memory, len, coded: Coded::default(), pool: Arc::clone(self) })
     }
 
     /// Room for quantised rows, each of which has to be filled.
@@ -41,7 +41,7 @@ impl ActPool {
     }
 
     /// The smallest idle buffer that fits and is not far too large, or a new one.
-    fn take(&self, n_bytes: usize) -> AlignedBytes {
+    pub(crate) fn take(&self, n_bytes: usize) -> AlignedBytes {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |buffer: &AlignedBytes| {
             let size = buffer.bytes().len();
@@ -78,9 +78,10 @@ impl CpuAct {
     }
 
     fn forget_codes(&mut self) {
-        if let Some(codes) = self.codes.take() {
-            self.pool.give_back(codes.into_memory());
-        }
+        let Coded { groups, blocks } = &mut self.coded;
+        let groups = groups.take().map(QuantActs::into_memory);
+        let blocks = blocks.take().map(BlockActs::into_memory);
+        groups.into_iter().chain(blocks).for_each(|memory| self.pool.give_back(memory));
     }
 }
 
@@ -104,14 +105,14 @@ pub(crate) fn values_mut(act: &mut Act) -> &mut [f32] {
 }
 
 /// Adds the quantised form of what an activation holds.
-pub(crate) fn set_codes(act: &mut Act, codes: QuantActs) {
+pub(crate) fn set_coded(act: &mut Act, coded: Coded) {
     let act = act.handle_mut::<CpuAct>();
     act.forget_codes();
-    act.codes = OnceLock::from(codes);
+    act.coded = coded;
 }
 
 /// An activation as the input of products.
 pub(crate) fn inputs(act: &Act) -> Inputs<'_> {
-    let CpuAct { codes, pool, .. } = act.handle::<CpuAct>();
-    Inputs::new(values(act), act.cols(), codes, pool)
+    let CpuAct { coded, pool, .. } = act.handle::<CpuAct>();
+    Inputs::new(values(act), act.cols(), coded, pool)
 }

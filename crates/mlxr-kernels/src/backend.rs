@@ -1,21 +1,22 @@
 //! [`Backend`] on the CPU.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Format, Gate, HostTensor, KvCache, KvSpec,
-    Rope, RouterSpec, Routing, TensorError, Weight, argmax, largest,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
+    RouterSpec, Routing, TensorError, Weight, argmax, largest,
 };
 
-use crate::acts::{ActPool, inputs, set_codes, values, values_mut};
+use crate::acts::{ActPool, inputs, set_coded, values, values_mut};
 use crate::attention::Attention;
 use crate::disjoint::{Disjoint, for_each_row, split};
-use crate::kernels::{Isa, Kernels, Products, WideKernels};
+use crate::kernels::{Isa, Kernels, Meeting, Products, WideKernels};
 use crate::kv::CpuKv;
+use crate::linear::blocks::{BLOCK_COLS, BlockActs};
 use crate::linear::codes::QuantRowMut;
-use crate::linear::{Output, Product, RowMap, matmul};
+use crate::linear::{Coded, Output, Product, RowMap, matmul};
 use crate::moe::{CpuRouting, combine, group_by_expert, route};
 use crate::pool::ThreadPool;
 use crate::room::Room;
@@ -36,8 +37,8 @@ pub struct CpuBackend {
     kernels: Kernels,
     pool: ThreadPool,
     acts: Arc<ActPool>,
-    /// Whether there are weights that meet quantised activations.
-    uses_codes: AtomicBool,
+    /// How many weights meet codes with a scale per group, and per super-block.
+    n_met: [AtomicUsize; 2],
     room: Room,
 }
 
@@ -61,13 +62,7 @@ impl CpuBackend {
         };
         let pool = ThreadPool::new(options.n_threads.unwrap_or_else(ThreadPool::default_threads));
         let kernels = Kernels { wide: None, ..kernels };
-        Ok(Self {
-            kernels,
-            pool,
-            acts: Arc::default(),
-            uses_codes: AtomicBool::new(false),
-            room: Room::default(),
-        })
+        Ok(Self { kernels, pool, acts: Arc::default(), n_met: Default::default(), room: Room::default() })
     }
 
     /// Computes products of many rows in another way; a CPU that has no such way goes on as before.
@@ -83,40 +78,55 @@ impl CpuBackend {
         self
     }
 
-    /// An activation whose rows `fill` writes. Where products will want them quantised that is done at once, while they
-    /// are in the cache.
+    /// An activation whose rows `fill` writes. They are quantised at once, while they are in the cache, in the way that
+    /// most products will want.
     fn filled(&self, rows: usize, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Act {
         let mut out = self.acts.act(rows, cols);
+        let [n_groups, n_blocks] = self.n_met.each_ref().map(|n| n.load(Ordering::Relaxed));
+        let mut coded = Coded::default();
         let is_wide = |wide: &WideKernels| wide.from_rows <= rows && wide.unpacked.is_some();
-        if self.kernels.wide.as_ref().is_some_and(is_wide) || !self.uses_codes.load(Ordering::Relaxed) {
+        if let Some(kernels) = self.kernels.blocks()
+            && n_groups < n_blocks
+            && cols.is_multiple_of(BLOCK_COLS)
+        {
+            let mut acts = BlockActs::new(rows, cols, &self.acts);
+            let (row_bytes, bytes) = (acts.row_bytes(), Disjoint::new(acts.rows_mut(rows)));
+            self.rows_in_place(&mut out, |i, row| {
+                fill(i, row);
+                // SAFETY: each row is handed out once; a table is only handed out where the CPU has its features.
+                unsafe { (kernels.quantise)(row, bytes.row(i, row_bytes)) };
+            });
+            coded.blocks = acts.into();
+        } else if n_groups > 0 && !self.kernels.wide.as_ref().is_some_and(is_wide) {
+            let mut acts = self.acts.codes(rows, cols);
+            let (layout, bytes) = (acts.layout(), Disjoint::new(acts.rows_mut(rows)));
+            self.rows_in_place(&mut out, |i, row| {
+                fill(i, row);
+                // SAFETY: each row is handed out once.
+                let bytes = unsafe { bytes.row(i, layout.row_bytes()) };
+                self.kernels.quantise(row, QuantRowMut::new(layout, bytes));
+            });
+            coded.groups = acts.into();
+        } else {
             self.rows_in_place(&mut out, fill);
-            return out;
         }
-        let mut codes = self.acts.codes(rows, cols);
-        let (layout, bytes) = (codes.layout(), Disjoint::new(codes.rows_mut(rows)));
-        self.rows_in_place(&mut out, |i, row| {
-            fill(i, row);
-            // SAFETY: each row is handed out once.
-            let bytes = unsafe { bytes.row(i, layout.row_bytes()) };
-            self.kernels.quantise(row, QuantRowMut::new(layout, bytes));
-        });
-        set_codes(&mut out, codes);
+        set_coded(&mut out, coded);
         out
-    }
-
-    /// Keeps in mind what products with such a matrix need.
-    fn note_format(&self, format: Format) {
-        if (self.kernels.unpack)(format).is_some() {
-            self.uses_codes.store(true, Ordering::Relaxed);
-        }
     }
 
     /// The tensor as the kernels like it best, or as the file has it where memory is short.
     fn matrix(&self, tensor: &HostTensor) -> Result<Matrix, TensorError> {
-        if tile_order(tensor, &self.kernels).is_some() && !self.room.takes(tensor.n_bytes()) {
-            return Ok(Matrix::Stored(tensor.clone()));
-        }
-        Matrix::new(tensor, &self.kernels, &self.pool)
+        let is_short = tile_order(tensor, &self.kernels).is_some() && !self.room.takes(tensor.n_bytes());
+        let matrix = match is_short {
+            true => Matrix::Stored(tensor.clone()),
+            false => Matrix::new(tensor, &self.kernels, &self.pool)?,
+        };
+        match self.kernels.meeting(&matrix, 1) {
+            Meeting::Codes => self.n_met[0].fetch_add(1, Ordering::Relaxed),
+            Meeting::Blocks(..) => self.n_met[1].fetch_add(1, Ordering::Relaxed),
+            Meeting::Floats | Meeting::Wide(_) => 0,
+        };
+        Ok(matrix)
     }
 
     /// Calls `work` on every row of `x`.
@@ -148,7 +158,6 @@ impl Backend for CpuBackend {
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
         check_format(tensor)?;
         let matrix = self.matrix(tensor)?;
-        self.note_format(tensor.format());
         Ok(Weight::new(tensor.shape(), tensor.format(), CpuWeight::new(vec![matrix])))
     }
 
@@ -167,7 +176,6 @@ impl Backend for CpuBackend {
             return Err(TensorError::Unsupported { name: odd.name().to_owned(), backend: "cpu", reason });
         }
         let shape: Vec<usize> = [experts.len()].iter().chain(first.shape()).copied().collect();
-        self.note_format(first.format());
         let parts = experts.iter().map(|expert| self.matrix(expert));
         Ok(Weight::new(&shape, first.format(), CpuWeight::new(parts.collect::<Result<_, _>>()?)))
     }

@@ -1,7 +1,5 @@
 //! Every table's kernels against the scalar ones, with ragged sizes.
 
-use std::sync::OnceLock;
-
 use mlxr_tensor::conformance::data::{self, Noise};
 use mlxr_tensor::{Activation, DType, Format};
 use proptest::prelude::*;
@@ -9,9 +7,9 @@ use proptest::prelude::*;
 use crate::acts::ActPool;
 use crate::kernels::{CodeKernels, FLOAT_ROWS, Kernels, TILE, TILE_ROWS};
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
-use crate::linear::packed::PackedRows;
+use crate::linear::packed::{self, PackedRows};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
-use crate::linear::{Inputs, Output, Product, RowMap, matmul};
+use crate::linear::{Coded, Inputs, Output, Product, RowMap, matmul};
 use crate::pool::ThreadPool;
 use crate::scalar;
 use crate::weight::Matrix;
@@ -46,13 +44,14 @@ fn multiply(
     product: Product<'_>,
     outputs: &[Output<'_>],
 ) {
-    let (codes, memory) = (OnceLock::new(), ActPool::default());
-    matmul(kernels, pool, &mut Inputs::new(x, cols, &codes, &memory), &[product], outputs);
+    let (coded, memory) = (Coded::default(), ActPool::default());
+    matmul(kernels, pool, &mut Inputs::new(x, cols, &coded, &memory), &[product], outputs);
 }
 
 /// The rows packed, for tables that ever want that: here from two rows on.
 fn packed(kernels: &Kernels, xs: &[QuantRow<'_>]) -> Option<PackedRows> {
-    (xs.len() > 1 && kernels.codes.packs(usize::MAX - 1)).then(|| PackedRows::from_rows(xs))
+    (xs.len() > 1 && kernels.codes.packs(usize::MAX - 1))
+        .then(|| packed::packed_room(xs.len(), xs[0].cols()).filled(xs, packed::pack))
 }
 
 /// Products of the first `n_w` rows of a panel with all `xs`: `[xs, TILE_ROWS]`.

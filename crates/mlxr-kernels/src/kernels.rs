@@ -5,6 +5,7 @@ use std::fmt;
 use mlxr_tensor::{DType, Format};
 
 use crate::lanes::Lanes;
+use crate::linear::blocks::BlockRows;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 use crate::linear::tiled::{PutInOrder, Tiles};
@@ -12,6 +13,7 @@ use crate::linear::wide::{WideActs, WideRows};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::scalar;
+use crate::weight::Matrix;
 #[cfg(target_arch = "x86_64")]
 use crate::{amx, avx2, avx512};
 
@@ -33,6 +35,20 @@ pub(crate) const TILE_ROWS: usize = 32;
 /// `out[x * TILE_ROWS + w]`. Each product is computed the same way whatever the numbers of rows are.
 pub(crate) type DotTiles = unsafe fn(&Tiles<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
 
+/// As [`DotTiles`], for rows of super-blocks.
+pub(crate) type DotBlocks = unsafe fn(&Tiles<'_>, &BlockRows<'_>, &mut TileScratch, &mut [f32]);
+
+/// How super-blocks in tile order meet activations that have one scale for as many columns.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockKernels {
+    /// The kernel of a format.
+    pub(crate) tiled: fn(Format) -> Option<DotBlocks>,
+    /// Quantises a row of whole blocks.
+    pub(crate) quantise: unsafe fn(&[f32], &mut [u8]),
+    /// Activation rows from which on the kernels want them packed as well.
+    pub(crate) packs_from: usize,
+}
+
 /// As [`DotTiles`], for unpacked rows.
 pub(crate) type DotUnpacked =
     unsafe fn(CodeKind, &UnpackedTile<'_>, &ActRows<'_>, &mut TileScratch, &mut [f32]);
@@ -51,8 +67,9 @@ pub(crate) enum CodeKernels {
     /// Many rows at a time: in tile order where the format has one, after unpacking elsewhere.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has tile kernels"))]
     Tiles {
-        /// This or `floats` knows every format that [`crate::linear::tiled::BlockCut`] knows.
+        /// One of these knows each format that [`crate::linear::tiled::BlockCut`] knows.
         tiled: fn(Format) -> Option<DotTiles>,
+        blocks: BlockKernels,
         floats: fn(Format) -> Option<DotFloatTiles>,
         put_in_order: PutInOrder,
         unpacked: DotUnpacked,
@@ -131,6 +148,17 @@ impl CodeKernels {
             CodeKernels::Tiles { packs_from, .. } => *packs_from <= n_rows,
         }
     }
+}
+
+/// What activations are turned into to meet a weight.
+#[derive(Clone, Copy)]
+pub(crate) enum Meeting<'a> {
+    Floats,
+    /// Codes with a scale per group.
+    Codes,
+    /// Codes with a scale per super-block.
+    Blocks(&'a BlockKernels, DotBlocks),
+    Wide(&'a WideKernels),
 }
 
 /// Turns a stored row into codes, scales and offsets.
@@ -241,10 +269,30 @@ impl Kernels {
         self.isa
     }
 
-    /// The kernels that multiply `n_rows` activation rows in bf16, if weights of this format meet so many that way.
-    pub(crate) fn wide(&self, format: Format, n_rows: usize) -> Option<&WideKernels> {
+    /// What `n_rows` activation rows are turned into to meet a weight.
+    pub(crate) fn meeting(&self, weight: &Matrix, n_rows: usize) -> Meeting<'_> {
+        let format = weight.format();
+        if let (Matrix::Tiled(_), CodeKernels::Tiles { blocks, .. }) = (weight, &self.codes)
+            && let Some(dot) = (blocks.tiled)(format)
+        {
+            return Meeting::Blocks(blocks, dot);
+        }
         let has_codes = (self.unpack)(format).is_some();
-        self.wide.as_ref().filter(|wide| wide.from_rows <= n_rows && (wide.unpacked.is_some() || !has_codes))
+        match &self.wide {
+            Some(wide) if wide.from_rows <= n_rows && (wide.unpacked.is_some() || !has_codes) => {
+                Meeting::Wide(wide)
+            }
+            _ if has_codes => Meeting::Codes,
+            _ => Meeting::Floats,
+        }
+    }
+
+    /// The kernels for super-blocks in tile order, if there are some.
+    pub(crate) fn blocks(&self) -> Option<&BlockKernels> {
+        match &self.codes {
+            CodeKernels::Rows(_) => None,
+            CodeKernels::Tiles { blocks, .. } => Some(blocks),
+        }
     }
 
     /// The dot kernel for weights of a plain float type.

@@ -19,6 +19,8 @@ mod avx2;
 mod avx512;
 mod backend;
 pub mod bandwidth;
+#[cfg(test)]
+mod block_equivalence;
 mod disjoint;
 #[cfg(test)]
 mod equivalence;

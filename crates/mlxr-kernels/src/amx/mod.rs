@@ -4,11 +4,12 @@
 //! sums of a group, scaled in the same order, so a row's result is the same bits either way, and equal to AVX-512's.
 
 mod panel;
+mod super_blocks;
 mod unit;
 mod wide;
 
 use crate::avx512;
-use crate::kernels::{CodeKernels, Isa, Kernels, WideKernels};
+use crate::kernels::{BlockKernels, CodeKernels, Isa, Kernels, WideKernels};
 
 /// Whether this CPU, known to run the AVX-512 table, runs this one, and the system lets it.
 pub(crate) fn is_available() -> bool {
@@ -18,10 +19,18 @@ pub(crate) fn is_available() -> bool {
 /// Activation rows from which on the tile unit is faster.
 const TILES_FROM: usize = 48;
 
+/// As [`TILES_FROM`], for super-blocks.
+const BLOCKS_FROM: usize = 48;
+
 pub(crate) const TABLE: Kernels = Kernels {
     isa: Isa::Amx,
     codes: CodeKernels::Tiles {
         tiled: panel::tiled,
+        blocks: BlockKernels {
+            tiled: super_blocks::tiled,
+            quantise: avx512::quantise::quantise_blocks,
+            packs_from: BLOCKS_FROM,
+        },
         floats: avx512::floats::tiled,
         put_in_order: avx512::rows::put_in_order,
         unpacked: panel::dot_unpacked,

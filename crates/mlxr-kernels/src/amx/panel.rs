@@ -62,13 +62,13 @@ impl Multiply for Amx {
     type Xs<'a> = &'a PackedRows;
 
     fn size(xs: &PackedRows) -> (usize, usize) {
-        (xs.n_rows(), xs.cols())
+        (xs.n_rows(), xs.n_groups() * ACT_GROUP)
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &PackedRows, out: &mut [f32]) {
-        meet.fetch(usize::MAX);
+        meet.ahead.fetch(usize::MAX);
         match (L::GROUP, L::OFFSETS) {
             (32, false) => multiply::<32, false>(meet, xs, out),
             (32, true) => multiply::<32, true>(meet, xs, out),
@@ -125,7 +125,7 @@ macro_rules! for_each_row {
 /// would not put so long a function in line, and assembly, since it would start all rows at once and spill.
 macro_rules! add_group {
     ($block:expr, $i:expr, $sums:expr, $acc:ident) => {{
-        let column = $block.meet.columns[$i];
+        let column = $block.column::<GROUP>($i);
         let scales = $block.tile.scales.wrapping_add($i * 128);
         let acts = $block.group(column);
         let act_sums =
@@ -175,7 +175,7 @@ impl TileJob<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn run<const GROUP: usize, const OFFSETS: bool, const X: usize>(&self, acts: &[u8], out: &mut [f32]) {
         let Self { meet, tile, n } = *self;
-        assert!((GROUP..=PANEL_COLS).contains(&(meet.columns.len() * GROUP)), "a panel's columns");
+        assert!((GROUP..=PANEL_COLS).contains(&(meet.n_groups * GROUP)), "a panel's columns");
         let mut ring = std::mem::MaybeUninit::<Ring>::uninit();
         let ring = ring.as_mut_ptr().cast();
         let block = Block::<X> { meet, tile, acts: acts.as_ptr(), block_bytes: acts.len(), ring };
@@ -197,6 +197,12 @@ struct Block<'a, const X: usize> {
 }
 
 impl<const X: usize> Block<'_, X> {
+    /// The first column of the panel's `i`th group.
+    #[inline(always)]
+    fn column<const GROUP: usize>(&self, i: usize) -> usize {
+        self.meet.first + i * GROUP
+    }
+
     /// The group of 32 columns that holds `column`.
     #[inline(always)]
     fn group(&self, column: usize) -> *const u8 {
@@ -223,9 +229,11 @@ impl<const X: usize> Block<'_, X> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn run<const GROUP: usize, const OFFSETS: bool>(&self, acc: &mut [__m512; TILE_ROWS]) {
-        let columns = self.meet.columns;
-        let codes = |i: usize| self.group(columns[i]).wrapping_add(columns[i] % ACT_GROUP);
-        let n = columns.len();
+        let codes = |i: usize| {
+            let column = self.column::<GROUP>(i);
+            self.group(column).wrapping_add(column % ACT_GROUP)
+        };
+        let n = self.meet.n_groups;
         let weights = |i: usize| self.tile.codes.wrapping_add(i * GROUP * N_ROWS);
         let ring = |i: usize| self.ring.wrapping_add(i % RING_GROUPS * SUMS_BYTES);
         // SAFETY: the panel holds the first of its groups, as below.
@@ -246,7 +254,7 @@ impl<const X: usize> Block<'_, X> {
                         }
                         if i + 1 < n {
                             $load(codes(i + 1), weights(i + 1));
-                            self.fetch::<GROUP>(columns[i + 1]);
+                            self.fetch::<GROUP>(self.column::<GROUP>(i + 1));
                         }
                         if i >= 2 && i - 2 < n {
                             add_group!(self, i - 2, ring(i - 2), acc);

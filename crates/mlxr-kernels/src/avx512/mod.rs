@@ -6,13 +6,15 @@ mod dot;
 pub(crate) mod floats;
 mod halves;
 pub(crate) mod layouts;
-mod quantise;
+pub(crate) mod quantise;
 pub(crate) mod rows;
+pub(crate) mod super_blocks;
+pub(crate) mod super_tile;
 pub(crate) mod tile;
 pub(crate) mod wide;
 
 use crate::avx2;
-use crate::kernels::{CodeKernels, Isa, Kernels, WideKernels};
+use crate::kernels::{BlockKernels, CodeKernels, Isa, Kernels, WideKernels};
 use crate::lanes::{self, Lanes, lane_table};
 use crate::unpack::unpack_table;
 
@@ -37,6 +39,11 @@ pub(crate) const TABLE: Kernels = Kernels {
     narrow_f16: halves::narrow,
     codes: CodeKernels::Tiles {
         tiled: tile::tiled,
+        blocks: BlockKernels {
+            tiled: super_tile::tiled,
+            quantise: quantise::quantise_blocks,
+            packs_from: usize::MAX,
+        },
         floats: floats::tiled,
         put_in_order: rows::put_in_order,
         unpacked: tile::dot_unpacked,

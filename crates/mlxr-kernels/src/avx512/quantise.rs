@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, SCALE_AT, SUMS16_AT, SUMS32_AT, place_of_sum};
 use crate::linear::codes::{ACT_GROUP, QuantRowMut};
 
 /// Groups whose scales and sums are computed together.
@@ -119,4 +120,31 @@ fn put_floats(out: &mut [f32], values: __m512) {
     let out = &mut out[..16];
     // SAFETY: there is room for sixteen floats.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+}
+
+/// Quantises whole blocks of 256 columns, see [`crate::linear::blocks`]; NaNs count as 0.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(crate) fn quantise_blocks(x: &[f32], out: &mut [u8]) {
+    assert_eq!(x.len() / BLOCK_COLS * BLOCK_BYTES, out.len(), "a block for each 256 columns");
+    for (x, out) in x.chunks_exact(BLOCK_COLS).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+        let mut largest = _mm512_setzero_ps();
+        for group in x.chunks_exact(ACT_GROUP) {
+            let [low, high] = load(group).map(|v| _mm512_abs_ps(v));
+            // Of a NaN and a number the maximum is the second.
+            largest = _mm512_max_ps(high, _mm512_max_ps(low, largest));
+        }
+        let largest = _mm512_reduce_max_ps(largest);
+        let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+        out[SUMS32_AT..].fill(0);
+        for (g, group) in x.chunks_exact(ACT_GROUP).enumerate() {
+            // SAFETY: plain bytes either way.
+            let codes = unsafe { out[g * ACT_GROUP..(g + 1) * ACT_GROUP].align_to_mut::<i8>().1 };
+            let sums = put_codes(group, inverse, codes);
+            let mut put = |at: usize, sum: i32| out[at..at + 2].copy_from_slice(&(sum as i16).to_le_bytes());
+            put(SUMS32_AT + 2 * place_of_sum(g), sums[0] + sums[1]);
+            put(SUMS16_AT + 2 * place_of_sum(2 * g), sums[0]);
+            put(SUMS16_AT + 2 * place_of_sum(2 * g + 1), sums[1]);
+        }
+        out[SCALE_AT..SCALE_AT + 4].copy_from_slice(&(largest / 127.0).to_le_bytes());
+    }
 }

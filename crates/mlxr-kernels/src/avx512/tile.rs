@@ -19,13 +19,13 @@ use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 
 /// Activation rows that meet codes in registers at once.
-const MAX_BLOCK: usize = 8;
+pub(super) const MAX_BLOCK: usize = 8;
 
 /// Activation rows that share a load from the panel at most.
-const PANEL_BLOCK: usize = 6;
+pub(super) const PANEL_BLOCK: usize = 6;
 
 /// Tiles of sixteen rows that one call takes.
-const TILES: usize = TILE_ROWS / N_ROWS;
+pub(crate) const TILES: usize = TILE_ROWS / N_ROWS;
 
 /// Columns of a panel.
 pub(crate) const PANEL_COLS: usize = 512;
@@ -56,9 +56,6 @@ macro_rules! tiled_kernels {
             match format {
                 Format::Plain(DType::Q4_0) => kernel!(Q4_0),
                 Format::Plain(DType::Q8_0) => kernel!(Q8_0),
-                Format::Plain(DType::Q4_K) => kernel!(Q4K),
-                Format::Plain(DType::Q5_K) => kernel!(Q5K),
-                Format::Plain(DType::Q6_K) => kernel!(Q6K),
                 _ => None,
             }
         }
@@ -215,7 +212,6 @@ impl<R: Copy> Job<R> {
             *panel = AlignedBytes::zeroed(TILES * PANEL_BYTES).expect("memory for a panel");
         }
         let blocks_per_panel = PANEL_COLS / L::BLOCK_COLS;
-        let groups_per_block = L::BLOCK_COLS / L::GROUP;
         out.fill(0.0);
         for start in (0..self.n_blocks).step_by(blocks_per_panel) {
             let end = (start + blocks_per_panel).min(self.n_blocks);
@@ -227,21 +223,16 @@ impl<R: Copy> Job<R> {
                     unsafe { L::visit(rows, block, &mut fill) };
                 }
             }
-            let n_groups = (end - start) * groups_per_block;
-            let mut columns = [0; PANEL_GROUPS];
-            for (i, column) in columns[..n_groups].iter_mut().enumerate() {
-                *column = L::column(start * groups_per_block + i);
-            }
             let n_tiles = self.rows.iter().flatten().count();
             // The same share of the tiles behind these.
             let n_bytes = n_tiles * self.tile_bytes;
             let at = |block: usize| self.stored.wrapping_add(n_bytes + n_bytes * block / self.n_blocks);
             let meet = Meet {
                 panel: panel.bytes(),
-                columns: &columns[..n_groups],
+                first: start * L::BLOCK_COLS,
+                n_groups: (end - start) * L::BLOCK_COLS / L::GROUP,
                 n_tiles,
-                ahead: Cell::new(at(start)),
-                ahead_end: at(end),
+                ahead: Ahead::new(at(start), at(end)),
             };
             // SAFETY: the panel was filled for `M` with these groups, and `run` checked the activations' columns.
             unsafe { M::meet::<L>(&meet, xs, out) };
@@ -329,7 +320,7 @@ struct Block<const X: usize> {
 /// `$body` once for each row of up to eight. Written out, since the compiler leaves a loop where the body is long, and
 /// sums in memory with it.
 macro_rules! each_row {
-    ($n_rows:expr, |$x:ident| $body:expr) => { each_row!(@ $n_rows, $x, $body, 0 1 2 3 4 5 6 7) };
+    ($n_rows:expr, |$x:ident| $body:expr) => { $crate::avx512::tile::each_row!(@ $n_rows, $x, $body, 0 1 2 3 4 5 6 7) };
     (@ $n_rows:expr, $x:ident, $body:expr, $($row:literal)*) => {
         $(if $row < $n_rows {
             let $x = $row % $n_rows;
@@ -337,6 +328,8 @@ macro_rules! each_row {
         })*
     };
 }
+
+pub(super) use each_row;
 
 impl<const X: usize> Visitor for Block<X> {
     #[inline]
@@ -414,7 +407,7 @@ impl Multiply for Vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &[QuantRow<'_>], out: &mut [f32]) {
-        let lines = meet.lines_each(meet.columns.len() * xs.len().div_ceil(PANEL_BLOCK));
+        let lines = meet.ahead.lines_each(meet.n_groups * xs.len().div_ceil(PANEL_BLOCK));
         for (xs, out) in xs.chunks(PANEL_BLOCK).zip(out.chunks_mut(PANEL_BLOCK * TILE_ROWS)) {
             match (L::GROUP, L::OFFSETS) {
                 (32, false) => meet.some::<32, false>(L::ZERO, xs, lines, out),
@@ -468,13 +461,18 @@ impl<M: Multiply> Visitor for Fill<M> {
 /// A filled panel.
 pub(crate) struct Meet<'a> {
     panel: &'a [u8],
-    /// The first column of each group it holds.
-    pub(crate) columns: &'a [usize],
+    /// Its first column, and how many groups it holds.
+    pub(crate) first: usize,
+    pub(crate) n_groups: usize,
     /// Tiles of sixteen weight rows it holds.
     n_tiles: usize,
-    /// What is left of the bytes that are fetched while it is used.
-    ahead: Cell<*const u8>,
-    ahead_end: *const u8,
+    pub(crate) ahead: Ahead,
+}
+
+/// Bytes that are fetched while something else is used.
+pub(crate) struct Ahead {
+    next: Cell<*const u8>,
+    end: *const u8,
 }
 
 /// Where a panel keeps one tile: `GROUP / 4` lines of codes a group, and a line of scales and one of offsets.
@@ -488,10 +486,10 @@ pub(crate) struct PanelTile {
 /// at a time, with up to six rows. Assembly, since the compiler, free to order the loads, starts so many that the sums
 /// no longer fit the registers.
 macro_rules! add_products {
-    ($lines:expr, $n_rows:expr, $codes:expr, $rows:ident, $sums:ident) => {
-        add_products!(@lines $lines, $n_rows, $codes, $rows, $sums, 0 1 2 3 4 5 6 7)
+    ($lines:expr, $n_rows:expr, $codes:expr, $tile_bytes:expr, $rows:ident, $sums:ident) => {
+        $crate::avx512::tile::add_products!(@lines $lines, $n_rows, $codes, $tile_bytes, $rows, $sums, 0 1 2 3 4 5 6 7)
     };
-    (@lines $lines:expr, $n_rows:expr, $codes:expr, $rows:ident, $sums:ident, $($line:literal)*) => {
+    (@lines $lines:expr, $n_rows:expr, $codes:expr, $tile_bytes:expr, $rows:ident, $sums:ident, $($line:literal)*) => {
         $(if $line < $lines {
             const LINE: usize = $line;
             let (first, second): (__m512i, __m512i);
@@ -502,10 +500,10 @@ macro_rules! add_products {
                 second = out(zmm_reg) second,
                 codes = in(reg) $codes,
                 at = const LINE * 64,
-                tile = const PANEL_BYTES,
+                tile = const $tile_bytes,
                 options(nostack, preserves_flags, readonly),
             );
-            add_products!(@rows $n_rows, LINE, $rows, $sums, first, second, 0 1 2 3 4 5);
+            $crate::avx512::tile::add_products!(@rows $n_rows, LINE, $rows, $sums, first, second, 0 1 2 3 4 5);
         })*
     };
     (@rows $n_rows:expr, $line:ident, $rows:ident, $sums:ident, $first:ident, $second:ident, $($row:literal)*) => {
@@ -529,30 +527,35 @@ macro_rules! add_products {
     };
 }
 
-impl Meet<'_> {
+pub(crate) use add_products;
+
+impl Ahead {
+    pub(crate) fn new(start: *const u8, end: *const u8) -> Self {
+        Self { next: Cell::new(start), end }
+    }
+
     /// Lines to fetch each time if all are to be fetched in `n` times.
-    fn lines_each(&self, n: usize) -> usize {
-        (self.ahead_end as usize)
-            .saturating_sub(self.ahead.get() as usize)
-            .div_ceil(LINE_BYTES)
-            .div_ceil(n.max(1))
+    pub(crate) fn lines_each(&self, n: usize) -> usize {
+        (self.end as usize).saturating_sub(self.next.get() as usize).div_ceil(LINE_BYTES).div_ceil(n.max(1))
     }
 
     /// Has up to `n` of the lines fetched that follow.
     #[inline]
     pub(crate) fn fetch(&self, n: usize) {
-        let mut next = self.ahead.get();
+        let mut next = self.next.get();
         for _ in 0..n {
-            if self.ahead_end <= next {
+            if self.end <= next {
                 break;
             }
             // SAFETY: a hint; any address may be given.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
             next = next.wrapping_add(LINE_BYTES);
         }
-        self.ahead.set(next);
+        self.next.set(next);
     }
+}
 
+impl Meet<'_> {
     pub(crate) fn tiles(&self) -> impl Iterator<Item = PanelTile> {
         self.panel.chunks_exact(PANEL_BYTES).take(self.n_tiles).map(|tile| {
             let (codes, scales) = tile.split_at(PANEL_CODES);
@@ -585,10 +588,7 @@ impl Meet<'_> {
         lines: usize,
         out: &mut [f32],
     ) {
-        assert!(
-            TILES * PANEL_BYTES <= self.panel.len() && self.columns.len() * GROUP <= PANEL_COLS,
-            "a panel"
-        );
+        assert!(TILES * PANEL_BYTES <= self.panel.len() && self.n_groups * GROUP <= PANEL_COLS, "a panel");
         let acts = Acts::<X>::new(xs, GROUP);
         let mut acc = [[_mm512_setzero_ps(); TILES]; X];
         for (acc, out) in acc.iter_mut().zip(out.chunks_exact(TILE_ROWS)) {
@@ -598,8 +598,8 @@ impl Meet<'_> {
         }
         let mut codes = self.panel.as_ptr();
         let mut scales = self.panel[PANEL_CODES..].as_ptr();
-        for &col in self.columns {
-            self.fetch(lines);
+        for col in (self.first..).step_by(GROUP).take(self.n_groups) {
+            self.ahead.fetch(lines);
             // SAFETY: the panel holds these groups of all tiles; the rows have the columns, as `Job::run` checked.
             unsafe {
                 let mut sums = [[_mm512_setzero_si512(); TILES]; X];
@@ -607,7 +607,7 @@ impl Meet<'_> {
                     *sums = [acts.start(x, col / GROUP, zero); TILES];
                 }
                 let rows = acts.rows.map(|row| row.wrapping_add(col));
-                add_products!(GROUP / 4, X, codes, rows, sums);
+                add_products!(GROUP / 4, X, codes, PANEL_BYTES, rows, sums);
                 for t in 0..TILES {
                     let scale = _mm512_loadu_ps(scales.add(t * PANEL_BYTES).cast());
                     let offset = _mm512_loadu_ps(scales.add(t * PANEL_BYTES + 64).cast());

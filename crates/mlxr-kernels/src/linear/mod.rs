@@ -4,6 +4,7 @@
 //! are made usable once (in registers where they are floats or in tile order, unpacked to codes or dequantised into
 //! scratch elsewhere) and meet all activation rows. One (row, column) product never depends on the others.
 
+pub(crate) mod blocks;
 pub(crate) mod codes;
 pub(crate) mod packed;
 pub(crate) mod tile;
@@ -20,25 +21,34 @@ use crate::acts::ActPool;
 use crate::aligned::as_bytes;
 use crate::disjoint::{Disjoint, for_each_row, split};
 use crate::kernels::{
-    CodeKernels, DotCodes, DotFloatTiles, DotFloats, DotTiles, DotUnpacked, DotWide, FLOAT_ROWS, Kernels,
-    TILE, TILE_ROWS, Unpack, WideKernels,
+    BlockKernels, CodeKernels, DotBlocks, DotCodes, DotFloatTiles, DotFloats, DotTiles, DotUnpacked, DotWide,
+    FLOAT_ROWS, Kernels, Meeting, TILE, TILE_ROWS, Unpack, WideKernels,
 };
 use crate::pool::ThreadPool;
 use crate::weight::Matrix;
+use blocks::{BlockActs, BlockRows};
 use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
-use packed::{BLOCK_ROWS, PackedRows, pack_block};
+use packed::PackedRows;
 use tile::{ActRows, TileScratch, UnpackedTile};
 use tiled::TiledMatrix;
 use wide::{WIDE_ROWS, WideActs, WideRows};
 
-/// Activation rows `[rows, cols]`, with their quantised form once something asked for it.
+/// Quantised forms of activations, each made once something asked for it.
+#[derive(Default)]
+pub(crate) struct Coded {
+    pub(crate) groups: OnceLock<QuantActs>,
+    pub(crate) blocks: OnceLock<BlockActs>,
+}
+
+/// Activation rows `[rows, cols]`.
 pub(crate) struct Inputs<'a> {
     values: &'a [f32],
     cols: usize,
-    codes: &'a OnceLock<QuantActs>,
+    coded: &'a Coded,
     memory: &'a ActPool,
-    /// All rows once more, if the kernels want so many packed.
+    /// All rows of codes once more, if the kernels want so many packed.
     packed: Option<PackedRows>,
+    packed_blocks: Option<PackedRows>,
     /// All rows in bf16, if that is how they are multiplied.
     wide: Option<WideActs>,
 }
@@ -90,14 +100,9 @@ impl RowMap<'_> {
 }
 
 impl<'a> Inputs<'a> {
-    /// `codes` are those of `values`, or take them once they are made in a buffer of `memory`.
-    pub(crate) fn new(
-        values: &'a [f32],
-        cols: usize,
-        codes: &'a OnceLock<QuantActs>,
-        memory: &'a ActPool,
-    ) -> Self {
-        Self { values, cols, codes, memory, packed: None, wide: None }
+    /// `coded` are those of `values`, or take them once they are made in a buffer of `memory`.
+    pub(crate) fn new(values: &'a [f32], cols: usize, coded: &'a Coded, memory: &'a ActPool) -> Self {
+        Self { values, cols, coded, memory, packed: None, packed_blocks: None, wide: None }
     }
 
     fn n_rows(&self) -> usize {
@@ -111,7 +116,7 @@ impl<'a> Inputs<'a> {
     /// Quantises every row, unless that was done before.
     fn quantise(&mut self, kernels: &Kernels, pool: &ThreadPool) {
         let n_rows = self.n_rows();
-        let codes = self.codes.get_or_init(|| {
+        let codes = self.coded.groups.get_or_init(|| {
             let mut acts = self.memory.codes(n_rows, self.cols);
             let layout = acts.layout();
             let bytes = acts.rows_mut(n_rows);
@@ -120,15 +125,42 @@ impl<'a> Inputs<'a> {
             });
             acts
         });
-        if kernels.codes.packs(n_rows) {
-            self.packed = Some(pack(codes, n_rows, pool));
+        if kernels.codes.packs(n_rows) && self.packed.is_none() {
+            let rows: Vec<QuantRow<'_>> = (0..n_rows).map(|row| codes.row(row)).collect();
+            let packed = packed::packed_room(n_rows, codes.row(0).cols());
+            self.packed = Some(packed.filled_by(pool, &rows, packed::pack));
         }
     }
 
-    /// All rows quantised.
+    /// As [`Self::quantise`], with a scale per super-block.
+    fn quantise_blocks(&mut self, kernels: &BlockKernels, pool: &ThreadPool) {
+        let n_rows = self.n_rows();
+        let acts = self.coded.blocks.get_or_init(|| {
+            let mut acts = BlockActs::new(n_rows, self.cols, self.memory);
+            let row_bytes = acts.row_bytes();
+            for_each_row(pool, acts.rows_mut(n_rows), row_bytes, |row, bytes| {
+                // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+                unsafe { (kernels.quantise)(self.row(row), bytes) };
+            });
+            acts
+        });
+        if kernels.packs_from <= n_rows && self.packed_blocks.is_none() {
+            let rows: Vec<&[u8]> = (0..n_rows).map(|row| acts.row(row)).collect();
+            let packed = blocks::packed_room(n_rows, acts.row_bytes());
+            self.packed_blocks = Some(packed.filled_by(pool, &rows, blocks::pack));
+        }
+    }
+
+    /// All rows quantised, if they are.
     fn quantised(&self) -> Vec<QuantRow<'_>> {
-        let codes = self.codes.get().expect("quantised before the pass");
-        (0..self.n_rows()).map(|row| codes.row(row)).collect()
+        let codes = self.coded.groups.get();
+        codes.map_or_else(Vec::new, |codes| (0..self.n_rows()).map(|row| codes.row(row)).collect())
+    }
+
+    /// All rows quantised with a scale per super-block, if they are.
+    fn quantised_blocks(&self) -> Vec<&[u8]> {
+        let acts = self.coded.blocks.get();
+        acts.map_or_else(Vec::new, |acts| (0..self.n_rows()).map(|row| acts.row(row)).collect())
     }
 }
 
@@ -148,22 +180,6 @@ fn widened(wide: &WideKernels, inputs: &Inputs<'_>, pool: &ThreadPool) -> WideAc
         }
     });
     acts
-}
-
-/// The first `n_rows` of `acts`, packed.
-fn pack(acts: &QuantActs, n_rows: usize, pool: &ThreadPool) -> PackedRows {
-    let mut packed = PackedRows::zeroed(n_rows, acts.row(0).cols());
-    let n = packed.block_bytes();
-    let bytes = Disjoint::new(packed.bytes_mut());
-    pool.run(|part, n_parts| {
-        for block in split(n_rows.div_ceil(BLOCK_ROWS), part, n_parts, 1) {
-            let rows = block * BLOCK_ROWS..n_rows.min((block + 1) * BLOCK_ROWS);
-            let rows: Vec<QuantRow<'_>> = rows.map(|row| acts.row(row)).collect();
-            // SAFETY: `split` gives each block to one part only.
-            pack_block(&rows, unsafe { bytes.row(block, n) });
-        }
-    });
-    packed
 }
 
 thread_local! {
@@ -194,23 +210,30 @@ pub(crate) fn matmul(
     outputs: &[Output<'_>],
 ) {
     for product in products {
-        let format = product.weight.format();
-        match (kernels.wide(format, product.rows.len()), product.rows) {
-            (Some(wide), RowMap::All(_)) if inputs.wide.is_none() => {
+        match (kernels.meeting(product.weight, product.rows.len()), product.rows) {
+            (Meeting::Floats, _) => {}
+            (Meeting::Codes, _) => inputs.quantise(kernels, pool),
+            (Meeting::Blocks(kernels, _), _) => inputs.quantise_blocks(kernels, pool),
+            (Meeting::Wide(wide), RowMap::All(_)) if inputs.wide.is_none() => {
                 inputs.wide = Some(widened(wide, inputs, pool));
             }
             // Rows that are gathered for each product are widened there.
-            (Some(_), _) => {}
-            (None, _) if (kernels.unpack)(format).is_some() => inputs.quantise(kernels, pool),
-            (None, _) => {}
+            (Meeting::Wide(_), _) => {}
         }
     }
     let inputs = &*inputs;
-    let rows = if inputs.codes.get().is_some() { inputs.quantised() } else { Vec::new() };
+    let (rows, blocks) = (inputs.quantised(), inputs.quantised_blocks());
     let parts = parts(kernels, products, pool.n_threads());
     pool.share(parts.len(), 1, |range| {
         for (product, columns) in &parts[range] {
-            let pass = Pass { kernels, inputs, rows: &rows, product, output: &outputs[product.result] };
+            let pass = Pass {
+                kernels,
+                inputs,
+                rows: &rows,
+                blocks: &blocks,
+                product,
+                output: &outputs[product.result],
+            };
             SCRATCH.with_borrow_mut(|scratch| pass.columns(columns.clone(), scratch));
         }
     });
@@ -224,7 +247,7 @@ fn parts<'a>(
     n_threads: usize,
 ) -> Vec<(&'a Product<'a>, Range<usize>)> {
     const SIZES: [usize; 4] = [WIDE_ROWS, WIDE_ROWS / 2, 2 * TILE_ROWS, TILE_ROWS];
-    let is_wide = |p: &Product<'_>| kernels.wide(p.weight.format(), p.rows.len()).is_some();
+    let is_wide = |p: &Product<'_>| matches!(kernels.meeting(p.weight, p.rows.len()), Meeting::Wide(_));
     let wanted = n_threads * if products.iter().any(is_wide) { 2 } else { 12 };
     let count = |size: usize| products.iter().map(|p| p.weight.rows().div_ceil(size)).sum::<usize>();
     let size = SIZES.into_iter().find(|&size| wanted <= count(size)).unwrap_or(TILE_ROWS / 2);
@@ -248,6 +271,7 @@ struct Pass<'a> {
     inputs: &'a Inputs<'a>,
     /// The inputs quantised, if they are.
     rows: &'a [QuantRow<'a>],
+    blocks: &'a [&'a [u8]],
     product: &'a Product<'a>,
     output: &'a Output<'a>,
 }
@@ -259,11 +283,20 @@ impl Pass<'_> {
             let end = columns.end;
             columns.clone().step_by(n).map(move |start| start..(start + n).min(end))
         };
-        if let Some(wide) = self.kernels.wide(format, self.product.rows.len()) {
-            let gathered = self.gathered_wide(wide);
-            let acts = gathered.as_ref().or(self.inputs.wide.as_ref()).expect("widened before the pass");
-            tiles(WIDE_ROWS).for_each(|tile| self.wide_tile(wide, acts, tile, scratch));
-            return;
+        match self.kernels.meeting(self.product.weight, self.product.rows.len()) {
+            Meeting::Wide(wide) => {
+                let gathered = self.gathered_wide(wide);
+                let acts = gathered.as_ref().or(self.inputs.wide.as_ref()).expect("widened before the pass");
+                tiles(WIDE_ROWS).for_each(|tile| self.wide_tile(wide, acts, tile, scratch));
+                return;
+            }
+            Meeting::Blocks(kernels, dot) => {
+                self.with_blocks(kernels, |xs| {
+                    tiles(TILE_ROWS).for_each(|tile| self.block_tile(dot, xs, tile, scratch));
+                });
+                return;
+            }
+            Meeting::Codes | Meeting::Floats => {}
         }
         let weight = match self.product.weight {
             Matrix::Stored(tensor) => tensor,
@@ -309,8 +342,27 @@ impl Pass<'_> {
             RowMap::All(_) => work(&ActRows { rows: self.rows, packed: self.inputs.packed.as_ref() }),
             RowMap::Pairs(pairs) => {
                 let rows: Vec<QuantRow<'_>> = pairs.iter().map(|pair| self.rows[pair.0 as usize]).collect();
-                let packed = self.kernels.codes.packs(rows.len()).then(|| PackedRows::from_rows(&rows));
+                let packs = self.kernels.codes.packs(rows.len());
+                let packed = packs.then(|| {
+                    packed::packed_room(rows.len(), self.rows[0].cols()).filled(&rows, packed::pack)
+                });
                 work(&ActRows { rows: &rows, packed: packed.as_ref() });
+            }
+        }
+    }
+
+    /// As [`Self::with_rows`], with a scale per super-block.
+    fn with_blocks(&self, kernels: &BlockKernels, work: impl FnOnce(&BlockRows<'_>)) {
+        match self.product.rows {
+            RowMap::All(_) => {
+                work(&BlockRows { rows: self.blocks, packed: self.inputs.packed_blocks.as_ref() })
+            }
+            RowMap::Pairs(pairs) => {
+                let rows: Vec<&[u8]> = pairs.iter().map(|pair| self.blocks[pair.0 as usize]).collect();
+                let packed = (kernels.packs_from <= rows.len()).then(|| {
+                    blocks::packed_room(rows.len(), self.blocks[0].len()).filled(&rows, blocks::pack)
+                });
+                work(&BlockRows { rows: &rows, packed: packed.as_ref() });
             }
         }
     }
@@ -434,6 +486,14 @@ impl Pass<'_> {
         tile: Range<usize>,
         scratch: &mut Scratch,
     ) {
+        scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
+        // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+        unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };
+        self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
+    }
+
+    fn block_tile(&self, dot: DotBlocks, xs: &BlockRows<'_>, tile: Range<usize>, scratch: &mut Scratch) {
+        let Matrix::Tiled(weight) = self.product.weight else { unreachable!("super-blocks in tile order") };
         scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
         unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };

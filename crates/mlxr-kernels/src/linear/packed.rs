@@ -1,7 +1,9 @@
 //! Quantised activation rows in the order a tile unit reads them: sixteen rows at a time, group by group.
 
 use crate::aligned::AlignedBytes;
+use crate::disjoint::{Disjoint, split};
 use crate::linear::codes::{ACT_GROUP, QuantRow};
+use crate::pool::ThreadPool;
 
 /// Rows of a block.
 pub(crate) const BLOCK_ROWS: usize = 16;
@@ -27,46 +29,63 @@ pub(crate) const LINE: usize = BLOCK_ROWS * 4;
 /// Blocks of rows; rows that are not there are left zero.
 pub(crate) struct PackedRows {
     n_rows: usize,
-    /// Groups of a row, padding included.
+    /// Groups of columns of a row, padding included.
     n_groups: usize,
+    group_bytes: usize,
     memory: AlignedBytes,
 }
 
 impl PackedRows {
-    /// Room for rows of so many padded columns.
-    pub(crate) fn zeroed(n_rows: usize, cols: usize) -> Self {
-        let n_groups = cols / ACT_GROUP;
-        let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * n_groups * GROUP_BYTES;
+    /// Room for rows of so many groups, each of which takes `group_bytes` for sixteen rows.
+    pub(crate) fn zeroed(n_rows: usize, n_groups: usize, group_bytes: usize) -> Self {
+        let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * n_groups * group_bytes;
         let memory = AlignedBytes::zeroed(n_bytes)
             .unwrap_or_else(|| panic!("out of memory: {n_bytes} bytes of packed activations"));
-        Self { n_rows, n_groups, memory }
+        Self { n_rows, n_groups, group_bytes, memory }
     }
 
-    pub(crate) fn from_rows(rows: &[QuantRow<'_>]) -> Self {
-        let mut packed = Self::zeroed(rows.len(), rows.first().map_or(0, QuantRow::cols));
-        let n = packed.block_bytes();
-        for (rows, block) in rows.chunks(BLOCK_ROWS).zip(packed.bytes_mut().chunks_exact_mut(n.max(1))) {
-            pack_block(rows, block);
+    /// Has every block filled with its rows, of `rows`.
+    #[must_use]
+    pub(crate) fn filled<R>(mut self, rows: &[R], pack: impl Fn(&[R], &mut [u8])) -> Self {
+        let n = self.block_bytes();
+        for (rows, block) in rows.chunks(BLOCK_ROWS).zip(self.memory.bytes_mut().chunks_exact_mut(n.max(1))) {
+            pack(rows, block);
         }
-        packed
+        self
+    }
+
+    /// As [`Self::filled`], by all threads.
+    #[must_use]
+    pub(crate) fn filled_by<R: Sync>(
+        mut self,
+        pool: &ThreadPool,
+        rows: &[R],
+        pack: impl Fn(&[R], &mut [u8]) + Sync,
+    ) -> Self {
+        let n = self.block_bytes();
+        let bytes = Disjoint::new(self.memory.bytes_mut());
+        pool.run(|part, n_parts| {
+            for block in split(rows.len().div_ceil(BLOCK_ROWS), part, n_parts, 1) {
+                let rows = &rows[block * BLOCK_ROWS..rows.len().min((block + 1) * BLOCK_ROWS)];
+                // SAFETY: `split` gives each block to one part only.
+                pack(rows, unsafe { bytes.row(block, n) });
+            }
+        });
+        self
     }
 
     pub(crate) fn n_rows(&self) -> usize {
         self.n_rows
     }
 
-    /// Padded columns.
-    pub(crate) fn cols(&self) -> usize {
-        self.n_groups * ACT_GROUP
+    /// Groups of a row.
+    pub(crate) fn n_groups(&self) -> usize {
+        self.n_groups
     }
 
     /// Bytes of sixteen rows.
     pub(crate) fn block_bytes(&self) -> usize {
-        self.n_groups * GROUP_BYTES
-    }
-
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.memory.bytes_mut()
+        self.n_groups * self.group_bytes
     }
 
     /// The blocks with the number of rows in each.
@@ -76,8 +95,13 @@ impl PackedRows {
     }
 }
 
+/// Room for so many rows of padded columns.
+pub(crate) fn packed_room(n_rows: usize, cols: usize) -> PackedRows {
+    PackedRows::zeroed(n_rows, cols / ACT_GROUP, GROUP_BYTES)
+}
+
 /// Fills a block with up to sixteen rows.
-pub(crate) fn pack_block(rows: &[QuantRow<'_>], block: &mut [u8]) {
+pub(crate) fn pack(rows: &[QuantRow<'_>], block: &mut [u8]) {
     for (x, row) in rows.iter().enumerate() {
         let (scales, sums32, sums16) = (row.scales(), row.sums(32), row.sums(16));
         let codes = row.bytes()[..row.cols()].chunks_exact(CODE_BYTES);

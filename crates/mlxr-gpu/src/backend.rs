@@ -158,6 +158,11 @@ impl GpuBackend {
         weight.handle::<GpuWeight>().values(&self.gpu, &self.buffers)
     }
 
+    /// A vector's values, or what is bound in their place.
+    pub(crate) fn values_or_none<'a>(&'a self, weight: Option<&'a Weight>) -> Result<Bound<'a>, TensorError> {
+        weight.map_or_else(|| Ok(self.none()), |weight| self.values(weight))
+    }
+
     /// Scratch of `n_bytes`.
     pub(crate) fn take(&self, n_bytes: usize) -> Result<Pooled, TensorError> {
         self.buffers.take(&self.gpu, n_bytes)
@@ -245,6 +250,8 @@ impl GpuBackend {
 
     /// Room for `n` values in eight bits.
     fn act_codes(&self, n: usize) -> Result<ActCodes, TensorError> {
+        // In groups of 32 chunks.
+        let n = n.next_multiple_of(32 * CODES_CHUNK);
         Ok(ActCodes { codes: self.take(n)?, scales: self.take(n / CODES_CHUNK * 16)? })
     }
 
@@ -504,7 +511,9 @@ impl Backend for GpuBackend {
                 let room = padded_rows(x.rows());
                 return self.new_act_in(room, x.rows(), weight.n_out, |y| self.half_product(x, weight, y));
             }
-            self.new_act(x.rows(), weight.n_out, |y| self.product(x, &product, y))
+            self.new_act(x.rows(), weight.n_out, |y| {
+                if self.is_few(&product) { self.few(x, &product, y) } else { self.product(x, &product, y) }
+            })
         });
         each.collect()
     }
@@ -544,10 +553,7 @@ impl Backend for GpuBackend {
         assert_eq!(x.cols(), weight.cols(), "columns of the input and of the norm");
         self.new_act(x.rows(), x.cols(), |y| {
             let lanes = if x.cols() >= 1024 { 256 } else { 64 };
-            let bias_bound = match bias {
-                Some(bias) => self.values(bias)?,
-                None => self.none(),
-            };
+            let bias_bound = self.values_or_none(bias)?;
             let (n_rows, cols) = (x.rows() as u32, x.cols() as u32);
             let params = LayerNormParams { n_rows, cols, eps, has_bias: bias.is_some().into() };
             let bound = [act(x), self.values(weight)?, bias_bound, y];

@@ -3,7 +3,7 @@
 use mlxr_tensor::{Activation, DType, Gate};
 use serde::Serialize;
 
-use crate::layout::{Codes, Floats};
+use crate::layout::{Codes, Floats, Layout};
 use crate::pipelines::Access::{Read, Write};
 use crate::pipelines::{Access, Kernel};
 
@@ -92,6 +92,7 @@ kernels! {
         shape: MatvecShape,
     }
     HalfRows = "half_rows.wgsl" [Read, Write] {}
+    HalfTiles = "half_tiles.wgsl" [Read, Write] {}
     /// `codes, high, scales, y`
     UnpackCodes = "unpack.wgsl" [Read, Read, Read, Write] {
         #[serde(flatten)]
@@ -117,6 +118,20 @@ kernels! {
         size: u32,
         /// Whether workgroup memory goes by fours, which is faster where it is possible.
         has_vectors: bool,
+    }
+    /// `codes, high, scales, x, bias, y`
+    MatmulFewCodes = "matmul_few.wgsl" [Read, Read, Read, Read, Read, Write] {
+        #[serde(flatten)]
+        layout: Codes,
+        #[serde(flatten)]
+        shape: FewShape,
+    }
+    /// `codes, scales, x, bias, y`
+    MatmulFewFloats = "matmul_few.wgsl" [Read, Read, Read, Read, Write] {
+        #[serde(flatten)]
+        layout: Floats,
+        #[serde(flatten)]
+        shape: FewShape,
     }
     /// `rows, k, v, k cache, v cache`
     StoreKv = "store_kv.wgsl" [Read, Read, Read, Write, Write] {
@@ -204,7 +219,7 @@ pub(crate) struct MatvecShape {
 
 impl MatvecShape {
     /// For `n_rows` rows of the input at a time.
-    pub(crate) fn new(subgroup: u32, n_chunks: u32, n_rows: u32, is_routed: bool) -> Self {
+    pub(crate) fn new(subgroup: u32, layout: &Layout, n_chunks: u32, n_rows: u32, is_routed: bool) -> Self {
         /// More would not fit in registers.
         const MAX_AHEAD: u32 = 7;
         // The order of a sum follows from this, so it may not depend on the number of rows.
@@ -216,11 +231,33 @@ impl MatvecShape {
         } else {
             1
         };
-        // Where there are many rows, what is loaded of them should meet more of the weight.
-        let n_out = if is_few { 2 } else { 4 };
+        // Where there are many rows, what is loaded of them should meet more of the weight; small workgroups leave more
+        // registers to each lane. By measurements on an H200.
+        let (n_out, n_sets) = match (layout, n_rows) {
+            (_, 0..=2) => (2, 4),
+            (Layout::Codes(_), _) => (4, 2),
+            (Layout::Floats(_), 0..16) => (4, 4),
+            (Layout::Floats(_), _) => (8, 1),
+        };
         let subgroup_bits = subgroup.ilog2();
-        Self { n_chunks, n_ahead, subgroup, subgroup_bits, n_split, n_sets: 4, n_out, n_rows, is_routed }
+        Self { n_chunks, n_ahead, subgroup, subgroup_bits, n_split, n_sets, n_out, n_rows, is_routed }
     }
+}
+
+/// How a product of few rows on matrix units is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct FewShape {
+    pub(crate) subgroup: u32,
+    /// Sixteens of the weight's rows that a workgroup has.
+    pub(crate) n_tiles: u32,
+    /// Subgroups that share the columns of a row.
+    pub(crate) n_split: u32,
+    /// Columns that are in workgroup memory, for each subgroup.
+    pub(crate) k_tile: u32,
+    /// How many times as many a subgroup loads together.
+    pub(crate) n_ahead: u32,
+    /// Whether columns do not divide evenly by these.
+    pub(crate) is_ragged: bool,
 }
 
 /// How keys and values of a layer are stored.

@@ -15,7 +15,7 @@ use crate::kernels::{
 use crate::kv::GpuKvLayer;
 use crate::layout::{FLOATS_CHUNK, Layout};
 use crate::recorder::Grid;
-use crate::weight::GpuWeight;
+use crate::weight::{GpuWeight, Part};
 
 /// Tokens of a split of attention. Splits start at multiples of it, so it may not depend on the batch.
 const SPLIT: usize = 128;
@@ -30,7 +30,7 @@ const MAX_PART_BYTES: usize = 64 << 20;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct MatvecParams {
+pub(crate) struct MatvecParams {
     n_chunks: u32,
     n_groups: u32,
     n_out: u32,
@@ -50,6 +50,25 @@ pub(crate) struct Product<'a> {
     /// Expert of each row of the result, and rows of the result per row of the input.
     pub(crate) routing: Option<(&'a Pooled, usize)>,
     pub(crate) n_rows: usize,
+}
+
+impl Product<'_> {
+    /// What the kernels are told of one part of the weight.
+    pub(crate) fn params(&self, part: &Part) -> MatvecParams {
+        let Product { weight, bias, routing, n_rows } = *self;
+        MatvecParams {
+            n_chunks: weight.cols.div_ceil(weight.layout.chunk()) as u32,
+            n_groups: weight.layout.groups(weight.cols) as u32,
+            n_out: if routing.is_some() { weight.n_out } else { part.n_rows } as u32,
+            n_rows: n_rows as u32,
+            y_stride: weight.n_out as u32,
+            y_start: part.first_row as u32,
+            has_bias: bias.is_some().into(),
+            choices_per_row: routing.map_or(1, |(_, n)| n as u32),
+            first_out: part.first_row as u32,
+            group: weight.layout.group(weight.cols),
+        }
+    }
 }
 
 /// Rows of x that a workgroup meets. What does not divide evenly is computed and thrown away.
@@ -78,31 +97,16 @@ impl GpuBackend {
     /// One product of `x` into `y`.
     pub(crate) fn product(&self, x: &Act, product: &Product<'_>, y: Bound<'_>) -> Result<(), TensorError> {
         let Product { weight, bias, routing, n_rows } = *product;
-        let none = self.none();
-        let bias_bound = match bias {
-            Some(bias) => self.values(bias)?,
-            None => none,
-        };
+        let bias_bound = self.values_or_none(bias)?;
         let n_tile = if routing.is_some() { 1 } else { row_tile(n_rows) };
         let n_chunks = weight.cols.div_ceil(weight.layout.chunk()) as u32;
-        let shape = MatvecShape::new(self.subgroup(), n_chunks, n_tile, routing.is_some());
-        let routing_bound = routing.map_or(none, |(experts, _)| experts.bound());
+        let shape = MatvecShape::new(self.subgroup(), &weight.layout, n_chunks, n_tile, routing.is_some());
+        let routing_bound = routing.map_or(self.none(), |(experts, _)| experts.bound());
         for part in &weight.parts {
-            let n_out = if routing.is_some() { weight.n_out } else { part.n_rows };
-            let params = MatvecParams {
-                n_chunks,
-                n_groups: weight.layout.groups(weight.cols) as u32,
-                n_out: n_out as u32,
-                n_rows: n_rows as u32,
-                y_stride: weight.n_out as u32,
-                y_start: part.first_row as u32,
-                has_bias: bias.is_some().into(),
-                choices_per_row: routing.map_or(1, |(_, n)| n as u32),
-                first_out: part.first_row as u32,
-                group: weight.layout.group(weight.cols),
-            };
+            let params = product.params(part);
             let per_group = (shape.n_sets * shape.n_out) as usize;
-            let grid = Grid::tiles(n_out.div_ceil(per_group), n_rows.div_ceil(n_tile as usize));
+            let grid =
+                Grid::tiles((params.n_out as usize).div_ceil(per_group), n_rows.div_ceil(n_tile as usize));
             let (codes, high, scales) = (part.codes.bound(), part.high.bound(), part.scales.bound());
             match weight.layout {
                 Layout::Codes(layout) => {
@@ -179,7 +183,7 @@ impl Attention<'_> {
 
     /// The sinks, or what is bound in their place.
     pub(crate) fn sinks<'a>(&'a self, backend: &'a GpuBackend) -> Result<Bound<'a>, TensorError> {
-        self.spec.sinks.as_ref().map_or_else(|| Ok(backend.none()), |sinks| backend.values(sinks))
+        backend.values_or_none(self.spec.sinks.as_ref())
     }
 
     /// Writes the result of some rows, `[rows, n_heads * v_dim]`, and its codes.

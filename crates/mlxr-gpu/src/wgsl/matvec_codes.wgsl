@@ -33,11 +33,13 @@ fn whole(i: i32) -> f32 {
         //# for n in range(n_rows)
         {
             let at = x_row{{ n }} * {{ n_chunks }}u + c{{ u }};
-            let low = x_codes[2u * at];
-            let high = x_codes[2u * at + 1u];
-            let s = x_scales[2u * at];
+            // See quantise.wgsl.
+            let place = (at >> 5u) * 64u + (at & 31u);
+            let low = x_codes[place];
+            let high = x_codes[place + 32u];
+            let s = x_scales[place];
             //# if has_halves and has_offset
-            let halves = x_scales[2u * at + 1u];
+            let halves = x_scales[place + 32u];
             //# endif
             //# for o in range(n_out)
             //# set sum = "sum" ~ (o * n_rows + n)

@@ -1,9 +1,12 @@
 // Values as 8-bit codes in chunks of 32 columns that share a scale. Eight lanes make a chunk, four columns each.
+//
+// Chunks lie in groups of 32, so that lanes that read one chunk each read what lies together: first what of all chunks of
+// a group comes first, then the rest.
 
-// Four codes a word.
+// Columns 0..16 of the chunks, four codes a word, then columns 16..32.
 @group(0) @binding({{ first_of_codes }}) var<storage, read_write> codes: array<u32>;
-// Per chunk: the scale, and the scale times the sum of all codes, of codes 0..16 and 16..32.
-@group(0) @binding({{ first_of_codes + 1 }}) var<storage, read_write> scales: array<vec4<f32>>;
+// The scales and the scales times the sums of all codes, then those times the sums of codes 0..16 and 16..32.
+@group(0) @binding({{ first_of_codes + 1 }}) var<storage, read_write> scales: array<vec2<f32>>;
 
 // Stores the codes of four columns. Chunks are whole: either all of a chunk's lanes have something to store or none,
 // and all of them come here.
@@ -21,9 +24,12 @@ fn quantise(i: u32, v: vec4<f32>, has_some: bool) {
     sum += subgroupShuffleXor(sum, 2u);
     let other = subgroupShuffleXor(sum, 4u);
     if (has_some) {
-        codes[i] = pack4xI8(q);
+        let group = i >> 8u;
+        let chunk = (i >> 3u) & 31u;
+        codes[group * 256u + ((i >> 2u) & 1u) * 128u + chunk * 4u + (i & 3u)] = pack4xI8(q);
         if ((i & 7u) == 0u) {
-            scales[i >> 3u] = scale * vec4<f32>(1.0, f32(sum + other), f32(sum), f32(other));
+            scales[group * 64u + chunk] = scale * vec2<f32>(1.0, f32(sum + other));
+            scales[group * 64u + 32u + chunk] = scale * vec2<f32>(f32(sum), f32(other));
         }
     }
 }

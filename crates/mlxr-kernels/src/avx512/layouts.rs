@@ -72,6 +72,8 @@ pub(crate) trait Layout {
     /// Activation rows up to which codes meet them as they are unpacked, eight rows at a time. For more of them, codes
     /// that take some time to unpack go through a panel.
     const DIRECT_ROWS: usize;
+    /// Whether codes are stored as signed bytes, which [`super::bytes`] knows how to multiply.
+    const IS_BYTES: bool = false;
     /// Columns of a group: 16 or 32.
     const GROUP: usize;
     /// The code of zero.
@@ -119,6 +121,7 @@ impl Layout for Q8_0 {
     type Rows = TileRows;
     const BLOCK_COLS: usize = 32;
     const BLOCK_BYTES: usize = 34;
+    const IS_BYTES: bool = true;
     const DIRECT_ROWS: usize = usize::MAX;
     const GROUP: usize = 32;
     const ZERO: Zero = Zero::Is128;

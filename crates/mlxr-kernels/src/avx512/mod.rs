@@ -2,6 +2,7 @@
 
 mod attend;
 mod bf16;
+mod bytes;
 mod dot;
 pub(crate) mod floats;
 mod halves;

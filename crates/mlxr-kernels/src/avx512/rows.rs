@@ -21,6 +21,12 @@ impl TileRows {
         })
     }
 
+    /// Where line `i` is.
+    #[inline(always)]
+    pub(crate) fn line(&self, i: usize) -> *const u8 {
+        self.lines.wrapping_add(i * LINE_BYTES)
+    }
+
     /// `N` lines from number `first` on.
     ///
     /// # Safety
@@ -31,7 +37,7 @@ impl TileRows {
         let mut lines = [_mm512_setzero_si512(); N];
         for (i, line) in lines.iter_mut().enumerate() {
             // SAFETY: in bounds by the caller's promise; the load needs no alignment.
-            *line = unsafe { _mm512_loadu_si512(self.lines.add((first + i) * LINE_BYTES).cast()) };
+            *line = unsafe { _mm512_loadu_si512(self.line(first + i).cast()) };
         }
         lines
     }

@@ -10,6 +10,7 @@ use core::arch::x86_64::*;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
+use super::bytes;
 use super::layouts::{Layout, Unpacked, UnpackedRows, Visitor, Zero};
 use super::rows::TileRows;
 use crate::aligned::AlignedBytes;
@@ -89,6 +90,17 @@ pub(crate) fn dot_tiled<L: Layout<Rows = TileRows>, M: Multiply>(
     }
     let job =
         Job { rows, n_blocks: tiles.n_blocks, stored: tiles.bytes.as_ptr(), tile_bytes: tiles.tile_bytes };
+    if let (true, Some(xs), [Some(a), Some(b)]) = (L::IS_BYTES, M::rows(xs), rows)
+        && bytes::FEW < xs.len()
+    {
+        let (n_bytes, (n_rows, cols)) = (TILES * tiles.tile_bytes, Vnni::size(xs));
+        assert!(tiles.n_blocks * L::BLOCK_COLS <= cols, "columns of weights and activations");
+        let end = tiles.bytes.as_ptr().wrapping_add(n_bytes);
+        let ahead = Ahead::new(end, end.wrapping_add(n_bytes));
+        // SAFETY: the tiles' blocks and the columns were checked, the shapes of rows by `size`.
+        unsafe { bytes::dot_bytes([a, b], tiles.n_blocks, xs, &ahead, &mut out[..n_rows * TILE_ROWS]) };
+        return;
+    }
     job.run::<L, M>(xs, &mut scratch.panel, out);
 }
 
@@ -242,15 +254,15 @@ impl<R: Copy> Job<R> {
 
 /// Where a few activation rows keep their parts, at the same offsets in all rows; the last row stands in for those that
 /// are not there.
-struct Acts<const X: usize> {
-    rows: [*const u8; X],
+pub(super) struct Acts<const X: usize> {
+    pub(super) rows: [*const u8; X],
     scales_at: usize,
     sums_at: usize,
     negated_at: usize,
 }
 
 impl<const X: usize> Acts<X> {
-    fn new(xs: &[QuantRow<'_>], group: usize) -> Self {
+    pub(super) fn new(xs: &[QuantRow<'_>], group: usize) -> Self {
         let layout = xs[0].layout();
         Self {
             rows: std::array::from_fn(|i| xs[i.min(xs.len() - 1)].bytes().as_ptr()),
@@ -277,7 +289,7 @@ impl<const X: usize> Acts<X> {
     /// The rows have that group.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn start(&self, x: usize, group: usize, zero: Zero) -> __m512i {
+    pub(super) unsafe fn start(&self, x: usize, group: usize, zero: Zero) -> __m512i {
         // SAFETY: there is one sum per group.
         let negated = unsafe { self.word(x, self.negated_at + group * 4) };
         _mm512_sll_epi32(negated, _mm_cvtsi32_si128(zero.log2()))
@@ -289,7 +301,7 @@ impl<const X: usize> Acts<X> {
     /// The rows have that group.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn add<const GROUP: usize, const OFFSETS: bool>(
+    pub(super) unsafe fn add<const GROUP: usize, const OFFSETS: bool>(
         &self,
         x: usize,
         group: usize,

@@ -246,11 +246,15 @@ fn parts<'a>(
     products: &'a [Product<'a>],
     n_threads: usize,
 ) -> Vec<(&'a Product<'a>, Range<usize>)> {
-    const SIZES: [usize; 4] = [WIDE_ROWS, WIDE_ROWS / 2, 2 * TILE_ROWS, TILE_ROWS];
+    // Sizes with how many parts of them a thread is to have at least: fewer where the next one is half a tile.
+    const SIZES: [(usize, usize); 4] =
+        [(WIDE_ROWS, 12), (WIDE_ROWS / 2, 12), (2 * TILE_ROWS, 12), (TILE_ROWS, 8)];
+    const WIDE_PARTS: usize = 2;
     let is_wide = |p: &Product<'_>| matches!(kernels.meeting(p.weight, p.rows.len()), Meeting::Wide(_));
-    let wanted = n_threads * if products.iter().any(is_wide) { 2 } else { 12 };
+    let is_wide = products.iter().any(is_wide);
     let count = |size: usize| products.iter().map(|p| p.weight.rows().div_ceil(size)).sum::<usize>();
-    let size = SIZES.into_iter().find(|&size| wanted <= count(size)).unwrap_or(TILE_ROWS / 2);
+    let suits = |&(size, n): &(usize, usize)| n_threads * if is_wide { WIDE_PARTS } else { n } <= count(size);
+    let size = SIZES.into_iter().find(suits).map_or(TILE_ROWS / 2, |(size, _)| size);
     let of = |product: &'a Product<'a>| {
         let n = product.weight.rows();
         let size = match product.rows {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mlxr_models::{Model, ModelKv};
-use mlxr_tensor::{Act, Batch, BlockCopy, KvSpec, TensorError, argmax, largest};
+use mlxr_tensor::{Act, Batch, BlockCopy, KvSpec, Ranked, TensorError, argmax, largest};
 
 /// Owns the model's KV arena and runs one step on it.
 ///
@@ -44,6 +44,27 @@ pub trait Runner: Send {
         Ok(logits.chunks_exact(self.n_vocab()).map(of_row).collect())
     }
 
+    /// Whether rows of logits are dear to read, so that [`Self::run_ranked`] pays.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// As [`Self::run_largest`], for a step in which most need no more of a row than what [`Ranked`] says, and some may
+    /// need the logits after all.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn run_ranked(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        n: usize,
+    ) -> Result<RankedLogits, TensorError> {
+        let logits = self.run(copies, batch)?;
+        let rows = logits.chunks_exact(self.n_vocab()).map(|row| Ranked::of(row, n)).collect();
+        Ok(RankedLogits { rows, logits: Box::new(move || Ok(logits.clone())) })
+    }
+
     /// Takes back logits that nobody reads any more, for their memory.
     fn recycle(&mut self, logits: Vec<f32>) {
         drop(logits);
@@ -53,6 +74,13 @@ pub trait Runner: Send {
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
         (0..n).for_each(work);
     }
+}
+
+/// What [`Runner::run_ranked`] gives.
+pub struct RankedLogits {
+    pub rows: Vec<Ranked>,
+    /// Reads all logits, row after row.
+    pub logits: Box<dyn Fn() -> Result<Vec<f32>, TensorError>>,
 }
 
 /// A decoder on its devices.
@@ -107,6 +135,22 @@ impl Runner for ModelRunner {
     ) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
         let logits = self.forward(copies, batch)?;
         self.model.backend().largest(&logits, n)
+    }
+
+    fn is_remote(&self) -> bool {
+        self.model.backend().memory().is_some()
+    }
+
+    fn run_ranked(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        n: usize,
+    ) -> Result<RankedLogits, TensorError> {
+        let logits = self.forward(copies, batch)?;
+        let backend = self.model.backend().clone();
+        let rows = backend.ranked(&logits, n)?;
+        Ok(RankedLogits { rows, logits: Box::new(move || backend.read(&logits)) })
     }
 
     fn recycle(&mut self, logits: Vec<f32>) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use mlxr_tensor::{MAX_LARGEST, TensorError};
+use mlxr_tensor::{MAX_LARGEST, Ranked, TensorError};
 use mlxr_text::StopMatch;
 
 use crate::SeqId;
@@ -13,6 +13,7 @@ use crate::batch;
 use crate::choice::Choice;
 use crate::engine::Engine;
 use crate::event::{Event, FinishReason, PromptToken, StopCause};
+use crate::runner::RankedLogits;
 use crate::sampler::{Candidates, Logprobs, Need, SampleError, logprobs};
 use crate::scheduler::{Plan, Scheduled};
 
@@ -103,7 +104,12 @@ impl Engine {
             Need::Largest(n) if n <= MAX_LARGEST => {
                 self.runner.run_largest(&plan.copies, &batch, n).map(Output::Largest)
             }
-            Need::Largest(_) | Need::Logits => self.runner.run(&plan.copies, &batch).map(Output::Logits),
+            Need::Ranked if self.runner.is_remote() => {
+                self.runner.run_ranked(&plan.copies, &batch, MAX_LARGEST).map(Output::Ranked)
+            }
+            Need::Largest(_) | Need::Ranked | Need::Logits => {
+                self.runner.run(&plan.copies, &batch).map(Output::Logits)
+            }
         }));
         let output = match result {
             Ok(Ok(output)) => output,
@@ -121,6 +127,7 @@ impl Engine {
             Output::Logits(logits) => (logits.len(), n_rows * self.runner.n_vocab()),
             Output::Best(best) => (best.len(), n_rows),
             Output::Largest(rows) => (rows.len(), n_rows),
+            Output::Ranked(ranked) => (ranked.rows.len(), n_rows),
         };
         if n != expected {
             return Err(FinishReason::Error(format!("the forward gave {n} values instead of {expected}")));
@@ -145,23 +152,53 @@ impl Engine {
             (rows, rest) = rest.split_at(scheduled.n_logits);
             self.commit_rows(scheduled, rows, &mut wanted);
         }
+        let mut undecided = Vec::new();
         for (seq, drawn) in self.draw(&wanted) {
             match drawn {
-                Ok(drawn) => self.commit_token(seq, drawn),
+                Ok(Some(drawn)) => self.commit_token(seq, drawn),
+                Ok(None) => undecided.push(seq),
+                Err(error) => self.end_seq(seq, FinishReason::Error(error.to_string())),
+            }
+        }
+        if let (Output::Ranked(ranked), false) = (output, undecided.is_empty()) {
+            self.draw_from_logits(ranked, &wanted, &undecided);
+        }
+    }
+
+    /// Chooses the next tokens of sequences that the largest logits did not decide.
+    fn draw_from_logits(&mut self, ranked: &RankedLogits, wanted: &[(SeqId, Row<'_>)], undecided: &[SeqId]) {
+        let logits = match (ranked.logits)() {
+            Ok(logits) => logits,
+            Err(error) => {
+                let reason = FinishReason::DeviceLost(error.to_string());
+                return undecided.iter().for_each(|&seq| self.end_seq(seq, reason.clone()));
+            }
+        };
+        let n_vocab = self.runner.n_vocab();
+        let all: Vec<Row<'_>> = logits.chunks_exact(n_vocab).map(Row::Logits).collect();
+        let rows = wanted.iter().filter_map(|&(seq, row)| match row {
+            Row::Ranked(i, _) if undecided.contains(&seq) => Some((seq, all[i])),
+            _ => None,
+        });
+        for (seq, drawn) in self.draw(&rows.collect::<Vec<_>>()) {
+            match drawn {
+                Ok(Some(drawn)) => self.commit_token(seq, drawn),
+                Ok(None) => unreachable!("logits decide"),
                 Err(error) => self.end_seq(seq, FinishReason::Error(error.to_string())),
             }
         }
     }
 
     /// Chooses the next token of each sequence from its row, all at the same time: none depends on another.
-    fn draw(&mut self, wanted: &[(SeqId, Row<'_>)]) -> Vec<(SeqId, Result<Drawn, SampleError>)> {
+    fn draw(&mut self, wanted: &[(SeqId, Row<'_>)]) -> Vec<(SeqId, Result<Option<Drawn>, SampleError>)> {
         let rows: BTreeMap<SeqId, Row<'_>> = wanted.iter().copied().collect();
         let mut draws = Vec::with_capacity(rows.len());
         for (&seq, choice) in &mut self.choices {
             let Some(&row) = rows.get(&seq) else { continue };
             let active = &self.active[&choice.request];
             let (n_prompt, n_top) = (active.n_prompt, active.n_top_logprobs());
-            draws.push(Mutex::new(Draw { seq, choice, row, n_prompt, n_top, result: None }));
+            let n_vocab = self.runner.n_vocab();
+            draws.push(Mutex::new(Draw { seq, choice, row, n_vocab, n_prompt, n_top, result: None }));
         }
         self.runner.parallel(draws.len(), &|i| {
             let mut draw = draws[i].lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,6 +345,7 @@ enum Output {
     Logits(Vec<f32>),
     Best(Vec<Option<u32>>),
     Largest(Vec<Vec<(u32, f32)>>),
+    Ranked(RankedLogits),
 }
 
 impl Output {
@@ -316,6 +354,9 @@ impl Output {
             Output::Logits(logits) => logits.chunks_exact(n_vocab).map(Row::Logits).collect(),
             Output::Best(best) => best.iter().copied().map(Row::Best).collect(),
             Output::Largest(rows) => rows.iter().map(|ranked| Row::Largest(ranked)).collect(),
+            Output::Ranked(RankedLogits { rows, .. }) => {
+                rows.iter().enumerate().map(|(i, ranked)| Row::Ranked(i, ranked)).collect()
+            }
         }
     }
 }
@@ -328,6 +369,8 @@ enum Row<'a> {
     Best(Option<u32>),
     /// The largest logits by rank, if the row is a distribution.
     Largest(&'a [(u32, f32)]),
+    /// Its number, and the largest logits with their share of the whole.
+    Ranked(usize, &'a Ranked),
 }
 
 /// A token that was chosen.
@@ -341,9 +384,11 @@ struct Draw<'a> {
     seq: SeqId,
     choice: &'a mut Choice,
     row: Row<'a>,
+    n_vocab: usize,
     n_prompt: usize,
     n_top: Option<usize>,
-    result: Option<Result<Drawn, SampleError>>,
+    /// Nothing is drawn where the row does not decide.
+    result: Option<Result<Option<Drawn>, SampleError>>,
 }
 
 thread_local! {
@@ -351,21 +396,25 @@ thread_local! {
 }
 
 impl Draw<'_> {
-    fn run(&mut self, scratch: &mut Candidates) -> Result<Drawn, SampleError> {
+    fn run(&mut self, scratch: &mut Candidates) -> Result<Option<Drawn>, SampleError> {
         let Choice { sampler, tokens, .. } = &mut *self.choice;
         let token_idx = (tokens.len() - self.n_prompt) as u64;
-        match self.row {
-            Row::Best(best) => Ok(Drawn { id: best.ok_or(SampleError::NoDistribution)?, logprobs: None }),
-            Row::Largest(ranked) => {
-                let id = sampler.sample_ranked(ranked, tokens, token_idx, scratch)?;
-                Ok(Drawn { id, logprobs: None })
+        let id = match self.row {
+            Row::Best(best) => best.ok_or(SampleError::NoDistribution)?,
+            Row::Largest(ranked) => sampler.sample_ranked(ranked, tokens, token_idx, scratch)?,
+            Row::Ranked(_, ranked) => {
+                match sampler.sample_from(ranked, self.n_vocab, tokens, token_idx, scratch)? {
+                    Some(id) => id,
+                    None => return Ok(None),
+                }
             }
             Row::Logits(row) => {
                 let id = sampler.sample(row, tokens, token_idx, scratch)?;
                 let logprobs = self.n_top.map(|n_top| logprobs(row, id, n_top)).transpose()?;
-                Ok(Drawn { id, logprobs })
+                return Ok(Some(Drawn { id, logprobs }));
             }
-        }
+        };
+        Ok(Some(Drawn { id, logprobs: None }))
     }
 }
 

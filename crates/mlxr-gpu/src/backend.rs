@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor, KernelTime,
-    KvCache, KvSpec, MAX_LARGEST, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
+    KvCache, KvSpec, MAX_LARGEST, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::batch::BatchTables;
@@ -16,9 +16,9 @@ use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
 use crate::half::padded_rows;
 use crate::kernels::{
-    Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows,
-    Largest, LayerNorm, NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route,
-    Scale, StoreKv, StoreKvQ8, activation, gate,
+    Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, ExpSum, Gated,
+    GatherRows, Largest, LayerNorm, NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore,
+    RotateHeads, Route, Scale, StoreKv, StoreKvQ8, activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
@@ -762,24 +762,54 @@ impl Backend for GpuBackend {
     }
 
     fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
-        assert!((1..=MAX_LARGEST).contains(&n), "{n} values of a row");
-        self.gpu.check()?;
         let n = n.min(x.cols());
         let n_bytes = x.rows() * n * 8;
+        let found = self.record_largest(x, n, n_bytes)?;
+        let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), n_bytes)?;
+        Ok(ranked_rows(&bytes, n))
+    }
+
+    fn ranked(&self, x: &Act, n: usize) -> Result<Vec<Ranked>, TensorError> {
+        let n = n.min(x.cols());
+        let n_bytes = x.rows() * n * 8;
+        // The sums lie behind the values, so that there is one read.
+        let n_all = n_bytes + x.rows() * 4;
+        let found = self.record_largest(x, n, n_all)?;
+        let lanes = self.max_lanes();
+        let kernel = ExpSum { lanes, n_subgroups: lanes / self.gpu.subgroup };
+        let params = [x.rows() as u32, x.cols() as u32, (n_bytes / 4) as u32];
+        self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), n_all)?;
+        let (values, sums) = bytes.split_at(n_bytes);
+        let sums: Vec<f32> = bytemuck::pod_collect_to_vec(sums);
+        let rows = ranked_rows(values, n).into_iter().zip(sums);
+        Ok(rows.map(|(largest, exp_sum)| Ranked { largest, exp_sum }).collect())
+    }
+}
+
+impl GpuBackend {
+    /// Records the search for the `n` largest values of each row, into a buffer of `n_bytes`.
+    fn record_largest(&self, x: &Act, n: usize, n_bytes: usize) -> Result<Pooled, TensorError> {
+        assert!((1..=MAX_LARGEST).contains(&n), "{n} values of a row");
+        self.gpu.check()?;
         let found = self.take(n_bytes)?;
         let params = [x.rows() as u32, x.cols() as u32, n as u32];
         self.run(&Largest {}, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
-        let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), n_bytes)?;
-        let pairs: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(&bytes);
-        let of_row = |row: &[[u32; 2]]| -> Vec<(u32, f32)> {
-            if row[0][0] == NO_COLUMN {
-                return Vec::new();
-            }
-            let mut row: Vec<(u32, f32)> =
-                row.iter().map(|&[column, bits]| (column, f32::from_bits(bits))).collect();
-            row.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            row
-        };
-        Ok(pairs.chunks_exact(n).map(of_row).collect())
+        Ok(found)
     }
+}
+
+/// What `largest.wgsl` has found, `n` values of each row, by rank.
+fn ranked_rows(bytes: &[u8], n: usize) -> Vec<Vec<(u32, f32)>> {
+    let pairs: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(bytes);
+    let of_row = |row: &[[u32; 2]]| -> Vec<(u32, f32)> {
+        if row[0][0] == NO_COLUMN {
+            return Vec::new();
+        }
+        let mut row: Vec<(u32, f32)> =
+            row.iter().map(|&[column, bits]| (column, f32::from_bits(bits))).collect();
+        row.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        row
+    };
+    pairs.chunks_exact(n).map(of_row).collect()
 }

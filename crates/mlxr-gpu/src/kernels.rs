@@ -64,6 +64,7 @@ kernels! {
     RotateHeads = "rope.wgsl" [Read, Write] { is_interleaved: bool }
     Argmax = "argmax.wgsl" [Read, Write] { lanes: u32 }
     Largest = "largest.wgsl" [Read, Write] {}
+    ExpSum = "exp_sum.wgsl" [Read, Write] { lanes: u32, n_subgroups: u32 }
     Route = "route.wgsl" [Read, Write, Write] { softmax_over_all: bool }
     Combine = "combine.wgsl" [Read, Read, Write] {}
     QuantiseRows = "quantise_rows.wgsl" [Read, Write, Write] {}

@@ -64,6 +64,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &CopyWords {});
     printed.print(pipelines, &Argmax { lanes: 1024 });
     printed.print(pipelines, &Largest {});
+    printed.print(pipelines, &ExpSum { lanes: 1024, n_subgroups: 32 });
     printed.print(pipelines, &Combine {});
     printed.print(pipelines, &QuantiseRows {});
     printed.print(pipelines, &HalfRows {});

@@ -45,6 +45,7 @@ sources!(
     "combine.wgsl",
     "copy_words.wgsl",
     "embed.wgsl",
+    "exp_sum.wgsl",
     "float_key.wgsl",
     "functions.wgsl",
     "gated.wgsl",

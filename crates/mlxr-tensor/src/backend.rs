@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::{DType, Format, HostTensor, TensorError};
+use crate::{DType, Format, HostTensor, Ranked, TensorError};
 
 /// A device: uploads weights, owns activations and KV blocks, runs the fused ops a decoder needs.
 ///
@@ -205,6 +205,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`Self::read`].
     fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError>;
+
+    /// Waits, and returns what [`Ranked`] says of each row, with the values that [`Self::largest`] gives.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn ranked(&self, x: &Act, n: usize) -> Result<Vec<Ranked>, TensorError> {
+        Ok(self.read(x)?.chunks_exact(x.cols()).map(|row| Ranked::of(row, n)).collect())
+    }
 }
 
 /// The memory of a device, in bytes.

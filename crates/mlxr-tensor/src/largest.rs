@@ -1,4 +1,4 @@
-//! The largest values of a row.
+//! The largest values of a row, and how much of the whole they are.
 //!
 //! Rank is the order of floats that [`f32::total_cmp`] has, larger first; equal ones by their column, lower first.
 
@@ -58,6 +58,28 @@ pub fn largest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
     found.sort_unstable_by(by_rank);
     found.truncate(n);
     found
+}
+
+/// How far a sum of exponentials may be from the exact one, relative to it.
+pub const EXP_SUM_TOLERANCE: f32 = 1e-5;
+
+/// What a device gives of a row from which a token is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranked {
+    /// As [`largest`]; nothing of a row in which [`argmax`] finds nothing.
+    pub largest: Vec<(u32, f32)>,
+    /// The sum of `exp(value - largest value)` over the whole row, to [`EXP_SUM_TOLERANCE`].
+    pub exp_sum: f32,
+}
+
+impl Ranked {
+    /// The `n` largest values of a row.
+    pub fn of(row: &[f32], n: usize) -> Ranked {
+        let largest = argmax(row).map_or_else(Vec::new, |_| largest(row, n));
+        let max = largest.first().map_or(0.0, |&(_, value)| f64::from(value));
+        let sum: f64 = row.iter().map(|&value| (f64::from(value) - max).exp()).sum();
+        Ranked { largest, exp_sum: sum as f32 }
+    }
 }
 
 #[cfg(test)]

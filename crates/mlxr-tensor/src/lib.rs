@@ -17,4 +17,4 @@ pub use backend::{
 pub use dtype::DType;
 pub use error::TensorError;
 pub use host::{Codebook, Format, HostTensor, MlxFloat};
-pub use largest::{argmax, largest};
+pub use largest::{EXP_SUM_TOLERANCE, Ranked, argmax, largest};

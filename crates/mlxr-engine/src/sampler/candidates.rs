@@ -148,6 +148,12 @@ impl Candidates {
         self.items.truncate(n);
     }
 
+    /// Puts all candidates in the order of their ids.
+    pub fn sort_by_id(&mut self) {
+        self.items.sort_unstable_by_key(|c| c.id);
+        self.order = Order::ById;
+    }
+
     /// Puts all candidates in rank order.
     pub fn sort(&mut self) {
         self.keep_largest(self.items.len());

@@ -16,7 +16,7 @@ mod truncate;
 
 use std::sync::Arc;
 
-use mlxr_tensor::largest;
+use mlxr_tensor::{Ranked, largest};
 use mlxr_text::grammar::{ConstraintState, GrammarError};
 
 pub use candidates::{Candidate, Candidates};
@@ -50,6 +50,8 @@ pub enum Need {
     Best,
     /// So many of the largest.
     Largest(usize),
+    /// The largest and their share of the whole, which nearly always decides.
+    Ranked,
     Logits,
 }
 
@@ -119,11 +121,11 @@ impl Sampler {
         if self.is_best(best) {
             return Ok(best);
         }
-        match self.keeps_largest_first() {
-            Some(n) => self.reset_to_ranked(scratch, &largest(logits, n + self.forbidden.len())),
-            None => scratch.reset(logits),
+        match self.need() {
+            Need::Largest(n) => self.reset_to_ranked(scratch, &largest(logits, n)),
+            _ => scratch.reset(logits),
         }
-        self.choose(logits.len(), history, token_idx, scratch)
+        self.choose(logits.len(), history, token_idx, scratch, None)
     }
 
     /// As [`Self::sample`], from the largest logits alone, by rank, as many as [`Self::need`] says or more. None are there
@@ -143,7 +145,42 @@ impl Sampler {
             return Ok(best);
         }
         self.reset_to_ranked(scratch, ranked);
-        self.choose(ranked.len(), history, token_idx, scratch)
+        self.choose(ranked.len(), history, token_idx, scratch, None)
+    }
+
+    /// As [`Self::sample`], from what [`Ranked`] says of a row. `None` where that does not decide, and nothing has changed.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn sample_from(
+        &mut self,
+        row: &Ranked,
+        n_vocab: usize,
+        history: &[u32],
+        token_idx: u64,
+        scratch: &mut Candidates,
+    ) -> Result<Option<u32>, SampleError> {
+        let is_whole = row.largest.len() == n_vocab;
+        let after = match self.need() {
+            Need::Best => return self.sample_ranked(&row.largest, history, token_idx, scratch).map(Some),
+            Need::Largest(n) if n <= row.largest.len() || is_whole || row.largest.is_empty() => {
+                return self.sample_ranked(&row.largest, history, token_idx, scratch).map(Some);
+            }
+            Need::Ranked => self.first_stage(),
+            _ => return Ok(None),
+        };
+        if row.largest.is_empty() {
+            return Err(SampleError::NoDistribution);
+        }
+        self.reset_to_ranked(scratch, &row.largest);
+        let is_decided = match after {
+            Some(Stage::TopP) => truncate::top_p_of(scratch, self.params.top_p, row.exp_sum),
+            _ => truncate::min_p_of(scratch, self.params.min_p, is_whole),
+        };
+        if !is_decided {
+            return Ok(None);
+        }
+        self.choose(n_vocab, history, token_idx, scratch, after).map(Some)
     }
 
     /// What has to be known of a row of logits.
@@ -152,7 +189,13 @@ impl Sampler {
         if self.params.is_greedy() && self.leaves_logits() {
             return if n_forbidden == 0 { Need::Best } else { Need::Largest(1 + n_forbidden) };
         }
-        self.keeps_largest_first().map_or(Need::Logits, |n| Need::Largest(n + n_forbidden))
+        match self.first_stage() {
+            Some(Stage::TopK) => Need::Largest(self.params.top_k + n_forbidden),
+            // The share of the tokens that are left is not known where some are forbidden.
+            Some(Stage::TopP) if n_forbidden == 0 => Need::Ranked,
+            Some(Stage::MinP) => Need::Ranked,
+            _ => Need::Logits,
+        }
     }
 
     /// Whether the token of the largest logit is the one to choose, whatever the others are.
@@ -166,13 +209,14 @@ impl Sampler {
         scratch.reset_to_ranked(allowed.copied());
     }
 
-    /// Runs the chain on the candidates and draws.
+    /// Runs the chain on the candidates and draws; the stages up to `after` have left nothing else.
     fn choose(
         &mut self,
         n_vocab: usize,
         history: &[u32],
         token_idx: u64,
         scratch: &mut Candidates,
+        after: Option<Stage>,
     ) -> Result<u32, SampleError> {
         penalties::logit_bias(scratch, &self.params.logit_bias);
         for &id in &*self.forbidden {
@@ -184,7 +228,8 @@ impl Sampler {
         if scratch.best().is_none_or(|best| best.logit == f32::NEG_INFINITY) {
             return Err(SampleError::NoCandidate);
         }
-        for &stage in &self.params.order {
+        let n_done = self.params.order.iter().position(|&stage| Some(stage) == after).map_or(0, |i| i + 1);
+        for &stage in &self.params.order[n_done..] {
             if self.runs(stage) {
                 self.apply(stage, scratch, history, token_idx);
             }
@@ -205,22 +250,21 @@ impl Sampler {
         Ok(id)
     }
 
-    /// How many of the largest logits of tokens that are not forbidden are all that matters, because nothing looks at
-    /// the others before they go.
-    fn keeps_largest_first(&self) -> Option<usize> {
+    /// The first stage that changes anything, if none before the stages does.
+    fn first_stage(&self) -> Option<Stage> {
         let params = &*self.params;
         let is_idle = |stage: &Stage| match stage {
             Stage::Penalties | Stage::Dry => true,
+            Stage::TopK => params.top_k == 0,
             Stage::TopNSigma => params.top_n_sigma == 0.0,
             Stage::Typical => params.typical_p == 1.0,
             Stage::TopP => params.top_p == 1.0,
             Stage::MinP => params.min_p == 0.0,
             Stage::Xtc => params.xtc_probability == 0.0,
-            Stage::TopK | Stage::Temperature => false,
+            Stage::Temperature => false,
         };
-        let first = params.order.iter().find(|stage| !is_idle(stage));
-        let is_alone = self.leaves_logits() && self.runs(Stage::TopK);
-        (is_alone && first == Some(&Stage::TopK) && params.top_k > 0).then_some(params.top_k)
+        let first = params.order.iter().copied().find(|stage| !is_idle(stage));
+        first.filter(|&stage| self.leaves_logits() && self.runs(stage))
     }
 
     /// Whether no bias, constraint or penalty changes any logit.

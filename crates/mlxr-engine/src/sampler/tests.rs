@@ -1,5 +1,6 @@
 //! Each sampler against its definition, against transformers, and as a distribution.
 
+use mlxr_tensor::EXP_SUM_TOLERANCE;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -424,4 +425,48 @@ proptest! {
             prop_assert!(temperature && top_k == 0);
         }
     }
+}
+
+proptest! {
+    /// A device's sum is a little off; where that could matter nothing is chosen.
+    #[test]
+    fn the_largest_and_their_share_choose_what_all_logits_choose(
+        logits in logits(), top_p in 0.05f32..1.0, min_p in 0.0f32..0.3, has_top_p: bool, n in 1usize..40,
+        temperature in 0.3f32..2.0, error in -1.0f32..1.0, is_forbidding: bool, seed: u64,
+    ) {
+        let base = SamplingParams { temperature, min_p, ..SamplingParams::neutral() };
+        let top_p = if has_top_p { top_p } else { 1.0 };
+        let params = Arc::new(SamplingParams { top_p, ignore_eos: is_forbidding, ..base });
+        let mut sampler = Sampler::new(params, seed, &[0]);
+        let mut row = Ranked::of(&logits, n);
+        row.exp_sum *= 1.0 + 0.9 * error * EXP_SUM_TOLERANCE;
+        let expected = sampler.clone().sample(&logits, &[], 0, &mut Candidates::default());
+        let found = sampler.sample_from(&row, logits.len(), &[], 0, &mut Candidates::default());
+        match found {
+            Ok(Some(id)) => prop_assert_eq!(Ok(id), expected),
+            Ok(None) => prop_assert!(sampler.need() >= Need::Ranked),
+            Err(error) => prop_assert_eq!(Err(error), expected),
+        }
+        if sampler.need() == Need::Ranked && top_p < 0.99 {
+            // All logits say everything, unless the sum of those that are kept is on the edge.
+            let whole = Ranked::of(&logits, logits.len());
+            let found = sampler.sample_from(&whole, logits.len(), &[], 0, &mut Candidates::default());
+            prop_assert!(has_top_p || found.is_ok_and(|found| found.is_some()));
+        }
+    }
+}
+
+#[test]
+fn a_cut_on_the_edge_is_left_to_the_logits() {
+    let mut sampler = {
+        let params = SamplingParams { top_p: 0.5, ..SamplingParams::neutral() };
+        Sampler::new(Arc::new(params), 1, &[])
+    };
+    let mut sample = |logits: &[f32], n| {
+        sampler.sample_from(&Ranked::of(logits, n), logits.len(), &[], 0, &mut Candidates::default())
+    };
+    assert_eq!(sample(&[0.0, 0.0, -30.0], 3), Ok(None), "one of two is just half");
+    assert!(sample(&[0.1, 0.0, -30.0], 3).unwrap().is_some());
+    assert_eq!(sample(&[0.0; 9], 3), Ok(None), "three of nine are less than half");
+    assert!(sample(&[0.0; 9], 6).unwrap().is_some());
 }

@@ -1,10 +1,13 @@
 //! Samplers that drop unlikely tokens. Each leaves at least one.
 
+use mlxr_tensor::EXP_SUM_TOLERANCE;
+
 use super::candidates::Candidates;
 
 /// Keeps the `k` largest logits (Fan et al. 2018); 0 keeps all.
 pub fn top_k(candidates: &mut Candidates, k: usize) {
-    if 0 < k && k < candidates.len() {
+    // Also where that is all of them: what is kept is in rank order, whoever found it.
+    if 0 < k {
         candidates.keep_largest(k);
     }
 }
@@ -15,6 +18,36 @@ pub fn top_p(candidates: &mut Candidates, p: f32) {
         candidates.softmax();
         candidates.keep_mass(p);
     }
+}
+
+/// [`top_p`] where the candidates are the largest of a row, by rank, and `exp_sum` is about the sum of its exponentials.
+/// Returns whether they decide it: what is kept must be the same for every sum that is as near.
+pub fn top_p_of(candidates: &mut Candidates, p: f32, exp_sum: f32) -> bool {
+    let Some(max) = candidates.best().map(|c| c.logit) else { return false };
+    let bound = |error: f32| f64::from(p) * f64::from(exp_sum) * f64::from(1.0 + error);
+    let (low, high) = (bound(-EXP_SUM_TOLERANCE), bound(EXP_SUM_TOLERANCE));
+    let mut sum = 0.0;
+    for (i, candidate) in candidates.items().iter().enumerate() {
+        sum += f64::from(libm::expf(candidate.logit - max));
+        if sum >= low {
+            let is_decided = sum >= high;
+            if is_decided {
+                candidates.keep_largest(i + 1);
+            }
+            return is_decided;
+        }
+    }
+    false
+}
+
+/// [`min_p`] where the candidates are the largest of a row, by rank. Returns whether they decide it: they must be the
+/// whole row, or reach below what is kept.
+pub fn min_p_of(candidates: &mut Candidates, p: f32, is_whole: bool) -> bool {
+    let Some(last) = candidates.items().last().copied() else { return false };
+    min_p(candidates, p);
+    let is_decided = is_whole || candidates.items().last().is_some_and(|kept| kept.id != last.id);
+    candidates.sort_by_id();
+    is_decided
 }
 
 /// Keeps tokens at least `min_p` times as likely as the most likely one (Nguyen et al. 2024); 0 keeps all.

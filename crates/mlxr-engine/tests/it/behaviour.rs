@@ -1,11 +1,13 @@
 //! What a client of the engine sees.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mlxr_engine::sampler::{Dry, ParamError, Penalties};
 use mlxr_engine::{
-    Engine, EngineError, EngineOptions, Event, FinishReason, Prompt, Request, Runner, SamplingParams,
-    ScoreError, StopCause, SubmitError,
+    Engine, EngineError, EngineOptions, Event, FinishReason, Prompt, RankedLogits, Request, Runner,
+    SamplingParams, ScoreError, StopCause, SubmitError,
 };
 use mlxr_tensor::{Batch, BlockCopy, TensorError};
 use mlxr_text::EncodeOptions;
@@ -305,6 +307,66 @@ fn logits_are_read_only_where_somebody_needs_more_than_the_largest() {
             matches!(&reason, Some(FinishReason::DeviceLost(why)) if why.contains("logits were read")),
             "{reason:?}"
         );
+    }
+}
+
+/// Gives what a device with memory of its own gives, and counts how often that was not enough.
+struct Remote {
+    inner: FakeRunner,
+    n_read: Arc<AtomicUsize>,
+}
+
+impl Runner for Remote {
+    fn n_vocab(&self) -> usize {
+        N_VOCAB
+    }
+
+    fn run(&mut self, _: &[BlockCopy], _: &Batch) -> Result<Vec<f32>, TensorError> {
+        panic!("all logits were read at once")
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn run_ranked(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        n: usize,
+    ) -> Result<RankedLogits, TensorError> {
+        let RankedLogits { rows, logits } = self.inner.run_ranked(copies, batch, n)?;
+        let n_read = self.n_read.clone();
+        let logits = Box::new(move || {
+            n_read.fetch_add(1, Ordering::Relaxed);
+            logits()
+        });
+        Ok(RankedLogits { rows, logits })
+    }
+}
+
+#[test]
+fn a_device_gives_the_largest_logits_and_all_of_them_only_where_those_do_not_decide() {
+    let options = EngineOptions::default();
+    // (top_p, min_p, whether more than the 256 largest of 288 are kept)
+    for (top_p, min_p, is_flat) in
+        [(0.5, 0.0, false), (0.9, 0.05, false), (1.0, 0.2, false), (0.9999, 0.0, true)]
+    {
+        let n_read = Arc::<AtomicUsize>::default();
+        let inner = FakeRunner::new(64, options.block_tokens, Box::new(hashed));
+        let runner = Remote { inner, n_read: n_read.clone() };
+        let mut engine = Engine::with_runner(Box::new(runner), fake::tokenizer(), 64, &options).unwrap();
+        let sampling = |seed| SamplingParams { top_p, min_p, seed: Some(seed), ..SamplingParams::neutral() };
+        let request = |seed| Request { sampling: sampling(seed), ..greedy(&[1, 2, 3], 12) };
+        let ids: Vec<_> = (0..4).map(|seed| (engine.submit(request(seed)).unwrap(), seed)).collect();
+        let mut outcomes = BTreeMap::new();
+        fake::finish(&mut engine, &mut outcomes);
+        for (id, seed) in ids {
+            assert_eq!(outcomes[&id], fake::run(&mut roomy(), request(seed)), "{top_p} {min_p} {seed}");
+        }
+        // A cut may be on the edge by chance.
+        let n_read = n_read.load(Ordering::Relaxed);
+        assert!(if is_flat { n_read > 8 } else { n_read < 3 }, "{top_p} {min_p}: {n_read}");
     }
 }
 

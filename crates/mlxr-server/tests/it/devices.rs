@@ -141,6 +141,27 @@ async fn a_gpu_and_the_cpu_compute_a_model_together() {
 }
 
 #[tokio::test]
+async fn a_seed_chooses_from_what_a_gpu_gives_what_it_chooses_from_all_logits() {
+    let Some((app, opened)) = on_gpu() else { return };
+    app.models.acquire(TINY).await.unwrap();
+    let is_profiled = opened.lock().unwrap()[0].start_profile().is_ok();
+    for (top_p, min_p) in [(0.8, 0.0), (0.95, 0.02), (1.0, 0.1), (1.0, 0.0)] {
+        let ask = |logprobs: Option<u32>| {
+            let request = json!({
+                "model": TINY, "prompt": "a", "max_tokens": 24, "seed": 11, "temperature": 0.9, "top_k": 0,
+                "top_p": top_p, "min_p": min_p, "ignore_eos": false, "logprobs": logprobs,
+            });
+            let app = app.clone();
+            async move { ask_json(&app, "/v1/completions", request).await["choices"][0]["text"].clone() }
+        };
+        // Who wants log-probabilities has all logits read.
+        assert_eq!(ask(None).await, ask(Some(1)).await, "{top_p} {min_p}");
+    }
+    let metrics = get(&app, "/metrics").await.text;
+    assert!(!is_profiled || metrics.contains("mlxr_kernel_calls_total{kernel=\"exp_sum\"}"), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_model_without_room_for_one_layer_is_refused_or_goes_to_the_cpu() {
     for (role, goes) in [(Role::Layers, false), (Role::Models, true)] {
         let behind = Fallback { gpu_layers: GpuLayers::Auto, role, ..cpu(ROOMY) };

@@ -194,6 +194,19 @@ pub(super) fn selection(backend: &dyn Backend) {
             rows.map(|row| crate::argmax(row).map_or_else(Vec::new, |_| crate::largest(row, n))).collect();
         assert_eq!(found, expected, "the {n} largest, equal ones by their column");
     }
+    for (rows, cols, values) in [(2, 50_000, &wide), (8, 300, &x)] {
+        let found = backend.ranked(&backend.act(rows, cols, values), 40).expect("the device works");
+        assert_eq!(found.len(), rows);
+        for (found, row) in found.iter().zip(values.chunks_exact(cols)) {
+            let expected = crate::Ranked::of(row, 40);
+            assert_eq!(found.largest, expected.largest, "the largest of a row and their share");
+            let error = (found.exp_sum / expected.exp_sum - 1.0).abs();
+            assert!(
+                expected.largest.is_empty() || error < crate::EXP_SUM_TOLERANCE / 2.0,
+                "off by {error:e}"
+            );
+        }
+    }
     let short = backend.largest(&backend.act(1, 3, &[1.0, 3.0, -2.0]), 40).expect("the device works");
     assert_eq!(short, [[(1, 3.0), (0, 1.0), (2, -2.0)]], "all of a short row");
 }

@@ -44,15 +44,22 @@ pub fn largest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
     let mut found = Vec::with_capacity(room.min(row.len()));
     // Whatever comes later must be larger than this to be among the `n` largest: equals rank behind.
     let mut floor = None;
-    for (column, &value) in row.iter().enumerate() {
-        if floor.is_some_and(|floor: f32| value.total_cmp(&floor).is_le()) {
+    let is_below = |key: i32, floor: Option<i32>| floor.is_some_and(|floor| key <= floor);
+    for (i, chunk) in row.chunks(LANES).enumerate() {
+        let max = chunk.iter().copied().map(key).fold(i32::MIN, i32::max);
+        if is_below(max, floor) {
             continue;
         }
-        found.push((column as u32, value));
-        if found.len() == room {
-            found.select_nth_unstable_by(n - 1, by_rank);
-            found.truncate(n);
-            floor = Some(found[n - 1].1);
+        for (column, &value) in (i * LANES..).zip(chunk) {
+            if is_below(key(value), floor) {
+                continue;
+            }
+            found.push((column as u32, value));
+            if found.len() == room {
+                found.select_nth_unstable_by(n - 1, by_rank);
+                found.truncate(n);
+                floor = Some(key(found[n - 1].1));
+            }
         }
     }
     found.sort_unstable_by(by_rank);

@@ -67,6 +67,36 @@ impl ActPool {
     }
 }
 
+/// A buffer that its pool gets back.
+pub(crate) struct Pooled<'a> {
+    memory: Option<AlignedBytes>,
+    n_bytes: usize,
+    pool: &'a ActPool,
+}
+
+impl<'a> Pooled<'a> {
+    /// Memory with whatever it held.
+    pub(crate) fn new(n_bytes: usize, pool: &'a ActPool) -> Self {
+        Self { memory: Some(pool.take(n_bytes)), n_bytes, pool }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.memory.as_ref().expect("present until dropped").bytes()[..self.n_bytes]
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.memory.as_mut().expect("present until dropped").bytes_mut()[..self.n_bytes]
+    }
+}
+
+impl Drop for Pooled<'_> {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.pool.give_back(memory);
+        }
+    }
+}
+
 impl CpuAct {
     pub(crate) fn values(&self) -> &[f32] {
         &self.memory.as_ref().expect("present until dropped").floats()[..self.len]

@@ -12,7 +12,9 @@ use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, Span};
 
 use crate::aligned::{as_bytes, prefetch};
 use crate::disjoint::Disjoint;
-use crate::kernels::{AttendKernels, DotFloats, Kernels, TILE, UNIT_TOKENS, UNITS_AHEAD, Units};
+use crate::kernels::{
+    AttendKernels, DotFloats, Kernels, TILE, UNIT_TOKENS, UNITS_AHEAD, Units, WIDE_COLS, WIDE_QUERIES,
+};
 use crate::kv::{LayerKv, decode};
 use crate::pool::ThreadPool;
 use crate::weight::vector;
@@ -213,7 +215,7 @@ impl Attention<'_> {
         let positions = first..end.min(self.seen(tile).end);
         scratch.segment.reset(n_queries, self.layer.layout.v_dim);
         scratch.scores.resize(n_queries * (end - first), 0.0);
-        match self.attend() {
+        match self.attend(n_queries) {
             Some(kernels) => self.segment_by_units(kernels, tile, positions, scratch),
             None => {
                 self.scores(tile, positions.clone(), scratch);
@@ -258,12 +260,13 @@ impl Attention<'_> {
     }
 
     /// The kernels that take units, where there are some for these shapes.
-    fn attend(&self) -> Option<AttendKernels> {
+    fn attend(&self, n_queries: usize) -> Option<AttendKernels> {
         let layout = &self.layer.layout;
         let fits = self.unit_tokens() == UNIT_TOKENS
             && layout.k_dim.is_multiple_of(UNIT_TOKENS)
             && layout.v_dim.is_multiple_of(UNIT_TOKENS);
-        self.kernels.attend.filter(|_| fits)
+        let wide = self.kernels.wide.filter(|_| WIDE_QUERIES <= n_queries && layout.k_dim <= WIDE_COLS);
+        wide.map(|wide| wide.attend).or(self.kernels.attend).filter(|_| fits)
     }
 
     /// [`Self::segment`] by kernels that take units.

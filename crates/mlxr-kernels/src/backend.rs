@@ -85,7 +85,9 @@ impl CpuBackend {
         let [n_groups, n_blocks] = self.n_met.each_ref().map(|n| n.load(Ordering::Relaxed));
         let mut coded = Coded::default();
         let is_wide = |wide: &WideKernels| wide.from_rows <= rows && wide.unpacked.is_some();
-        if let Some(kernels) = self.kernels.blocks()
+        if n_groups + n_blocks == 0 || self.kernels.wide.as_ref().is_some_and(is_wide) {
+            self.rows_in_place(&mut out, fill);
+        } else if let Some(kernels) = self.kernels.blocks()
             && n_groups < n_blocks
             && cols.is_multiple_of(BLOCK_COLS)
         {
@@ -97,7 +99,7 @@ impl CpuBackend {
                 unsafe { (kernels.quantise)(row, bytes.row(i, row_bytes)) };
             });
             coded.blocks = acts.into();
-        } else if n_groups > 0 && !self.kernels.wide.as_ref().is_some_and(is_wide) {
+        } else {
             let mut acts = self.acts.codes(rows, cols);
             let (layout, bytes) = (acts.layout(), Disjoint::new(acts.rows_mut(rows)));
             self.rows_in_place(&mut out, |i, row| {
@@ -107,8 +109,6 @@ impl CpuBackend {
                 self.kernels.quantise(row, QuantRowMut::new(layout, bytes));
             });
             coded.groups = acts.into();
-        } else {
-            self.rows_in_place(&mut out, fill);
         }
         set_coded(&mut out, coded);
         out

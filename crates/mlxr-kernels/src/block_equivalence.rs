@@ -92,7 +92,9 @@ proptest! {
                 let rows: Vec<&[u8]> = (0..n_x).map(|row| acts.row(row)).collect();
                 let products = |rows: &[&[u8]]| {
                     let packs = rows.len() > 1 && blocks.packs_from < usize::MAX;
-                    let packed = packs.then(|| packed_room(rows.len(), rows[0].len()).filled(rows, pack));
+                    let memory = ActPool::default();
+                    let room = |rows: &[&[u8]]| packed_room(rows.len(), rows[0].len(), &memory);
+                    let packed = packs.then(|| room(rows).filled(rows, pack));
                     let xs = BlockRows { rows, packed: packed.as_ref() };
                     let mut out = vec![f32::NAN; rows.len() * TILE_ROWS];
                     // SAFETY: the table came from `Kernels::available`.

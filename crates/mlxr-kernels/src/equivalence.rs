@@ -5,7 +5,7 @@ use mlxr_tensor::{Activation, DType, Format};
 use proptest::prelude::*;
 
 use crate::acts::ActPool;
-use crate::kernels::{CodeKernels, FLOAT_ROWS, Kernels, TILE, TILE_ROWS};
+use crate::kernels::{CodeKernels, FLOAT_ROWS, Kernels, TILE, TILE_ROWS, UNIT_TOKENS, Units};
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::{self, PackedRows};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
@@ -49,9 +49,9 @@ fn multiply(
 }
 
 /// The rows packed, for tables that ever want that: here from two rows on.
-fn packed(kernels: &Kernels, xs: &[QuantRow<'_>]) -> Option<PackedRows> {
+fn packed<'a>(kernels: &Kernels, xs: &[QuantRow<'_>], memory: &'a ActPool) -> Option<PackedRows<'a>> {
     (xs.len() > 1 && kernels.codes.packs(usize::MAX - 1))
-        .then(|| packed::packed_room(xs.len(), xs[0].cols()).filled(xs, packed::pack))
+        .then(|| packed::packed_room(xs.len(), xs[0].cols(), memory).filled(xs, packed::pack))
 }
 
 /// Products of the first `n_w` rows of a panel with all `xs`: `[xs, TILE_ROWS]`.
@@ -66,7 +66,8 @@ fn unpacked_products(
     match kernels.codes {
         CodeKernels::Tiles { unpacked, .. } => {
             let weights = UnpackedTile { panel, n_rows: n_w };
-            let packed = packed(kernels, xs);
+            let memory = ActPool::default();
+            let packed = packed(kernels, xs, &memory);
             let xs = ActRows { rows: xs, packed: packed.as_ref() };
             // SAFETY: the table came from `Kernels::available`.
             unsafe { unpacked(kind, &weights, &xs, &mut TileScratch::empty(), &mut out) };
@@ -230,7 +231,8 @@ proptest! {
                 let expected = unpacked_products(&scalar::TABLE, kind, &panel, n_w, &xs);
                 let products = |xs: &[QuantRow<'_>]| {
                     let mut out = vec![0f32; xs.len() * TILE_ROWS];
-                    let packed = packed(&kernels, xs);
+                    let memory = ActPool::default();
+                    let packed = packed(&kernels, xs, &memory);
                     let xs = ActRows { rows: xs, packed: packed.as_ref() };
                     // SAFETY: the table came from `Kernels::available`.
                     unsafe { dot(&matrix.tiles(0..n_w), &xs, &mut TileScratch::empty(), &mut out) };
@@ -347,6 +349,54 @@ proptest! {
                 let gathered = products(&x, RowMap::Pairs(&pairs), n_x);
                 for (row, turned) in got.chunks_exact(n_w).zip(gathered.rchunks_exact(n_w)) {
                     prop_assert_eq!(row, turned, "{} gathered", format.name());
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn bf16_attention_is_that_of_rounded_values(
+        n_units in 1usize..6, n_last in 1..=UNIT_TOKENS, n_queries in 1usize..70, dim in 1usize..7, seed: u64,
+    ) {
+        let (mut noise, dim) = (Noise::new(seed), dim * UNIT_TOKENS);
+        let n = n_units * UNIT_TOKENS;
+        let n_stored = n - UNIT_TOKENS + n_last;
+        let rounded = |values: &[f32]| -> Vec<f64> {
+            values.iter().map(|&v| half::bf16::from_f32(v).to_f64()).collect()
+        };
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let tensor = data::tensor(Format::Plain(dtype), &[n_stored, dim], &mut noise);
+            let stored = rounded(&tensor.to_f32().expect("numbers"));
+            let units: Vec<&[u8]> = tensor.data().chunks(UNIT_TOKENS * dim * dtype.block_bytes()).collect();
+            let units = Units { dtype, units: &units, dim };
+            let queries = noise.values(n_queries * dim);
+            let rows: Vec<&[f32]> = queries.chunks_exact(dim).collect();
+            let mut weights = noise.values(n_queries * n);
+            weights.chunks_exact_mut(n).for_each(|row| row[n_stored..].fill(0.0));
+            for kernels in Kernels::available() {
+                let Some(wide) = kernels.wide else { continue };
+                let (mut scores, mut acc) = (vec![0f32; n_queries * n], vec![1f32; n_queries * dim]);
+                let memory = &mut Vec::new();
+                // SAFETY: the table came from `Kernels::available`.
+                unsafe {
+                    (wide.attend.scores)(&units, &rows, memory, &mut scores);
+                    (wide.attend.add_values)(&units, &weights, memory, &mut acc);
+                }
+                let (queries, weights) = (rounded(&queries), rounded(&weights));
+                for query in 0..n_queries {
+                    let q = &queries[query * dim..][..dim];
+                    for key in 0..n_stored {
+                        let sum: f64 = q.iter().zip(&stored[key * dim..]).map(|(a, b)| a * b).sum();
+                        let got = f64::from(scores[query * n + key]);
+                        prop_assert!((got - sum).abs() <= 1e-5 * dim as f64, "{} {kernels:?}: {} {}", dtype, got, sum);
+                    }
+                    for col in 0..dim {
+                        let terms = (0..n_stored).map(|key| weights[query * n + key] * stored[key * dim + col]);
+                        let (sum, got) = (1.0 + terms.sum::<f64>(), f64::from(acc[query * dim + col]));
+                        prop_assert!((got - sum).abs() <= 1e-5 * n as f64, "{} {kernels:?}: {} {}", dtype, got, sum);
+                    }
                 }
             }
         }

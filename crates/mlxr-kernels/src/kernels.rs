@@ -80,7 +80,7 @@ pub(crate) enum CodeKernels {
 
 /// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16: `out[x * WIDE_ROWS + w]`,
 /// activation rows rounded up to whole blocks. A product does not depend on the numbers of rows.
-pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs, &mut TileScratch, &mut [f32]);
+pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs<'_>, &mut TileScratch, &mut [f32]);
 
 /// Positions that attention kernels meet in one go.
 pub(crate) const UNIT_TOKENS: usize = 16;
@@ -125,6 +125,12 @@ impl Units<'_> {
     }
 }
 
+/// Columns up to which kernels for many queries in bf16 take keys, and positions up to which they take weights.
+pub(crate) const WIDE_COLS: usize = 512;
+
+/// Queries from which on rounding them to bf16 pays.
+pub(crate) const WIDE_QUERIES: usize = 16;
+
 /// How weights of any format meet many activation rows in bf16.
 #[derive(Clone, Copy)]
 pub(crate) struct WideKernels {
@@ -138,6 +144,8 @@ pub(crate) struct WideKernels {
     pub(crate) unpacked: Option<fn(CodeKind) -> DotWide>,
     /// Puts up to `BLOCK_ROWS` rows in a block of [`WideActs`].
     pub(crate) pack: unsafe fn(&[&[f32]], &mut [u8]),
+    /// Attention of many queries, for rows of up to [`WIDE_COLS`] columns.
+    pub(crate) attend: AttendKernels,
 }
 
 impl CodeKernels {
@@ -272,19 +280,19 @@ impl Kernels {
     /// What `n_rows` activation rows are turned into to meet a weight.
     pub(crate) fn meeting(&self, weight: &Matrix, n_rows: usize) -> Meeting<'_> {
         let format = weight.format();
+        let has_codes = (self.unpack)(format).is_some();
+        if let Some(wide) = &self.wide
+            && wide.from_rows <= n_rows
+            && (wide.unpacked.is_some() || !has_codes)
+        {
+            return Meeting::Wide(wide);
+        }
         if let (Matrix::Tiled(_), CodeKernels::Tiles { blocks, .. }) = (weight, &self.codes)
             && let Some(dot) = (blocks.tiled)(format)
         {
             return Meeting::Blocks(blocks, dot);
         }
-        let has_codes = (self.unpack)(format).is_some();
-        match &self.wide {
-            Some(wide) if wide.from_rows <= n_rows && (wide.unpacked.is_some() || !has_codes) => {
-                Meeting::Wide(wide)
-            }
-            _ if has_codes => Meeting::Codes,
-            _ => Meeting::Floats,
-        }
+        if has_codes { Meeting::Codes } else { Meeting::Floats }
     }
 
     /// The kernels for super-blocks in tile order, if there are some.

@@ -20,7 +20,7 @@ pub(crate) fn is_available() -> bool {
 const TILES_FROM: usize = 48;
 
 /// As [`TILES_FROM`], for super-blocks.
-const BLOCKS_FROM: usize = 48;
+const BLOCKS_FROM: usize = 32;
 
 pub(crate) const TABLE: Kernels = Kernels {
     isa: Isa::Amx,

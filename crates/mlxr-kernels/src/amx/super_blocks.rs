@@ -14,7 +14,7 @@ use crate::avx512::super_tile::{
     HEADS_BYTES, Multiply, Panel, block_kernels, dot, heads_at, put_heads, put_lines, through_panel,
 };
 use crate::avx512::tile::{TILES, load, store};
-use crate::kernels::TILE_ROWS as OUT_STRIDE;
+use crate::kernels::{DotBlocks, TILE_ROWS as OUT_STRIDE};
 use crate::linear::blocks::{
     BLOCK_COLS, BlockRows, PACKED_BYTES, PACKED_SCALES_AT, PACKED_SUMS16_AT, PACKED_SUMS32_AT, TILE_BYTES,
 };
@@ -27,14 +27,22 @@ const HIGH_AT: usize = BLOCK_COLS * N_ROWS;
 const HEADS_AT: usize = 2 * HIGH_AT;
 const PANEL_BYTES: usize = HEADS_AT + HEADS_BYTES;
 
+/// Super-blocks of a row that a panel holds: it stays in the first-level cache while activations, which do not, pass by
+/// once for both tiles.
+const PANEL_BLOCKS: usize = 2;
+
 /// Two tiles of sums.
 const SUMS_BYTES: usize = 2 * TILE_ROWS * ROW_BYTES;
 
-/// Sums of this super-block and of the one before it; one page, see `panel::Ring`.
+/// Sums of the super-blocks under way; one page, see `panel::Ring`.
 #[repr(C, align(4096))]
 struct Ring([u8; 2 * SUMS_BYTES]);
 
-block_kernels! { fn tiled() by dot_packed }
+block_kernels! {
+    fn tiled() -> DotBlocks, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    |tiles: &Tiles<'_>, xs: &BlockRows<'_>, scratch: &mut TileScratch, out: &mut [f32]|
+        dot_packed::<Blocks>(tiles, xs, scratch, out)
+}
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -47,7 +55,11 @@ fn dot_packed<S: SuperBlock>(
     match xs.packed {
         Some(packed) => {
             assert!(tiles.n_blocks <= packed.n_groups(), "columns of weights and activations");
+            // SAFETY: this table is only used where the unit is there.
+            unsafe { Amx::begin(packed.n_rows()) };
             through_panel::<S, InTiles<Amx>>(tiles, (packed, packed.n_rows()), scratch, out);
+            // SAFETY: as above.
+            unsafe { Amx::end() };
         }
         None => dot::<S>(tiles, xs, scratch, out),
     }
@@ -55,25 +67,17 @@ fn dot_packed<S: SuperBlock>(
 
 /// What multiplies tiles of sixteen rows by 64 columns.
 trait TileUnit {
-    /// # Safety
-    /// The CPU has the unit. Activations will have `n_rows` rows at most.
-    unsafe fn begin(n_rows: usize);
-
-    /// # Safety
-    /// As [`Self::begin`].
-    unsafe fn end();
-
-    /// Computes both sums of a super-block into the registers of `slot`, 0 or 1.
+    /// Computes both sums of a super-block of weight tile `t`.
     ///
     /// # Safety
     /// The unit is set up; four tiles of activations, and the codes of a panel's super-block, are there.
-    unsafe fn multiply(slot: usize, acts: *const u8, panel: *const u8);
+    unsafe fn multiply(t: usize, acts: *const u8, panel: *const u8);
 
-    /// Writes the sums of `slot`.
+    /// Writes them.
     ///
     /// # Safety
     /// The unit is set up; there is room for two tiles.
-    unsafe fn store(slot: usize, to: *mut u8);
+    unsafe fn store(t: usize, to: *mut u8);
 }
 
 /// Multiplication by a tile unit.
@@ -81,8 +85,9 @@ struct InTiles<U>(std::marker::PhantomData<U>);
 
 impl<U: TileUnit> Multiply for InTiles<U> {
     const PANEL_BYTES: usize = PANEL_BYTES;
+    const PANEL_BLOCKS: usize = PANEL_BLOCKS;
 
-    type Xs<'a> = &'a PackedRows;
+    type Xs<'a> = &'a PackedRows<'a>;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -93,13 +98,8 @@ impl<U: TileUnit> Multiply for InTiles<U> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn meet<S: SuperBlock>(panel: &Panel<'_>, xs: &PackedRows, out: &mut [f32]) {
-        panel.ahead.fetch(usize::MAX);
-        // SAFETY: a unit's table is only used where the unit is there.
-        unsafe { U::begin(xs.n_rows()) };
+    unsafe fn meet<S: SuperBlock>(panel: &Panel<'_>, xs: &PackedRows<'_>, out: &mut [f32]) {
         multiply::<S, U>(panel, xs, out);
-        // SAFETY: as above.
-        unsafe { U::end() };
     }
 }
 
@@ -141,44 +141,51 @@ impl Visitor for Fill<'_> {
     }
 }
 
-/// Sums to scale: of a super-block of one tile, with a block of `n` activation rows.
+/// A super-block of weight tile `t` with a block of `n` activation rows.
+#[derive(Clone, Copy)]
 struct Sums {
-    sums: *const u8,
-    heads: *const u8,
+    t: usize,
+    /// Where its sums go.
+    ring: *mut u8,
+    weights: *const u8,
     acts: *const u8,
     n: usize,
     /// Where the results begin.
     first: usize,
 }
 
+/// A step multiplies a super-block, stores the sums of the one before, and scales those of the one before that: a load
+/// that looks like a store by its low address bits waits for it, so stores are issued when their sums are ready.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply<S: SuperBlock, U: TileUnit>(panel: &Panel<'_>, xs: &PackedRows, out: &mut [f32]) {
+fn multiply<S: SuperBlock, U: TileUnit>(panel: &Panel<'_>, xs: &PackedRows<'_>, out: &mut [f32]) {
     let mut ring = std::mem::MaybeUninit::<Ring>::uninit();
     let ring = ring.as_mut_ptr().cast::<u8>();
-    let mut slot = 0;
-    // While the unit multiplies, vectors scale the sums before.
-    let mut before: Option<Sums> = None;
-    for t in 0..panel.n_tiles {
+    let lines = panel.ahead.lines_each(panel.n_blocks * xs.blocks().count());
+    let (mut multiplied, mut stored): (Option<Sums>, Option<Sums>) = (None, None);
+    let mut next = |sums: Option<Sums>| {
+        // SAFETY: the unit is set up; a packed block begins with four tiles, and a super-block in a panel with two times
+        // four; the ring has room for the sums of each tile.
+        unsafe {
+            sums.inspect(|sums| U::multiply(sums.t, sums.acts, sums.weights));
+            multiplied.inspect(|sums| U::store(sums.t, sums.ring));
+        }
+        stored.inspect(|sums| add_scaled::<S>(sums, &mut out[sums.first..]));
+        (multiplied, stored) = (sums, multiplied);
+    };
+    for (block, (n, acts)) in xs.blocks().enumerate() {
         for (i, slots) in panel.bytes.chunks_exact(TILES * PANEL_BYTES).take(panel.n_blocks).enumerate() {
-            let weights = slots[t * PANEL_BYTES..][..PANEL_BYTES].as_ptr();
-            let at = (panel.first + i) * PACKED_BYTES;
-            for (block, (n, acts)) in xs.blocks().enumerate() {
-                let acts = acts[at..at + PACKED_BYTES].as_ptr();
-                let sums = ring.wrapping_add(slot * SUMS_BYTES);
-                // SAFETY: the unit is set up (`meet`); a packed block begins with four tiles, and weights with two times
-                // four.
-                unsafe { U::multiply(slot, acts, weights) };
-                before.inspect(|sums| add_scaled::<S>(sums, &mut out[sums.first..]));
-                // SAFETY: a slot of the ring.
-                unsafe { U::store(slot, sums) };
+            panel.ahead.fetch(lines);
+            let acts = acts[(panel.first + i) * PACKED_BYTES..][..PACKED_BYTES].as_ptr();
+            for t in 0..TILES {
+                let weights = slots[t * PANEL_BYTES..].as_ptr();
                 let first = block * TILE_ROWS * OUT_STRIDE + t * N_ROWS;
-                before = Some(Sums { sums, heads: weights.wrapping_add(HEADS_AT), acts, n, first });
-                slot = 1 - slot;
+                next(Some(Sums { t, ring: ring.wrapping_add(t * SUMS_BYTES), weights, acts, n, first }));
             }
         }
     }
-    before.inspect(|sums| add_scaled::<S>(sums, &mut out[sums.first..]));
+    next(None);
+    next(None);
 }
 
 /// Adds what sums stand for to `out`, rows `OUT_STRIDE` apart.
@@ -188,11 +195,11 @@ fn add_scaled<S: SuperBlock>(of: &Sums, out: &mut [f32]) {
     let pairs_at = if S::GROUP == 32 { PACKED_SUMS32_AT } else { PACKED_SUMS16_AT };
     // SAFETY: heads, two tiles of sums and a packed block are there, as `multiply` put them together.
     unsafe {
-        let heads = heads_at(of.heads);
-        let line = |at: usize| _mm512_loadu_si512(of.sums.add(at).cast());
+        let heads = heads_at(of.weights.add(HEADS_AT));
+        let line = |at: usize| _mm512_loadu_si512(of.ring.add(at).cast());
         let word = |at: usize| _mm512_set1_epi32(of.acts.add(at).cast::<i32>().read_unaligned());
         for x in 0..of.n {
-            let (low, high) = (line(x * ROW_BYTES), line(TILE_ROWS * ROW_BYTES + x * ROW_BYTES));
+            let (low, high) = (line(x * ROW_BYTES), line(SUMS_BYTES / 2 + x * ROW_BYTES));
             let sum = _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high));
             let mut of_minima = _mm512_setzero_si512();
             for (i, &minima) in heads.minima[..S::PAIRS].iter().enumerate() {
@@ -206,12 +213,15 @@ fn add_scaled<S: SuperBlock>(of: &Sums, out: &mut [f32]) {
     }
 }
 
-/// The processor's. Registers 0 and 1 hold the sums of slot 0, low ones first, and 2 and 3 those of slot 1; 4 and 5
-/// activations, 6 and 7 weights.
+/// The processor's. Registers 0 and 1 hold the sums of the first tile of weights, low ones first, 2 and 3 those of the
+/// second; 4 and 5 activations, 6 and 7 weights.
 struct Amx;
 
-impl TileUnit for Amx {
-    #[inline]
+impl Amx {
+    /// Sets the unit up for this thread.
+    ///
+    /// # Safety
+    /// The CPU has it. Activations will have `n_rows` rows at most.
     unsafe fn begin(n_rows: usize) {
         let acts = Shape { rows: n_rows.min(TILE_ROWS), row_bytes: ROW_BYTES };
         let weights = Shape { rows: TILE_ROWS, row_bytes: ROW_BYTES };
@@ -219,22 +229,25 @@ impl TileUnit for Amx {
         unsafe { unit::configure(&Config::new([acts, acts, acts, acts, acts, acts, weights, weights])) };
     }
 
-    #[inline]
+    /// # Safety
+    /// As [`Self::begin`].
     unsafe fn end() {
         // SAFETY: passes the caller's promise on.
         unsafe { unit::release() };
     }
+}
 
+impl TileUnit for Amx {
     #[inline(always)]
-    unsafe fn multiply(slot: usize, acts: *const u8, panel: *const u8) {
+    unsafe fn multiply(t: usize, acts: *const u8, panel: *const u8) {
         // SAFETY: passes the caller's promise on.
-        unsafe { if slot == 0 { multiply_0(acts, panel) } else { multiply_1(acts, panel) } }
+        unsafe { if t == 0 { multiply_0(acts, panel) } else { multiply_1(acts, panel) } }
     }
 
     #[inline(always)]
-    unsafe fn store(slot: usize, to: *mut u8) {
+    unsafe fn store(t: usize, to: *mut u8) {
         // SAFETY: passes the caller's promise on.
-        unsafe { if slot == 0 { store_0(to) } else { store_1(to) } }
+        unsafe { if t == 0 { store_0(to) } else { store_1(to) } }
     }
 }
 
@@ -309,6 +322,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::acts::ActPool;
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, quantise::quantise_blocks};
     use crate::linear::blocks::{BLOCK_BYTES, pack, packed_room};
@@ -323,11 +337,7 @@ mod tests {
     }
 
     impl TileUnit for Model {
-        unsafe fn begin(_: usize) {}
-
-        unsafe fn end() {}
-
-        unsafe fn multiply(slot: usize, acts: *const u8, panel: *const u8) {
+        unsafe fn multiply(t: usize, acts: *const u8, panel: *const u8) {
             // SAFETY: four tiles, and two times four, by the caller's promise.
             let (acts, panel) = unsafe {
                 (
@@ -336,29 +346,30 @@ mod tests {
                 )
             };
             SUMS.with_borrow_mut(|sums| {
-                sums[slot].fill(0);
+                sums[t].fill(0);
                 for (step, acts) in acts.chunks_exact(TILE_BYTES).enumerate() {
                     for i in 0..16 * 16 * 64 {
                         let (m, n, k) = (i / 1024, i / 64 % 16, i % 64);
                         let weight = step * TILE_BYTES + k / 4 * 64 + 4 * n + k % 4;
                         let act = i32::from(acts[64 * m + k] as i8);
-                        sums[slot][16 * m + n] += act * i32::from(panel[weight]);
-                        sums[slot][256 + 16 * m + n] += act * i32::from(panel[HIGH_AT + weight] as i8);
+                        sums[t][16 * m + n] += act * i32::from(panel[weight]);
+                        sums[t][256 + 16 * m + n] += act * i32::from(panel[HIGH_AT + weight] as i8);
                     }
                 }
             });
         }
 
-        unsafe fn store(slot: usize, to: *mut u8) {
+        unsafe fn store(t: usize, to: *mut u8) {
             // SAFETY: there is room for two tiles, by the caller's promise.
-            SUMS.with_borrow(|sums| unsafe { to.cast::<[i32; 512]>().write_unaligned(sums[slot]) });
+            SUMS.with_borrow(|sums| unsafe { to.cast::<[i32; 512]>().write_unaligned(sums[t]) });
         }
     }
 
     /// Products by tiles and by vectors.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn both<S: SuperBlock>(tiles: &Tiles<'_>, rows: &[&[u8]]) -> [Vec<f32>; 2] {
-        let packed = packed_room(rows.len(), rows[0].len()).filled(rows, pack);
+        let memory = ActPool::default();
+        let packed = packed_room(rows.len(), rows[0].len(), &memory).filled(rows, pack);
         let mut out = [(); 2].map(|()| vec![f32::NAN; rows.len() * OUT_STRIDE]);
         let scratch = &mut TileScratch::empty();
         through_panel::<S, InTiles<Model>>(tiles, (&packed, rows.len()), scratch, &mut out[0]);

@@ -5,29 +5,43 @@ use core::arch::asm;
 use mlxr_tensor::{DType, Format};
 
 use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
+use crate::avx512::attend_bf16;
 use crate::avx512::layouts::Unpacked;
+use crate::avx512::super_tile::block_kernels;
 use crate::avx512::tile::tiled_kernels;
-use crate::avx512::wide::{self, PANEL_TILE, Unit, wide_floats, wide_kernels};
+use crate::avx512::wide::{self, PANEL_TILE, Sums, Unit, wide_floats, wide_kernels};
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::codes::CodeKind;
 use crate::linear::tile::TileScratch;
-use crate::linear::wide::{TILE_BYTES, WIDE_ROWS, WideActs, WideRows};
+use crate::linear::wide::{TILE_BYTES, WideActs, WideRows};
 
 /// Activation rows from which on unpacking to bf16 pays.
 const WIDE_FROM: usize = 32;
 
-pub(super) const KERNELS: WideKernels =
-    WideKernels { from_rows: WIDE_FROM, tiled, floats, unpacked: Some(unpacked), pack: wide::pack };
+pub(super) const KERNELS: WideKernels = WideKernels {
+    from_rows: WIDE_FROM,
+    tiled,
+    floats,
+    unpacked: Some(unpacked),
+    pack: wide::pack,
+    attend: attend_bf16::kernels::<TileUnit>(),
+};
 
 /// The kernel of a format in tile order.
 fn tiled(format: Format) -> Option<DotWide> {
-    blocks(format).or_else(|| float_tiles(format))
+    blocks(format).or_else(|| super_blocks(format)).or_else(|| float_tiles(format))
 }
 
 tiled_kernels! {
     fn blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-    |weights: &WideRows<'_>, xs: &WideActs, scratch: &mut TileScratch, out: &mut [f32]|
+    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut [f32]|
         wide::dot::<wide::Blocks<Tiled>, TileUnit>(weights, xs, scratch, out)
+}
+
+block_kernels! {
+    fn super_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
+    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut [f32]|
+        wide::dot::<wide::SuperBlocks<Blocks>, TileUnit>(weights, xs, scratch, out)
 }
 
 wide_floats!(TileUnit);
@@ -67,9 +81,9 @@ impl Unit for TileUnit {
     }
 
     #[inline]
-    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: *mut f32) {
-        const STRIDE: usize = WIDE_ROWS * 4;
-        let low = out.wrapping_add(TILE_ROWS * WIDE_ROWS);
+    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums) {
+        let (high, stride) = (out.at, out.stride * 4);
+        let low = high.wrapping_add(TILE_ROWS * out.stride);
         // SAFETY: by the caller's promise.
         unsafe {
             if add {
@@ -78,9 +92,9 @@ impl Unit for TileUnit {
                     "tileloadd tmm1, [{high} + {stride} + 64]",
                     "tileloadd tmm2, [{low} + {stride}]",
                     "tileloadd tmm3, [{low} + {stride} + 64]",
-                    high = in(reg) out,
+                    high = in(reg) high,
                     low = in(reg) low,
-                    stride = in(reg) STRIDE,
+                    stride = in(reg) stride,
                     options(nostack, preserves_flags, readonly),
                 );
             } else {
@@ -120,9 +134,9 @@ impl Unit for TileUnit {
                 "tilestored [{high} + {stride} + 64], tmm1",
                 "tilestored [{low} + {stride}], tmm2",
                 "tilestored [{low} + {stride} + 64], tmm3",
-                high = in(reg) out,
+                high = in(reg) high,
                 low = in(reg) low,
-                stride = in(reg) STRIDE,
+                stride = in(reg) stride,
                 options(nostack, preserves_flags),
             );
         }

@@ -6,11 +6,12 @@ use core::arch::x86_64::*;
 
 use mlxr_tensor::{DType, Format};
 
-use super::wide::{self, PANEL_TILE, Unit, wide_floats, wide_kernels};
+use super::attend_bf16;
+use super::wide::{self, PANEL_TILE, Sums, Unit, wide_floats, wide_kernels};
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
-use crate::linear::wide::{BLOCK_ROWS, TILE_BYTES, WIDE_ROWS, WideActs, WideRows};
+use crate::linear::wide::{BLOCK_ROWS, TILE_BYTES, WideActs, WideRows};
 
 /// Activation rows from which on rounding to bf16 pays.
 const WIDE_FROM: usize = 32;
@@ -18,8 +19,14 @@ const WIDE_FROM: usize = 32;
 /// Activation rows that share a load of weights.
 const ROWS: usize = 8;
 
-pub(super) const KERNELS: WideKernels =
-    WideKernels { from_rows: WIDE_FROM, tiled: float_tiles, floats, unpacked: None, pack: wide::pack };
+pub(super) const KERNELS: WideKernels = WideKernels {
+    from_rows: WIDE_FROM,
+    tiled: float_tiles,
+    floats,
+    unpacked: None,
+    pack: wide::pack,
+    attend: attend_bf16::kernels::<VectorUnit>(),
+};
 
 wide_floats!(VectorUnit);
 
@@ -35,12 +42,12 @@ impl Unit for VectorUnit {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: *mut f32) {
+    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums) {
         for first in (0..BLOCK_ROWS).step_by(ROWS) {
             // SAFETY: rows of a tile are a line apart and tiles follow each other, and so do their rows of sums.
             unsafe {
-                let (acts, out) = (acts.as_ptr().add(first * LINE_BYTES), out.add(first * WIDE_ROWS));
-                some_rows(acts, panel.as_ptr(), n_steps, add, out);
+                let out = Sums { at: out.at.add(first * out.stride), ..out };
+                some_rows(acts.as_ptr().add(first * LINE_BYTES), panel.as_ptr(), n_steps, add, out);
             }
         }
     }
@@ -52,13 +59,13 @@ impl Unit for VectorUnit {
 /// As there.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool, out: *mut f32) {
+unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool, out: Sums) {
     let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
     // SAFETY: tiles and sums are in bounds by the caller's promise; no access needs alignment.
     unsafe {
         if add {
             for (row, acc) in acc.iter_mut().enumerate() {
-                let sums = out.add(row * WIDE_ROWS);
+                let sums = out.at.add(row * out.stride);
                 *acc = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(N_ROWS))];
             }
         }
@@ -77,7 +84,7 @@ unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool
             }
         }
         for (row, acc) in acc.iter().enumerate() {
-            let sums = out.add(row * WIDE_ROWS);
+            let sums = out.at.add(row * out.stride);
             _mm512_storeu_ps(sums, acc[0]);
             _mm512_storeu_ps(sums.add(N_ROWS), acc[1]);
         }
@@ -93,4 +100,65 @@ unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool
 unsafe fn pairs(line: *const u8) -> __m512bh {
     // SAFETY: in bounds by the caller's promise, the load needs no alignment; plain bits on both sides.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(line.cast())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlxr_tensor::conformance::data::{self, Noise};
+
+    use super::*;
+    use crate::acts::ActPool;
+    use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
+    use crate::avx512::{self, wide::SuperBlocks};
+    use crate::kernels::Kernels;
+    use crate::linear::wide::WIDE_ROWS;
+    use crate::pool::ThreadPool;
+    use crate::weight::Matrix;
+
+    /// Another unit has kernels for these; this one multiplies what is the same for both.
+    #[test]
+    fn super_blocks_are_unpacked_to_their_values() {
+        if !avx512::is_available() || avx512::wide().is_none() {
+            return;
+        }
+        let (n_w, cols) = (21, 768);
+        let mut noise = Noise::new(5);
+        let kernels = Kernels { wide: None, ..avx512::TABLE };
+        let (x, memory) = (noise.values(cols), ActPool::default());
+        let mut acts = WideActs::new(1, cols, &memory);
+        // SAFETY: AVX-512 BF16 is available, here and below.
+        unsafe { wide::pack(&[&x], acts.bytes_mut()) };
+        let round = |v: f32| half::bf16::from_f32(v).to_f64();
+        for dtype in [DType::Q4_K, DType::Q5_K, DType::Q6_K] {
+            let tensor = data::tensor(Format::Plain(dtype), &[n_w, cols], &mut noise);
+            let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &ThreadPool::new(1)) else {
+                panic!("a tile order")
+            };
+            let (weights, scratch) = (WideRows::Tiled(matrix.tiles(0..n_w)), &mut TileScratch::empty());
+            let mut out = vec![0f32; BLOCK_ROWS * WIDE_ROWS];
+            // SAFETY: as above.
+            unsafe {
+                match dtype {
+                    DType::Q4_K => {
+                        wide::dot::<SuperBlocks<Q4K>, VectorUnit>(&weights, &acts, scratch, &mut out)
+                    }
+                    DType::Q5_K => {
+                        wide::dot::<SuperBlocks<Q5K>, VectorUnit>(&weights, &acts, scratch, &mut out)
+                    }
+                    _ => wide::dot::<SuperBlocks<Q6K>, VectorUnit>(&weights, &acts, scratch, &mut out),
+                }
+            }
+            let values = tensor.to_f32().expect("numbers");
+            for (w, (got, values)) in out.iter().zip(values.chunks_exact(cols)).enumerate() {
+                let terms = values.iter().zip(&x).map(|(&w, &x)| round(w) * round(x));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                // A value that lies between two bf16 may be rounded either way.
+                assert!(
+                    (f64::from(*got) - sum).abs() <= 1e-4 * size,
+                    "{} row {w}: {got} {sum}",
+                    dtype.name()
+                );
+            }
+        }
+    }
 }

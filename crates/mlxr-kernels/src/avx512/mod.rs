@@ -1,6 +1,7 @@
 //! x86-64 with AVX-512 (F, BW, DQ, VL) and VNNI; includes everything the AVX2 table needs.
 
 mod attend;
+pub(crate) mod attend_bf16;
 mod bf16;
 mod bytes;
 mod dot;

@@ -8,7 +8,7 @@ use core::arch::x86_64::*;
 
 use super::layouts::LOW_NIBBLES;
 use super::rows::{TileRows, bits, bits_of, low_half};
-use crate::linear::blocks::{BLOCK_COLS, SUMS16_AT, SUMS32_AT};
+use crate::linear::blocks::{BLOCK_COLS, SUMS16_AT, SUMS32_AT, place_of_sum};
 
 const LOW_PAIRS: i32 = 0x0303_0303;
 
@@ -23,6 +23,21 @@ pub(crate) struct Heads {
     pub(crate) d: __m512,
     /// Zero where `d` is the factor of minima as well.
     pub(crate) d_min: __m512,
+}
+
+impl Heads {
+    /// What is taken off the values of the group that begins with column `col`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn minimum<S: SuperBlock>(&self, col: usize) -> __m512 {
+        let place = place_of_sum(col / S::GROUP);
+        let pair = self.minima[place / 2];
+        let high = if place.is_multiple_of(2) { _mm512_slli_epi32::<16>(pair) } else { pair };
+        let minimum = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(high));
+        let zero = _mm512_set1_ps(S::ZERO as f32);
+        let factor = if S::ZERO == 0 { self.d_min } else { _mm512_mul_ps(self.d, zero) };
+        _mm512_mul_ps(factor, minimum)
+    }
 }
 
 /// Takes a super-block: its groups, then its heads.
@@ -53,6 +68,8 @@ pub(crate) trait SuperBlock {
     const DIRECT_ROWS: usize;
     /// Pairs of groups.
     const PAIRS: usize = BLOCK_COLS / Self::GROUP / 2;
+    /// The code of zero, where `d` is the factor of minima as well.
+    const ZERO: i32 = 0;
     /// Where a block of activations keeps the sums of groups.
     const SUMS_AT: usize = if Self::GROUP == 32 { SUMS32_AT } else { SUMS16_AT };
 
@@ -199,6 +216,7 @@ impl SuperBlock for Q6K {
     const BYTES: usize = 210;
     const GROUP: usize = 16;
     const DIRECT_ROWS: usize = 16;
+    const ZERO: i32 = 32;
 
     #[inline]
     #[target_feature(enable = "avx512f")]

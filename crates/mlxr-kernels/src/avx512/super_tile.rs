@@ -11,32 +11,23 @@ use super::rows::TileRows;
 use super::super_blocks::{Heads, MAX_PAIRS, SuperBlock, Visitor};
 use super::tile::{Ahead, MAX_BLOCK, PANEL_BLOCK, TILES, add_products, each_row, load, store};
 use crate::aligned::AlignedBytes;
-use crate::kernels::TILE_ROWS;
+use crate::kernels::{DotBlocks, TILE_ROWS};
 use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, BlockRows, SCALE_AT};
 use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 
-/// Super-blocks of a row that a panel holds.
-const PANEL_BLOCKS: usize = 2;
-
-/// Makes `$find`, which gives the kernel of a format: products by `$unit`.
+/// Makes `$find`, which gives the kernel of a format: `$body`, compiled for each format as `Blocks`.
 macro_rules! block_kernels {
-    (fn $find:ident() by $dot:ident) => {
+    (fn $find:ident() -> $kernel:ty, $features:literal, |$($arg:ident: $type:ty),*| $body:expr) => {
         /// The kernel of a format of super-blocks in tile order.
-        pub(super) fn $find(format: mlxr_tensor::Format) -> Option<$crate::kernels::DotBlocks> {
+        pub(super) fn $find(format: mlxr_tensor::Format) -> Option<$kernel> {
             use mlxr_tensor::{DType, Format};
             use $crate::avx512::super_blocks;
             macro_rules! kernel {
                 ($format:ident) => {{
-                    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-                    fn kernel(
-                        tiles: &$crate::linear::tiled::Tiles<'_>,
-                        xs: &$crate::linear::blocks::BlockRows<'_>,
-                        scratch: &mut $crate::linear::tile::TileScratch,
-                        out: &mut [f32],
-                    ) {
-                        $dot::<super_blocks::$format>(tiles, xs, scratch, out);
-                    }
+                    type Blocks = super_blocks::$format;
+                    #[target_feature(enable = $features)]
+                    fn kernel($($arg: $type),*) { $body }
                     Some(kernel)
                 }};
             }
@@ -51,7 +42,11 @@ macro_rules! block_kernels {
 }
 pub(crate) use block_kernels;
 
-block_kernels! { fn tiled() by dot }
+block_kernels! {
+    fn tiled() -> DotBlocks, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    |tiles: &Tiles<'_>, xs: &BlockRows<'_>, scratch: &mut TileScratch, out: &mut [f32]|
+        dot::<Blocks>(tiles, xs, scratch, out)
+}
 
 /// Products of rows of super-blocks with `xs`: `out[x * TILE_ROWS + w]`.
 #[inline]
@@ -188,6 +183,9 @@ pub(crate) trait Multiply {
     /// Bytes of a super-block of sixteen rows.
     const PANEL_BYTES: usize;
 
+    /// Super-blocks of a row that a panel holds.
+    const PANEL_BLOCKS: usize;
+
     /// The activation rows it takes.
     type Xs<'a>: Copy;
 
@@ -205,14 +203,12 @@ pub(crate) trait Multiply {
     unsafe fn meet<S: SuperBlock>(panel: &Panel<'_>, xs: Self::Xs<'_>, out: &mut [f32]);
 }
 
-/// Unpacked super-blocks: those of all tiles, then the next of all.
+/// Unpacked super-blocks: those of all [`TILES`], some perhaps left over from before, then the next of all.
 pub(crate) struct Panel<'a> {
     pub(crate) bytes: &'a [u8],
     /// The number of its first super-blocks, and how many of a row it holds.
     pub(crate) first: usize,
     pub(crate) n_blocks: usize,
-    /// Tiles of sixteen rows that were filled, of [`TILES`].
-    pub(crate) n_tiles: usize,
     pub(crate) ahead: Ahead,
 }
 
@@ -226,15 +222,14 @@ pub(crate) fn through_panel<S: SuperBlock, M: Multiply>(
     out: &mut [f32],
 ) {
     check::<S>(tiles, n_xs, out);
-    let (n_bytes, memory) = (PANEL_BLOCKS * TILES * M::PANEL_BYTES, &mut scratch.panel);
+    let (n_bytes, memory) = (M::PANEL_BLOCKS * TILES * M::PANEL_BYTES, &mut scratch.panel);
     if memory.bytes().len() < n_bytes {
         *memory = AlignedBytes::zeroed(n_bytes).expect("memory for a panel");
     }
     let out = &mut out[..n_xs * TILE_ROWS];
     out.fill(0.0);
-    let n_tiles = tiles.bytes.len() / tiles.tile_bytes.max(1);
-    for first in (0..tiles.n_blocks).step_by(PANEL_BLOCKS) {
-        let end = (first + PANEL_BLOCKS).min(tiles.n_blocks);
+    for first in (0..tiles.n_blocks).step_by(M::PANEL_BLOCKS) {
+        let end = (first + M::PANEL_BLOCKS).min(tiles.n_blocks);
         for (block, slots) in (first..end).zip(memory.bytes_mut().chunks_exact_mut(TILES * M::PANEL_BYTES)) {
             for (rows, slot) in TileRows::of(tiles).zip(slots.chunks_exact_mut(M::PANEL_BYTES)) {
                 // SAFETY: the rows have `n_blocks` blocks; a table is only used where the CPU has its features.
@@ -245,7 +240,7 @@ pub(crate) fn through_panel<S: SuperBlock, M: Multiply>(
         let stored = tiles.bytes.as_ptr_range().end;
         let at = |block: usize| stored.wrapping_add(tiles.bytes.len() * block / tiles.n_blocks);
         let ahead = Ahead::new(at(first), at(end));
-        let panel = Panel { bytes: memory.bytes(), first, n_blocks: end - first, n_tiles, ahead };
+        let panel = Panel { bytes: memory.bytes(), first, n_blocks: end - first, ahead };
         // SAFETY: as above; the caller checked the activations' columns.
         unsafe { M::meet::<S>(&panel, xs, out) };
     }
@@ -261,6 +256,7 @@ const VNNI_BYTES: usize = HEADS_AT + HEADS_BYTES;
 
 impl Multiply for Vnni {
     const PANEL_BYTES: usize = VNNI_BYTES;
+    const PANEL_BLOCKS: usize = 2;
 
     type Xs<'a> = &'a [&'a [u8]];
 

@@ -8,7 +8,9 @@ use core::arch::x86_64::*;
 use super::floats::Pair;
 use super::layouts::{Layout, UnpackedRows, Visitor};
 use super::rows::{TileRows, transposed};
+use super::super_blocks::{self, Heads, SuperBlock};
 use crate::aligned::AlignedBytes;
+use crate::linear::blocks::BLOCK_COLS;
 use crate::linear::tile::{TileScratch, UnpackedTile};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
 use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, WIDE_ROWS, WideActs, WideRows};
@@ -34,11 +36,18 @@ pub(crate) trait Unit {
     unsafe fn end();
 
     /// Adds the products of two tiles of activations a step with two of weights, [`PANEL_TILE`] apart, to 32 by 32 sums,
-    /// rows [`WIDE_ROWS`] apart, or sets the sums.
+    /// or sets the sums.
     ///
     /// # Safety
     /// The unit is set up; tiles and sums are in bounds.
-    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: *mut f32);
+    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums);
+}
+
+/// Where sums are, and how many floats their rows are apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums {
+    pub(crate) at: *mut f32,
+    pub(crate) stride: usize,
 }
 
 /// Names the kernels of a unit.
@@ -46,7 +55,7 @@ macro_rules! wide_kernels {
     ($unit:ty: $($name:ident: $source:ty;)*) => {
         $(
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-            fn $name(weights: &WideRows<'_>, xs: &WideActs, scratch: &mut TileScratch, out: &mut [f32]) {
+            fn $name(weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
                 wide::dot::<$source, $unit>(weights, xs, scratch, out);
             }
         )*
@@ -88,12 +97,13 @@ macro_rules! wide_floats {
 }
 pub(crate) use wide_floats;
 
-/// Rounds up to [`BLOCK_ROWS`] rows to bf16, and puts them in a block.
+/// Rounds up to [`BLOCK_ROWS`] rows to bf16, and fills a block with them; rows that are not there are zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(crate) fn pack(rows: &[&[f32]], block: &mut [u8]) {
     assert!(rows.len() <= BLOCK_ROWS, "rows of a block");
     // Step by step: lines a step apart would fall on each other in the cache.
     for (i, step) in block.chunks_exact_mut(2 * TILE_BYTES).enumerate() {
+        step[rows.len() * LINE_BYTES..].fill(0);
         for (row, out) in rows.iter().zip(step.chunks_exact_mut(LINE_BYTES)) {
             let mut last = [0f32; STEP_COLS];
             let values = &row[i * STEP_COLS..];
@@ -123,7 +133,7 @@ pub(crate) trait Source {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(crate) fn dot<S: Source, U: Unit>(
     weights: &WideRows<'_>,
-    xs: &WideActs,
+    xs: &WideActs<'_>,
     scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
@@ -146,10 +156,9 @@ pub(crate) fn dot<S: Source, U: Unit>(
                 &xs.bytes()[block * xs.block_bytes() + first * 2 * TILE_BYTES..][..n_steps * 2 * TILE_BYTES];
             let out = &mut out[block * BLOCK_ROWS * WIDE_ROWS..(block + 1) * BLOCK_ROWS * WIDE_ROWS];
             for (pair, panel) in panel.chunks_exact(2 * PANEL_TILE).enumerate() {
+                let sums = Sums { at: out[pair * 2 * N_ROWS..].as_mut_ptr(), stride: WIDE_ROWS };
                 // SAFETY: `n_steps` tiles of both kinds are in bounds, and 32 by 32 sums from `out` on; the unit is set up.
-                unsafe {
-                    U::two_by_two(acts, panel, n_steps, start > 0, out[pair * 2 * N_ROWS..].as_mut_ptr())
-                };
+                unsafe { U::two_by_two(acts, panel, n_steps, start > 0, sums) };
             }
         }
     }
@@ -179,6 +188,76 @@ impl<L: Layout<Rows = TileRows>> Source for Blocks<L> {
             }
         }
     }
+}
+
+/// Super-blocks in tile order.
+pub(crate) struct SuperBlocks<S>(std::marker::PhantomData<S>);
+
+impl<S: SuperBlock> Source for SuperBlocks<S> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+        let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
+        let n_blocks = (start + n_cols) / BLOCK_COLS;
+        assert!(
+            n_blocks <= tiles.n_blocks && tiles.n_blocks * S::BYTES * N_ROWS <= tiles.tile_bytes,
+            "a tile of {} blocks",
+            tiles.n_blocks
+        );
+        for (rows, panel) in TileRows::of(tiles).zip(panel.chunks_exact_mut(PANEL_TILE)) {
+            for (block, out) in
+                (start / BLOCK_COLS..n_blocks).zip(panel.chunks_exact_mut(BLOCK_COLS * N_ROWS * 2))
+            {
+                let mut last = OnlyHeads(None);
+                // SAFETY: the rows have these blocks.
+                unsafe {
+                    S::visit(rows, block, &mut last);
+                    let heads = last.0.expect("heads come last");
+                    S::visit(rows, block, &mut FillBlock { out, heads });
+                }
+            }
+        }
+    }
+}
+
+/// Looks at what comes after the groups.
+struct OnlyHeads(Option<Heads>);
+
+impl super_blocks::Visitor for OnlyHeads {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn group<S: SuperBlock, const N: usize>(&mut self, _: usize, _: [__m512i; N], _: __m512i) {}
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn heads<S: SuperBlock>(&mut self, heads: &Heads) {
+        self.0 = Some(*heads);
+    }
+}
+
+/// Writes a super-block of sixteen rows as the numbers that its codes stand for.
+struct FillBlock<'a> {
+    out: &'a mut [u8],
+    heads: Heads,
+}
+
+impl super_blocks::Visitor for FillBlock<'_> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+    unsafe fn group<S: SuperBlock, const N: usize>(
+        &mut self,
+        col: usize,
+        codes: [__m512i; N],
+        scale: __m512i,
+    ) {
+        let scale = _mm512_mul_ps(self.heads.d, _mm512_cvtepi32_ps(scale));
+        let offset = _mm512_sub_ps(_mm512_setzero_ps(), self.heads.minimum::<S>(col));
+        put_values(&mut self.out[col * N_ROWS * 2..], codes, scale, offset);
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    unsafe fn heads<S: SuperBlock>(&mut self, _: &Heads) {}
 }
 
 /// Rows in the common form.
@@ -225,26 +304,31 @@ impl Visitor for Fill<'_> {
         let zero = _mm512_set1_ps(-(L::ZERO.value() as f32));
         let offset =
             if L::OFFSETS { _mm512_fmadd_ps(zero, scale, offset) } else { _mm512_mul_ps(zero, scale) };
-        // Two columns a line.
-        let at = (col - self.start) * N_ROWS * 2;
-        let out = &mut self.panel[at..at + 2 * N * LINE_BYTES];
-        for (codes, out) in codes.iter().zip(out.chunks_exact_mut(2 * LINE_BYTES)) {
-            let byte = _mm512_set1_epi32(0xff);
-            let value = |codes: __m512i| _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scale, offset);
-            let a = value(_mm512_and_si512(*codes, byte));
-            let b = value(_mm512_and_si512(_mm512_srli_epi32::<8>(*codes), byte));
-            let c = value(_mm512_and_si512(_mm512_srli_epi32::<16>(*codes), byte));
-            let d = value(_mm512_srli_epi32::<24>(*codes));
-            store(&mut out[..LINE_BYTES], paired(a, b));
-            store(&mut out[LINE_BYTES..], paired(c, d));
-        }
+        put_values(&mut self.panel[(col - self.start) * N_ROWS * 2..], codes, scale, offset);
+    }
+}
+
+/// Writes `scale * code + offset` for lines of four columns: two columns a line.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+fn put_values<const N: usize>(out: &mut [u8], codes: [__m512i; N], scale: __m512, offset: __m512) {
+    let out = &mut out[..2 * N * LINE_BYTES];
+    for (codes, out) in codes.iter().zip(out.chunks_exact_mut(2 * LINE_BYTES)) {
+        let byte = _mm512_set1_epi32(0xff);
+        let value = |codes: __m512i| _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scale, offset);
+        let a = value(_mm512_and_si512(*codes, byte));
+        let b = value(_mm512_and_si512(_mm512_srli_epi32::<8>(*codes), byte));
+        let c = value(_mm512_and_si512(_mm512_srli_epi32::<16>(*codes), byte));
+        let d = value(_mm512_srli_epi32::<24>(*codes));
+        store(&mut out[..LINE_BYTES], paired(a, b));
+        store(&mut out[LINE_BYTES..], paired(c, d));
     }
 }
 
 /// Sixteen pairs of bf16, the first of each from `a`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn paired(a: __m512, b: __m512) -> __m512i {
+pub(super) fn paired(a: __m512, b: __m512) -> __m512i {
     const ORDER: [u16; 32] = {
         let mut order = [0; 32];
         let mut i = 0;
@@ -267,7 +351,7 @@ fn paired(a: __m512, b: __m512) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(out: &mut [u8], value: __m512i) {
+pub(super) fn store(out: &mut [u8], value: __m512i) {
     let out = &mut out[..LINE_BYTES];
     // SAFETY: in bounds; the store needs no alignment.
     unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), value) };

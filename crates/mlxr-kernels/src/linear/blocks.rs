@@ -64,7 +64,7 @@ impl BlockActs {
 pub(crate) struct BlockRows<'a> {
     pub(crate) rows: &'a [&'a [u8]],
     /// The same rows once more, if there are as many as a table packs them from.
-    pub(crate) packed: Option<&'a PackedRows>,
+    pub(crate) packed: Option<&'a PackedRows<'a>>,
 }
 
 /// Bytes of 64 columns of sixteen packed rows: a tile.
@@ -82,8 +82,8 @@ pub(crate) const PACKED_BYTES: usize = PACKED_SCALES_AT + LINE;
 const LINE: usize = 4 * BLOCK_ROWS;
 
 /// Room for so many packed rows of `row_bytes`.
-pub(crate) fn packed_room(n_rows: usize, row_bytes: usize) -> PackedRows {
-    PackedRows::zeroed(n_rows, row_bytes / BLOCK_BYTES, PACKED_BYTES)
+pub(crate) fn packed_room(n_rows: usize, row_bytes: usize, pool: &ActPool) -> PackedRows<'_> {
+    PackedRows::new(n_rows, row_bytes / BLOCK_BYTES, PACKED_BYTES, pool)
 }
 
 /// Puts up to sixteen rows in the order a tile unit reads them.

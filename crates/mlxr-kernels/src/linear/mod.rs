@@ -47,10 +47,10 @@ pub(crate) struct Inputs<'a> {
     coded: &'a Coded,
     memory: &'a ActPool,
     /// All rows of codes once more, if the kernels want so many packed.
-    packed: Option<PackedRows>,
-    packed_blocks: Option<PackedRows>,
+    packed: Option<PackedRows<'a>>,
+    packed_blocks: Option<PackedRows<'a>>,
     /// All rows in bf16, if that is how they are multiplied.
-    wide: Option<WideActs>,
+    wide: Option<WideActs<'a>>,
 }
 
 /// Which rows of the inputs a matrix meets, and which rows of the result it writes.
@@ -127,7 +127,7 @@ impl<'a> Inputs<'a> {
         });
         if kernels.codes.packs(n_rows) && self.packed.is_none() {
             let rows: Vec<QuantRow<'_>> = (0..n_rows).map(|row| codes.row(row)).collect();
-            let packed = packed::packed_room(n_rows, codes.row(0).cols());
+            let packed = packed::packed_room(n_rows, codes.row(0).cols(), self.memory);
             self.packed = Some(packed.filled_by(pool, &rows, packed::pack));
         }
     }
@@ -146,7 +146,7 @@ impl<'a> Inputs<'a> {
         });
         if kernels.packs_from <= n_rows && self.packed_blocks.is_none() {
             let rows: Vec<&[u8]> = (0..n_rows).map(|row| acts.row(row)).collect();
-            let packed = blocks::packed_room(n_rows, acts.row_bytes());
+            let packed = blocks::packed_room(n_rows, acts.row_bytes(), self.memory);
             self.packed_blocks = Some(packed.filled_by(pool, &rows, blocks::pack));
         }
     }
@@ -165,9 +165,9 @@ impl<'a> Inputs<'a> {
 }
 
 /// All rows in bf16.
-fn widened(wide: &WideKernels, inputs: &Inputs<'_>, pool: &ThreadPool) -> WideActs {
+fn widened<'a>(wide: &WideKernels, inputs: &Inputs<'a>, pool: &ThreadPool) -> WideActs<'a> {
     let n_rows = inputs.n_rows();
-    let mut acts = WideActs::zeroed(n_rows, inputs.cols);
+    let mut acts = WideActs::new(n_rows, inputs.cols, inputs.memory);
     let n = acts.block_bytes();
     let (n_blocks, bytes) = (acts.n_blocks(), Disjoint::new(acts.bytes_mut()));
     pool.run(|part, n_parts| {
@@ -348,7 +348,8 @@ impl Pass<'_> {
                 let rows: Vec<QuantRow<'_>> = pairs.iter().map(|pair| self.rows[pair.0 as usize]).collect();
                 let packs = self.kernels.codes.packs(rows.len());
                 let packed = packs.then(|| {
-                    packed::packed_room(rows.len(), self.rows[0].cols()).filled(&rows, packed::pack)
+                    packed::packed_room(rows.len(), self.rows[0].cols(), self.inputs.memory)
+                        .filled(&rows, packed::pack)
                 });
                 work(&ActRows { rows: &rows, packed: packed.as_ref() });
             }
@@ -364,7 +365,8 @@ impl Pass<'_> {
             RowMap::Pairs(pairs) => {
                 let rows: Vec<&[u8]> = pairs.iter().map(|pair| self.blocks[pair.0 as usize]).collect();
                 let packed = (kernels.packs_from <= rows.len()).then(|| {
-                    blocks::packed_room(rows.len(), self.blocks[0].len()).filled(&rows, blocks::pack)
+                    blocks::packed_room(rows.len(), self.blocks[0].len(), self.inputs.memory)
+                        .filled(&rows, blocks::pack)
                 });
                 work(&BlockRows { rows: &rows, packed: packed.as_ref() });
             }
@@ -372,9 +374,9 @@ impl Pass<'_> {
     }
 
     /// The rows in bf16, where they are not all rows of the inputs in order.
-    fn gathered_wide(&self, wide: &WideKernels) -> Option<WideActs> {
+    fn gathered_wide(&self, wide: &WideKernels) -> Option<WideActs<'_>> {
         let RowMap::Pairs(pairs) = self.product.rows else { return None };
-        let mut acts = WideActs::zeroed(pairs.len(), self.inputs.cols);
+        let mut acts = WideActs::new(pairs.len(), self.inputs.cols, self.inputs.memory);
         let n = acts.block_bytes();
         for (pairs, block) in pairs.chunks(wide::BLOCK_ROWS).zip(acts.bytes_mut().chunks_exact_mut(n.max(1)))
         {
@@ -385,7 +387,7 @@ impl Pass<'_> {
         Some(acts)
     }
 
-    fn wide_tile(&self, wide: &WideKernels, acts: &WideActs, tile: Range<usize>, scratch: &mut Scratch) {
+    fn wide_tile(&self, wide: &WideKernels, acts: &WideActs<'_>, tile: Range<usize>, scratch: &mut Scratch) {
         let Scratch { panel, floats, tile: memory, products } = scratch;
         products.resize(acts.n_blocks() * wide::BLOCK_ROWS * WIDE_ROWS, 0.0);
         let mut run = |dot: DotWide, rows: &WideRows<'_>| {

@@ -1,6 +1,6 @@
 //! Quantised activation rows in the order a tile unit reads them: sixteen rows at a time, group by group.
 
-use crate::aligned::AlignedBytes;
+use crate::acts::{ActPool, Pooled};
 use crate::disjoint::{Disjoint, split};
 use crate::linear::codes::{ACT_GROUP, QuantRow};
 use crate::pool::ThreadPool;
@@ -26,21 +26,19 @@ pub(crate) const GROUP_BYTES: usize = SUMS16_AT + 2 * LINE;
 /// One float per row.
 pub(crate) const LINE: usize = BLOCK_ROWS * 4;
 
-/// Blocks of rows; rows that are not there are left zero.
-pub(crate) struct PackedRows {
+/// Blocks of rows; rows that are not there are zero.
+pub(crate) struct PackedRows<'a> {
     n_rows: usize,
     /// Groups of columns of a row, padding included.
     n_groups: usize,
     group_bytes: usize,
-    memory: AlignedBytes,
+    memory: Pooled<'a>,
 }
 
-impl PackedRows {
-    /// Room for rows of so many groups, each of which takes `group_bytes` for sixteen rows.
-    pub(crate) fn zeroed(n_rows: usize, n_groups: usize, group_bytes: usize) -> Self {
-        let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * n_groups * group_bytes;
-        let memory = AlignedBytes::zeroed(n_bytes)
-            .unwrap_or_else(|| panic!("out of memory: {n_bytes} bytes of packed activations"));
+impl<'a> PackedRows<'a> {
+    /// Room, to be filled, for rows of so many groups, each of which takes `group_bytes` for sixteen rows.
+    pub(crate) fn new(n_rows: usize, n_groups: usize, group_bytes: usize, pool: &'a ActPool) -> Self {
+        let memory = Pooled::new(n_rows.div_ceil(BLOCK_ROWS) * n_groups * group_bytes, pool);
         Self { n_rows, n_groups, group_bytes, memory }
     }
 
@@ -49,6 +47,7 @@ impl PackedRows {
     pub(crate) fn filled<R>(mut self, rows: &[R], pack: impl Fn(&[R], &mut [u8])) -> Self {
         let n = self.block_bytes();
         for (rows, block) in rows.chunks(BLOCK_ROWS).zip(self.memory.bytes_mut().chunks_exact_mut(n.max(1))) {
+            clear_unless_full(rows.len(), block);
             pack(rows, block);
         }
         self
@@ -68,7 +67,9 @@ impl PackedRows {
             for block in split(rows.len().div_ceil(BLOCK_ROWS), part, n_parts, 1) {
                 let rows = &rows[block * BLOCK_ROWS..rows.len().min((block + 1) * BLOCK_ROWS)];
                 // SAFETY: `split` gives each block to one part only.
-                pack(rows, unsafe { bytes.row(block, n) });
+                let block = unsafe { bytes.row(block, n) };
+                clear_unless_full(rows.len(), block);
+                pack(rows, block);
             }
         });
         self
@@ -95,9 +96,15 @@ impl PackedRows {
     }
 }
 
+fn clear_unless_full(n_rows: usize, block: &mut [u8]) {
+    if n_rows < BLOCK_ROWS {
+        block.fill(0);
+    }
+}
+
 /// Room for so many rows of padded columns.
-pub(crate) fn packed_room(n_rows: usize, cols: usize) -> PackedRows {
-    PackedRows::zeroed(n_rows, cols / ACT_GROUP, GROUP_BYTES)
+pub(crate) fn packed_room(n_rows: usize, cols: usize, pool: &ActPool) -> PackedRows<'_> {
+    PackedRows::new(n_rows, cols / ACT_GROUP, GROUP_BYTES, pool)
 }
 
 /// Fills a block with up to sixteen rows.

@@ -1,6 +1,6 @@
 //! Activation rows as bf16 tiles, for units that multiply floats in tiles of sixteen rows by 32 columns.
 
-use crate::aligned::AlignedBytes;
+use crate::acts::{ActPool, Pooled};
 use crate::linear::tile::UnpackedTile;
 use crate::linear::tiled::{N_ROWS, Tiles};
 
@@ -39,18 +39,17 @@ impl WideRows<'_> {
 }
 
 /// Blocks of [`BLOCK_ROWS`] rows: for every [`STEP_COLS`] columns two tiles, each of sixteen rows of 64 bytes.
-pub(crate) struct WideActs {
+pub(crate) struct WideActs<'a> {
     n_rows: usize,
     n_steps: usize,
-    memory: AlignedBytes,
+    memory: Pooled<'a>,
 }
 
-impl WideActs {
-    pub(crate) fn zeroed(n_rows: usize, cols: usize) -> Self {
+impl<'a> WideActs<'a> {
+    /// Rows whose blocks all have to be packed.
+    pub(crate) fn new(n_rows: usize, cols: usize, pool: &'a ActPool) -> Self {
         let n_steps = cols.div_ceil(STEP_COLS);
-        let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * n_steps * 2 * TILE_BYTES;
-        let memory = AlignedBytes::zeroed(n_bytes)
-            .unwrap_or_else(|| panic!("out of memory: {n_bytes} bytes of bf16 activations"));
+        let memory = Pooled::new(n_rows.div_ceil(BLOCK_ROWS) * n_steps * 2 * TILE_BYTES, pool);
         Self { n_rows, n_steps, memory }
     }
 

@@ -68,6 +68,9 @@ pub enum ServeError {
     /// There are no kernels for one of its formats, less memory than planned, or no device.
     #[error("{model:?} cannot be computed here: {reason}")]
     CannotCompute { model: String, reason: String },
+    /// Its files are missing, broken or of a kind nobody here knows.
+    #[error("cannot load {model:?}: {reason}")]
+    CannotLoad { model: String, reason: String },
     /// While it ran.
     #[error("the device that computes failed: {reason}; the next request starts it anew")]
     DeviceLost { reason: String },
@@ -120,7 +123,7 @@ impl ServeError {
             | ServeError::ShuttingDown
             | ServeError::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
             ServeError::DiskFull { .. } => StatusCode::INSUFFICIENT_STORAGE,
-            ServeError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            ServeError::CannotLoad { .. } | ServeError::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -162,10 +165,10 @@ impl ServeError {
         }
     }
 
-    /// Writes the cause the client does not see to the log.
+    /// Writes what is the server's to mend to the log.
     pub fn log(&self) {
-        if let ServeError::Internal { cause } = self {
-            tracing::error!(cause, "request failed");
+        if let ServeError::CannotLoad { .. } | ServeError::Internal { .. } = self {
+            tracing::error!(cause = self.cause(), "request failed");
         }
     }
 }

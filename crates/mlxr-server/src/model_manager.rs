@@ -377,13 +377,13 @@ impl Models {
         why_here: Option<String>,
     ) -> Result<Hold, ServeError> {
         let name = &spec.name;
-        let failed = |error: LoadError| match error.concerns_device() || error.concerns_settings() {
-            true => {
-                // Behind the first line stands advice for the command line.
-                let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
-                ServeError::CannotCompute { model: name.clone(), reason }
+        let failed = |error: LoadError| {
+            // Behind the first line stands advice for the command line.
+            let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
+            match error.concerns_device() || error.concerns_settings() {
+                true => ServeError::CannotCompute { model: name.clone(), reason },
+                false => ServeError::CannotLoad { model: name.clone(), reason },
             }
-            false => ServeError::internal(format!("cannot load {name:?}: {error}")),
         };
         let setup = self.setup_at(place).for_model(&spec.settings);
         let (planned, planned_setup, room) = (spec.clone(), setup.clone(), self.room(place, |_| 0));

@@ -125,7 +125,7 @@ impl Models {
         options: EngineOptions,
         gpu_layers: Option<GpuLayers>,
     ) -> Result<Planned, ServeError> {
-        let source = self.find(name)?.source.clone();
+        let spec = self.find(name)?;
         let setup = EngineSetup { options, ..self.setup.clone() };
         let (now, mut later) = {
             let table = self.lock();
@@ -146,21 +146,18 @@ impl Models {
             (_, None) => {}
         }
         let plan = blocking(move || {
-            let ckpt = source.open().map_err(ServeError::internal)?;
-            plan_in(&ckpt, &setup, &later).map_err(plan_error)
+            let cannot_load =
+                |error: String| ServeError::CannotLoad { model: spec.name.clone(), reason: error };
+            let ckpt = spec.source.open().map_err(|error| cannot_load(error.to_string()))?;
+            plan_in(&ckpt, &setup, &later).map_err(|error| match &error {
+                PlanError::Model(ModelError::ContextTooLong { .. }) => {
+                    ServeError::invalid("n_ctx", error.to_string())
+                }
+                PlanError::KvType { .. } => ServeError::invalid("kv_type", error.to_string()),
+                PlanError::Model(_) => cannot_load(error.to_string()),
+            })
         });
         let plan = plan.await??;
         Ok(Planned { plan, fits_now: now.holds(&plan), fits: later.holds(&plan) })
-    }
-}
-
-/// What is wrong with the options is the client's to change; what is wrong with the model is not.
-fn plan_error(error: PlanError) -> ServeError {
-    match &error {
-        PlanError::Model(ModelError::ContextTooLong { .. }) => {
-            ServeError::invalid("n_ctx", error.to_string())
-        }
-        PlanError::KvType { .. } => ServeError::invalid("kv_type", error.to_string()),
-        PlanError::Model(_) => ServeError::internal(error),
     }
 }

@@ -129,7 +129,7 @@ async fn a_generating_model_that_makes_vectors_too_is_planned_for() {
 }
 
 #[tokio::test]
-async fn broken_files_are_the_server_s_problem() {
+async fn who_asks_for_a_broken_file_is_told_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("broken.gguf");
     std::fs::write(&path, b"GGUF\x03\0\0\0").unwrap();
@@ -140,7 +140,14 @@ async fn broken_files_are_the_server_s_problem() {
     let answer = ask(&app, post("/v1/completions", json!({"model": "broken", "prompt": "a"}))).await;
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     let error = &answer.json()["error"];
-    assert_eq!((&error["code"], &error["message"]), (&json!("internal_error"), &json!("internal error")));
+    assert_eq!((&error["code"], &error["param"]), (&json!("cannot_load"), &json!("model")));
+    let message = error["message"].as_str().unwrap();
+    assert!(message.starts_with(r#"cannot load "broken": "#) && message.contains("broken.gguf"), "{message}");
+    let answer = ask(&app, post("/api/generate", json!({"model": "broken", "prompt": "a"}))).await;
+    assert_eq!(
+        (answer.status, &answer.json()["error"]),
+        (StatusCode::INTERNAL_SERVER_ERROR, &json!(message))
+    );
 }
 
 #[tokio::test]

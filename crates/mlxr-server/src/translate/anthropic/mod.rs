@@ -58,9 +58,10 @@ fn kind(error: &ServeError) -> &'static str {
         | ServeError::DeviceLost { .. }
         | ServeError::ShuttingDown
         | ServeError::Cancelled => "overloaded_error",
-        ServeError::CannotCompute { .. } | ServeError::DiskFull { .. } | ServeError::Internal { .. } => {
-            "api_error"
-        }
+        ServeError::CannotCompute { .. }
+        | ServeError::CannotLoad { .. }
+        | ServeError::DiskFull { .. }
+        | ServeError::Internal { .. } => "api_error",
     }
 }
 

@@ -49,6 +49,7 @@ const fn code(error: &ServeError) -> &'static str {
         ServeError::QueueFull { .. } => "queue_full",
         ServeError::OutOfMemory { .. } => "out_of_memory",
         ServeError::CannotCompute { .. } => "cannot_compute",
+        ServeError::CannotLoad { .. } => "cannot_load",
         ServeError::DeviceLost { .. } => "device_lost",
         ServeError::DiskFull { .. } => "disk_full",
         ServeError::ShuttingDown => "shutting_down",
@@ -81,6 +82,9 @@ fn hint(error: &ServeError) -> Option<String> {
         ServeError::OutOfMemory { .. } => "unload a model, or load this one with a smaller context",
         ServeError::CannotCompute { .. } => {
             "start the server with --device auto or cpu, or quantise the model"
+        }
+        ServeError::CannotLoad { .. } => {
+            "`mlxr doctor MODEL` looks at the files; fetch or convert them again"
         }
         ServeError::DeviceLost { .. } => "try again; `mlxr doctor --gpu-selftest` checks the GPU",
         ServeError::Internal { .. } => "GET /mlxr/v1/logs?level=error has the cause",

@@ -104,6 +104,7 @@ fn error_body(error: &ServeError) -> ErrorBody {
         ServeError::CannotCompute { .. } => {
             ("server_error", Some("model".to_owned()), Some("cannot_compute"))
         }
+        ServeError::CannotLoad { .. } => ("server_error", Some("model".to_owned()), Some("cannot_load")),
         ServeError::DeviceLost { .. } => ("server_error", None, Some("device_lost")),
         ServeError::DiskFull { .. } => ("server_error", None, Some("disk_full")),
         ServeError::ShuttingDown => ("server_error", None, Some("shutting_down")),

@@ -25,6 +25,7 @@ use crate::layout::{CODES_CHUNK, Layout};
 use crate::ops::{Attention, Product};
 use crate::pipelines::{Kernel, Pipelines};
 use crate::recorder::{Dispatch, Grid, Recorder};
+use crate::tuner::Tuner;
 use crate::weight::{GpuWeight, Numbered, has_numbers};
 
 /// Records ops for a GPU and runs them.
@@ -40,6 +41,8 @@ pub struct GpuBackend {
     pub(crate) has_half_products: bool,
     /// Whether attention of many rows is.
     pub(crate) has_half_attention: bool,
+    /// Knows divisions of products that are faster here than the usual ones.
+    pub(crate) tuner: Option<Tuner>,
     /// Whether any weight meets activations in eight bits, so that ops write those as well.
     wants_codes: AtomicBool,
     /// Bound where a kernel has a place for something the call lacks.
@@ -121,6 +124,7 @@ impl GpuBackend {
             recorder: Mutex::default(),
             has_half_products: false,
             has_half_attention: false,
+            tuner: None,
             wants_codes: AtomicBool::new(false),
             none,
         })

@@ -1,7 +1,7 @@
 //! The kernels: what each file of `wgsl/` is specialised by, and its bindings.
 
 use mlxr_tensor::{Activation, DType, Gate};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::layout::{Codes, Floats, Layout};
 use crate::pipelines::Access::{Read, Write};
@@ -243,6 +243,22 @@ impl MatvecShape {
         let subgroup_bits = subgroup.ilog2();
         Self { n_chunks, n_ahead, subgroup, subgroup_bits, n_split, n_sets, n_out, n_rows, is_routed }
     }
+
+    pub(crate) fn division(&self) -> Division {
+        Division { n_out: self.n_out, n_sets: self.n_sets }
+    }
+
+    /// Divided in another way.
+    pub(crate) fn divided(self, Division { n_out, n_sets }: Division) -> Self {
+        Self { n_out, n_sets, ..self }
+    }
+}
+
+/// What of a matvec's shape does not change its results: rows of the weight of a set, and sets of a workgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Division {
+    pub(crate) n_out: u32,
+    pub(crate) n_sets: u32,
 }
 
 /// How a product of few rows on matrix units is divided.

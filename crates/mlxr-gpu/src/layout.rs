@@ -23,7 +23,7 @@ pub(crate) const CODES_CHUNK: usize = 32;
 pub(crate) const FLOATS_CHUNK: usize = 8;
 
 /// See the module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Layout {
     Codes(Codes),
     Floats(Floats),

@@ -30,6 +30,7 @@ mod pipelines;
 mod profile;
 mod recorder;
 mod repack;
+mod tuner;
 mod weight;
 
 pub use backend::GpuBackend;

@@ -13,9 +13,9 @@ use crate::kernels::{
     Attend, AttendQ8, AttentionShape, MatvecCodes, MatvecFloats, MatvecShape, MergeAttention, PadRows,
 };
 use crate::kv::GpuKvLayer;
-use crate::layout::{FLOATS_CHUNK, Layout};
+use crate::layout::{Codes, FLOATS_CHUNK, Floats, Layout};
 use crate::recorder::Grid;
-use crate::weight::{GpuWeight, Part};
+use crate::weight::{GpuWeight, Numbered, Part};
 
 /// Tokens of a split of attention. Splits start at multiples of it, so it may not depend on the batch.
 const SPLIT: usize = 128;
@@ -33,7 +33,7 @@ const MAX_PART_BYTES: usize = 64 << 20;
 pub(crate) struct MatvecParams {
     n_chunks: u32,
     n_groups: u32,
-    n_out: u32,
+    pub(crate) n_out: u32,
     n_rows: u32,
     y_stride: u32,
     y_start: u32,
@@ -71,6 +71,22 @@ impl Product<'_> {
     }
 }
 
+/// The input of a product, in the form in which its weight's layout meets it.
+#[derive(Clone, Copy)]
+pub(crate) enum Input<'a> {
+    Codes(Codes, [Bound<'a>; 2]),
+    Floats(Floats, Bound<'a>),
+}
+
+/// One part of a product.
+#[derive(Clone, Copy)]
+pub(crate) struct Matvec<'a> {
+    pub(crate) input: Input<'a>,
+    pub(crate) product: &'a Product<'a>,
+    pub(crate) params: MatvecParams,
+    pub(crate) shape: MatvecShape,
+}
+
 /// Rows of x that a workgroup meets. What does not divide evenly is computed and thrown away.
 fn row_tile(n_rows: usize) -> u32 {
     match n_rows {
@@ -96,34 +112,50 @@ impl GpuBackend {
 
     /// One product of `x` into `y`.
     pub(crate) fn product(&self, x: &Act, product: &Product<'_>, y: Bound<'_>) -> Result<(), TensorError> {
-        let Product { weight, bias, routing, n_rows } = *product;
-        let bias_bound = self.values_or_none(bias)?;
+        let Product { weight, routing, n_rows, .. } = *product;
         let n_tile = if routing.is_some() { 1 } else { row_tile(n_rows) };
         let n_chunks = weight.cols.div_ceil(weight.layout.chunk()) as u32;
-        let shape = MatvecShape::new(self.subgroup(), &weight.layout, n_chunks, n_tile, routing.is_some());
-        let routing_bound = routing.map_or(self.none(), |(experts, _)| experts.bound());
-        for part in &weight.parts {
-            let params = product.params(part);
-            let per_group = (shape.n_sets * shape.n_out) as usize;
-            let grid =
-                Grid::tiles((params.n_out as usize).div_ceil(per_group), n_rows.div_ceil(n_tile as usize));
-            let (codes, high, scales) = (part.codes.bound(), part.high.bound(), part.scales.bound());
-            match weight.layout {
-                Layout::Codes(layout) => {
-                    let [x_codes, x_scales] = self.codes(x)?;
-                    let bound = [codes, high, scales, x_codes, x_scales, bias_bound, routing_bound, y];
-                    self.run(&MatvecCodes { layout, shape }, &bound, &params, grid)?;
-                }
-                Layout::Floats(layout) => {
-                    let padded =
-                        if x.cols().is_multiple_of(FLOATS_CHUNK) { None } else { Some(self.padded(x)?) };
-                    let x = padded.as_ref().map_or_else(|| act(x), Pooled::bound);
-                    let bound = [codes, scales, x, bias_bound, routing_bound, y];
-                    self.run(&MatvecFloats { layout, shape }, &bound, &params, grid)?;
-                }
+        let usual = MatvecShape::new(self.subgroup(), &weight.layout, n_chunks, n_tile, routing.is_some());
+        let padded;
+        let input = match weight.layout {
+            Layout::Codes(layout) => Input::Codes(layout, self.codes(x)?),
+            Layout::Floats(layout) if x.cols().is_multiple_of(FLOATS_CHUNK) => Input::Floats(layout, act(x)),
+            Layout::Floats(layout) => {
+                padded = self.padded(x)?;
+                Input::Floats(layout, padded.bound())
             }
+        };
+        for part in &weight.parts {
+            let planes = [&part.codes, &part.high, &part.scales];
+            let matvec = Matvec { input, product, params: product.params(part), shape: usual };
+            let shape = self.tuned(&matvec, planes)?;
+            self.matvec(&Matvec { shape, ..matvec }, planes.map(Numbered::bound), y)?;
         }
         Ok(())
+    }
+
+    /// One dispatch of a product.
+    pub(crate) fn matvec(
+        &self,
+        matvec: &Matvec<'_>,
+        [codes, high, scales]: [Bound<'_>; 3],
+        y: Bound<'_>,
+    ) -> Result<(), TensorError> {
+        let Matvec { input, product, params, shape } = *matvec;
+        let n_groups = (params.n_out as usize).div_ceil((shape.n_sets * shape.n_out) as usize);
+        let grid = Grid::tiles(n_groups, product.n_rows.div_ceil(shape.n_rows as usize));
+        let bias = self.values_or_none(product.bias)?;
+        let routing = product.routing.map_or(self.none(), |(experts, _)| experts.bound());
+        match input {
+            Input::Codes(layout, [x_codes, x_scales]) => {
+                let bound = [codes, high, scales, x_codes, x_scales, bias, routing, y];
+                self.run(&MatvecCodes { layout, shape }, &bound, &params, grid)
+            }
+            Input::Floats(layout, x) => {
+                let bound = [codes, scales, x, bias, routing, y];
+                self.run(&MatvecFloats { layout, shape }, &bound, &params, grid)
+            }
+        }
     }
 }
 

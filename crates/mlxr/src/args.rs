@@ -280,6 +280,10 @@ pub struct BenchArgs {
     /// Also time each kernel, on a GPU that has a clock; in a pass of its own, as it makes everything slower
     #[arg(long)]
     pub profile: bool,
+    /// Measure first how products are best divided on this GPU, where that is not known yet; every command uses it from
+    /// then on, and no result changes
+    #[arg(long)]
+    pub tune: bool,
     /// Times each measurement is taken
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeats: u32,

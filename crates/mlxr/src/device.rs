@@ -13,6 +13,7 @@ use mlxr_server::{Device, DeviceError, Fallback, Memory, MemoryPlan, PlanError, 
 use mlxr_tensor::{Backend, TensorError};
 
 use crate::failure::usage;
+use crate::folders;
 use crate::units::bytes;
 
 /// What is asked for: a device, and how the CPU computes if that is it.
@@ -23,6 +24,7 @@ pub struct Wanted {
     n_threads: Option<usize>,
     products: Products,
     is_profiled: bool,
+    is_tuning: bool,
 }
 
 /// The device that models go to, what they may take of it, and the one behind it for what it cannot take.
@@ -57,7 +59,14 @@ pub fn adapter(device: config::Device) -> Option<AdapterChoice> {
 
 impl Wanted {
     pub fn new(device: config::Device, n_threads: Option<usize>, products: Products) -> Wanted {
-        Wanted { device, gpu_layers: GpuLayers::All, n_threads, products, is_profiled: false }
+        Wanted {
+            device,
+            gpu_layers: GpuLayers::All,
+            n_threads,
+            products,
+            is_profiled: false,
+            is_tuning: false,
+        }
     }
 
     /// With layers of a model on the CPU that the GPU is not to take or has no room for.
@@ -68,6 +77,11 @@ impl Wanted {
     /// With every kernel timed, if `is_profiled`.
     pub fn profiled(self, is_profiled: bool) -> Wanted {
         Wanted { is_profiled, ..self }
+    }
+
+    /// With products measured on a GPU that has not met them before, if `is_tuning`.
+    pub fn tuning(self, is_tuning: bool) -> Wanted {
+        Wanted { is_tuning, ..self }
     }
 
     /// Opens the device. With `auto` the CPU takes the place of a GPU that is not there, and stands in for one that is.
@@ -81,6 +95,12 @@ impl Wanted {
                 return Err(usage(
                     "kernels of a CPU cannot be timed",
                     "leave --profile out, or give --device gpu",
+                ));
+            }
+            if self.is_tuning {
+                return Err(usage(
+                    "only products of a GPU are tuned",
+                    "leave --tune out, or give --device gpu",
                 ));
             }
             return Ok(Devices::only(cpu));
@@ -100,7 +120,7 @@ impl Wanted {
                 let memory = Memory::of(&*backend);
                 Ok(Devices { first: gpu, memory, fallback: is_needed.then_some(fallback) })
             }
-            Err(error) if is_auto && !self.is_profiled => {
+            Err(error) if is_auto && !self.is_profiled && !self.is_tuning => {
                 tracing::info!(reason = error.reason, "computing on the CPU");
                 Ok(Devices::only(cpu))
             }
@@ -122,7 +142,10 @@ impl Wanted {
 
     fn open_gpu(self, choice: AdapterChoice) -> Result<Arc<dyn Backend>, DeviceError> {
         let backend = GpuBackend::new(choice).map_err(|error| DeviceError { reason: error.to_string() })?;
-        let backend = backend.with_half_products(self.products == Products::Bf16);
+        let mut backend = backend.with_half_products(self.products == Products::Bf16);
+        if let Some(path) = folders::gpu_tuning() {
+            backend = backend.with_tuning(path, self.is_tuning);
+        }
         if self.is_profiled {
             backend.start_profile().map_err(|error| DeviceError { reason: error.to_string() })?;
         }

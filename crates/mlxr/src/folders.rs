@@ -1,4 +1,4 @@
-//! Where this program keeps things when nobody says: the XDG folders on Linux, Application Support on macOS.
+//! Where this program keeps things when nobody says: the XDG folders on Linux, Application Support and Caches on macOS.
 
 use std::path::PathBuf;
 
@@ -18,6 +18,16 @@ pub fn socket() -> Option<PathBuf> {
         .or_else(|| variable("XDG_STATE_HOME"))
         .or_else(|| Some(variable("HOME")?.join(".local/state")))?;
     Some(folder.join("mlxr/mlxr.sock"))
+}
+
+/// What was measured of the GPUs here.
+pub fn gpu_tuning() -> Option<PathBuf> {
+    let folder = if cfg!(target_os = "macos") {
+        variable("HOME")?.join("Library/Caches")
+    } else {
+        variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?
+    };
+    Some(folder.join("mlxr/gpu-tuning.json"))
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

@@ -29,7 +29,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let ckpt = source.open()?;
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;
-    let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
+    let wanted =
+        Wanted::new(args.device, args.threads, device::products(args.bf16_products)).tuning(args.tune);
     let options =
         EngineOptions { n_ctx: Some(n_ctx as usize), kv_dtype: args.kv_type, ..EngineOptions::default() };
     let sequences = wanted.with_gpu_layers(args.gpu_layers).load(&ckpt, options, |placement, _| {

@@ -26,7 +26,7 @@ use crate::ops::{Attention, Product};
 use crate::pipelines::{Kernel, Pipelines};
 use crate::recorder::{Dispatch, Grid, Recorder};
 use crate::tuner::Tuner;
-use crate::weight::{GpuWeight, Numbered, has_numbers};
+use crate::weight::{GpuWeight, Numbered};
 
 /// Records ops for a GPU and runs them.
 ///
@@ -420,13 +420,6 @@ impl Backend for GpuBackend {
     }
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
-        if !has_numbers(tensor.format()) {
-            return Err(TensorError::Unsupported {
-                name: tensor.name().to_owned(),
-                backend: BACKEND,
-                reason: format!("type {} cannot be converted to numbers", tensor.format().name()),
-            });
-        }
         let weight = GpuWeight::new(&self.gpu, &self.buffers, tensor)?;
         self.note_layout(&weight);
         Ok(Weight::new(tensor.shape(), tensor.format(), weight))

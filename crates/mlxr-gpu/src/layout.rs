@@ -12,7 +12,7 @@
 //!   out like the 2-bit plane.
 //!
 //! Scales have a buffer of their own in the form that [`Scale`] names. Floats are chunks of 8 columns, rows filled up
-//! with zeros.
+//! with zeros. Formats with neither codes nor floats of their own become floats.
 
 use mlxr_tensor::{Codebook, DType, Format, MlxFloat, codec};
 use serde::Serialize;
@@ -147,9 +147,15 @@ impl Codes {
 }
 
 impl Layout {
-    /// Of vectors in formats without a layout; their values are dequantised on the host.
-    pub(crate) const VECTOR: Layout =
-        Layout::Floats(Floats { element: Element::F32, has_scales: false, table: None, group: None });
+    /// Of a format that has none of its own, whose weights are dequantised when they are uploaded. Wide numbers may be larger
+    /// than f16 takes.
+    pub(crate) fn dequantised(format: Format) -> Layout {
+        let element = match format {
+            Format::Plain(DType::F64 | DType::I16 | DType::I32 | DType::I64) => Element::F32,
+            _ => Element::F16,
+        };
+        Layout::Floats(Floats { element, has_scales: false, table: None, group: None })
+    }
 
     /// The layout of a format, or `None` when there is none.
     pub(crate) fn of(format: Format) -> Option<Layout> {

@@ -59,9 +59,21 @@ pub(crate) fn repack_rows(tensor: &HostTensor, layout: &Layout) -> Planes {
     }
 }
 
+/// Rows as floats that their format does not have.
+fn dequantised(tensor: &HostTensor, element: Element) -> Vec<u8> {
+    let values = codec::dequantise(tensor).expect("a format with numbers has been checked for");
+    match element {
+        Element::F32 => bytemuck::cast_slice(&values).to_vec(),
+        _ => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+    }
+}
+
 /// Rows of floats, filled up to whole chunks.
 fn floats_of(tensor: &HostTensor, floats: &Floats) -> Planes {
-    let row_bytes = tensor.data().len() / tensor.rows().max(1);
+    let is_stored = Layout::of(tensor.format()) == Some(Layout::Floats(*floats));
+    let decoded = if is_stored { Vec::new() } else { dequantised(tensor, floats.element) };
+    let data = if is_stored { tensor.data() } else { &*decoded };
+    let row_bytes = data.len() / tensor.rows().max(1);
     let per_chunk = match floats.element {
         Element::F32 => 32,
         Element::F16 | Element::Bf16 => 16,
@@ -71,7 +83,7 @@ fn floats_of(tensor: &HostTensor, floats: &Floats) -> Planes {
     let padded = tensor.cols().div_ceil(FLOATS_CHUNK) * per_chunk;
     let mut planes = Planes::default();
     planes.codes.reserve(tensor.rows() * padded);
-    for row in tensor.data().chunks_exact(row_bytes.max(1)) {
+    for row in data.chunks_exact(row_bytes.max(1)) {
         if floats.element == Element::Table {
             // The file has the first column in the high half.
             planes.codes.extend(row.iter().map(|byte| byte.rotate_left(4)));
@@ -82,6 +94,7 @@ fn floats_of(tensor: &HostTensor, floats: &Floats) -> Planes {
         planes.codes.resize(filled, 0);
     }
     planes.scales = match tensor.format() {
+        _ if !floats.has_scales => Vec::new(),
         Format::MlxFloat(_) => {
             tensor.scales().iter().flat_map(|&code| codec::e8m0_to_f32(code).to_le_bytes()).collect()
         }

@@ -107,7 +107,7 @@ impl GpuWeight {
     /// A matrix or vector.
     ///
     /// # Errors
-    /// [`TensorError::Unsupported`] when the format has no layout, [`TensorError::OutOfMemory`].
+    /// [`TensorError::Unsupported`] when the format is not of numbers, [`TensorError::OutOfMemory`].
     pub(crate) fn new(gpu: &Gpu, buffers: &Arc<Buffers>, tensor: &HostTensor) -> Result<Self, TensorError> {
         let mut weight = Self::described(std::slice::from_ref(tensor))?;
         // Vectors are only ever read as plain values.
@@ -150,18 +150,20 @@ impl GpuWeight {
             Layout::Codes(codes) => cols.is_multiple_of(codes.block()),
             Layout::Floats(_) => true,
         };
-        let is_vector = first.shape().len() < 2;
-        let layout = Layout::of(first.format()).filter(fits).or(is_vector.then_some(Layout::VECTOR));
-        let Some(layout) = layout else {
-            let format = first.format().name();
+        if !has_numbers(first.format()) {
             return Err(TensorError::Unsupported {
                 name: first.name().to_owned(),
                 backend: BACKEND,
-                reason: format!(
-                    "there is no kernel for {format} with {cols} columns\nhint: use --device cpu"
-                ),
+                reason: format!("type {} cannot be converted to numbers", first.format().name()),
             });
-        };
+        }
+        let known = Layout::of(first.format()).filter(fits);
+        let is_vector = first.shape().len() < 2;
+        if known.is_none() && !is_vector {
+            let (name, format) = (first.name(), first.format().name());
+            tracing::info!(name, format, "no kernel has this type: dequantised as it is uploaded");
+        }
+        let layout = known.unwrap_or_else(|| Layout::dequantised(first.format()));
         let n_out = first.rows();
         Ok(Self { layout, cols, n_out, parts: Vec::new(), host: tensors.to_vec(), values: OnceLock::new() })
     }
@@ -208,7 +210,7 @@ impl GpuWeight {
 }
 
 /// Whether a vector or matrix of `format` can be read as numbers at all.
-pub(crate) fn has_numbers(format: Format) -> bool {
+fn has_numbers(format: Format) -> bool {
     match format {
         Format::Plain(dtype) => codec::row_decoder(dtype).is_some(),
         _ => true,

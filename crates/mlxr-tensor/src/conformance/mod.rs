@@ -19,6 +19,8 @@ use crate::{Act, Backend};
 
 /// Relative error of ops computed in f32 throughout.
 pub const F32_TOLERANCE: f64 = 2e-6;
+/// Of numbers that a backend may keep in f16.
+pub const F16_TOLERANCE: f64 = 5e-4;
 
 /// Relative error of values whose mean, thirty times their spread, was taken off in f32.
 pub const CENTRED_TOLERANCE: f64 = 6e-5;

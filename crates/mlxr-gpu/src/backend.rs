@@ -508,9 +508,7 @@ impl Backend for GpuBackend {
                 let room = padded_rows(x.rows());
                 return self.new_act_in(room, x.rows(), weight.n_out, |y| self.half_product(x, weight, y));
             }
-            self.new_act(x.rows(), weight.n_out, |y| {
-                if self.is_few(&product) { self.few(x, &product, y) } else { self.product(x, &product, y) }
-            })
+            self.new_act(x.rows(), weight.n_out, |y| self.product(x, &product, y))
         });
         each.collect()
     }

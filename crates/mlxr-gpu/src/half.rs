@@ -8,15 +8,14 @@ use mlxr_tensor::{Act, Backend, DType, HostTensor, TensorError};
 use crate::backend::{GpuAct, GpuBackend, act};
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
-use crate::half_few::MAX_ROWS;
 use crate::kernels::{HalfRows, Matmul, UnpackCodes, UnpackFloats};
 use crate::layout::{Element, Floats, Layout};
 use crate::ops::Product;
 use crate::recorder::Grid;
 use crate::weight::{GpuWeight, Part};
 
-/// Rows from which products go this way; fewer go that of [`crate::half_few`].
-const MIN_ROWS: usize = MAX_ROWS + 1;
+/// Rows from which products go this way.
+const MIN_ROWS: usize = 32;
 /// Rows and columns of the results that a workgroup computes.
 const TILE: usize = 128;
 /// What columns of the input are a multiple of.
@@ -53,12 +52,7 @@ impl GpuBackend {
 
     /// Compares products with the same by the other kernels.
     fn half_products_are_right(&self) -> Result<bool, TensorError> {
-        for n_rows in [MAX_ROWS - 3, TILE, FEW_ROWS + TILE] {
-            if !self.half_product_is_right(n_rows)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        Ok(self.half_product_is_right(TILE)? && self.half_product_is_right(FEW_ROWS + TILE)?)
     }
 
     fn half_product_is_right(&self, n_rows: usize) -> Result<bool, TensorError> {
@@ -73,11 +67,7 @@ impl GpuBackend {
         let x = self.act(n_rows, cols, &values(n_rows * cols, 5));
         let product = Product { weight: &weight, bias: None, routing: None, n_rows };
         let (ours, theirs) = (self.take(n_rows * n_out * 4)?, self.take(n_rows * n_out * 4)?);
-        if n_rows <= MAX_ROWS {
-            self.few(&x, &product, ours.bound())?;
-        } else {
-            self.half_product(&x, &weight, ours.bound())?;
-        }
+        self.half_product(&x, &weight, ours.bound())?;
         self.product(&x, &product, theirs.bound())?;
         self.are_alike(ours.bound(), theirs.bound(), n_rows * n_out)
     }

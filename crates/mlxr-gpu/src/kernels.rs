@@ -93,7 +93,6 @@ kernels! {
         shape: MatvecShape,
     }
     HalfRows = "half_rows.wgsl" [Read, Write] {}
-    HalfTiles = "half_tiles.wgsl" [Read, Write] {}
     /// `codes, high, scales, y`
     UnpackCodes = "unpack.wgsl" [Read, Read, Read, Write] {
         #[serde(flatten)]
@@ -119,20 +118,6 @@ kernels! {
         size: u32,
         /// Whether workgroup memory goes by fours, which is faster where it is possible.
         has_vectors: bool,
-    }
-    /// `codes, high, scales, x, bias, y`
-    MatmulFewCodes = "matmul_few.wgsl" [Read, Read, Read, Read, Read, Write] {
-        #[serde(flatten)]
-        layout: Codes,
-        #[serde(flatten)]
-        shape: FewShape,
-    }
-    /// `codes, scales, x, bias, y`
-    MatmulFewFloats = "matmul_few.wgsl" [Read, Read, Read, Read, Write] {
-        #[serde(flatten)]
-        layout: Floats,
-        #[serde(flatten)]
-        shape: FewShape,
     }
     /// `rows, k, v, k cache, v cache`
     StoreKv = "store_kv.wgsl" [Read, Read, Read, Write, Write] {
@@ -259,22 +244,6 @@ impl MatvecShape {
 pub(crate) struct Division {
     pub(crate) n_out: u32,
     pub(crate) n_sets: u32,
-}
-
-/// How a product of few rows on matrix units is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub(crate) struct FewShape {
-    pub(crate) subgroup: u32,
-    /// Sixteens of the weight's rows that a workgroup has.
-    pub(crate) n_tiles: u32,
-    /// Subgroups that share the columns of a row.
-    pub(crate) n_split: u32,
-    /// Columns that are in workgroup memory, for each subgroup.
-    pub(crate) k_tile: u32,
-    /// How many times as many a subgroup loads together.
-    pub(crate) n_ahead: u32,
-    /// Whether columns do not divide evenly by these.
-    pub(crate) is_ragged: bool,
 }
 
 /// How keys and values of a layer are stored.

@@ -18,7 +18,6 @@ mod buffers;
 mod device;
 mod half;
 mod half_attention;
-mod half_few;
 mod kernels;
 mod kv;
 mod layout;

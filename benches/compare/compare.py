@@ -128,12 +128,15 @@ def processor():
 
 
 def table(rows):
-    lines = ["| type | test | llama.cpp, tok/s | mlxr, tok/s | ratio | GB/s | of bandwidth |", "|---|---|---|---|---|---|---|"]
+    """The last column is what the ratio would be if all of the measured bandwidth were used."""
+    lines = ["| type | test | llama.cpp, tok/s | mlxr, tok/s | ratio | GB/s | of bandwidth | ratio at all of it |",
+             "|---|---|---|---|---|---|---|---|"]
     for row in rows:
         decodes = row["test"].startswith("tg")
         rate = f"{row['gb_s']:.1f}" if decodes else ""
-        share = f"{row['gb_s'] / row['limit_gb_s']:.0%}" if decodes else ""
-        cells = [row["type"].upper(), row["test"], f"{row['theirs']:.1f}", f"{row['ours']:.1f}", f"{row['ratio']:.2f}", rate, share]
+        share = row["gb_s"] / row["limit_gb_s"] if decodes and row["limit_gb_s"] else None
+        of_limit = [f"{share:.0%}", f"{row['ratio'] / share:.2f}"] if share else ["", ""]
+        cells = [row["type"].upper(), row["test"], f"{row['theirs']:.1f}", f"{row['ours']:.1f}", f"{row['ratio']:.2f}", rate, *of_limit]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

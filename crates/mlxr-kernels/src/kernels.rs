@@ -215,7 +215,7 @@ pub enum Products {
     #[default]
     Alike,
     /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16, all weights with
-    /// AMX. Rounded to other bits than products of fewer rows.
+    /// AMX; attention of many queries likewise. Rounded to other bits than products of fewer rows.
     Bf16,
 }
 

@@ -16,27 +16,11 @@ use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, BlockRows, SCALE_AT};
 use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 
-/// Makes `$find`, which gives the kernel of a format: `$body`, compiled for each format as `Blocks`.
+/// [`super::tile::format_kernels!`] of the formats with super-blocks, as `Blocks`.
 macro_rules! block_kernels {
-    (fn $find:ident() -> $kernel:ty, $features:literal, |$($arg:ident: $type:ty),*| $body:expr) => {
-        /// The kernel of a format of super-blocks in tile order.
-        pub(super) fn $find(format: mlxr_tensor::Format) -> Option<$kernel> {
-            use mlxr_tensor::{DType, Format};
-            use $crate::avx512::super_blocks;
-            macro_rules! kernel {
-                ($format:ident) => {{
-                    type Blocks = super_blocks::$format;
-                    #[target_feature(enable = $features)]
-                    fn kernel($($arg: $type),*) { $body }
-                    Some(kernel)
-                }};
-            }
-            match format {
-                Format::Plain(DType::Q4_K) => kernel!(Q4K),
-                Format::Plain(DType::Q5_K) => kernel!(Q5K),
-                Format::Plain(DType::Q6_K) => kernel!(Q6K),
-                _ => None,
-            }
+    ($($kernels:tt)*) => {
+        $crate::avx512::tile::format_kernels! {
+            super_blocks as Blocks, [Q4_K: Q4K, Q5_K: Q5K, Q6_K: Q6K], $($kernels)*
         }
     };
 }

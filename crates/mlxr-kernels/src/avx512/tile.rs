@@ -39,27 +39,38 @@ const PANEL_CODES: usize = PANEL_COLS * N_ROWS;
 const PANEL_SCALES: usize = PANEL_GROUPS * N_ROWS * 4;
 const PANEL_BYTES: usize = PANEL_CODES + 2 * PANEL_SCALES;
 
-/// Makes `$find`, which gives the kernel of a format in tile order: `$body`, compiled for each layout as `Tiled`.
-macro_rules! tiled_kernels {
-    (fn $find:ident() -> $kernel:ty, $features:literal, |$($arg:ident: $type:ty),*| $body:expr) => {
+/// Makes `$find`, which gives the kernel of a format in tile order: `$body`, compiled for each as `$name`, which is what
+/// `$module` calls it.
+macro_rules! format_kernels {
+    (
+        $module:ident as $name:ident, [$($dtype:ident: $format:ident),*],
+        fn $find:ident() -> $kernel:ty, $features:literal, |$($arg:ident: $type:ty),*| $body:expr
+    ) => {
         /// The kernel of a format in tile order.
         pub(super) fn $find(format: mlxr_tensor::Format) -> Option<$kernel> {
             use mlxr_tensor::{DType, Format};
-            use $crate::avx512::layouts;
+            use $crate::avx512::$module;
             macro_rules! kernel {
-                ($layout:ident) => {{
-                    type Tiled = layouts::$layout;
+                ($of:ident) => {{
+                    type $name = $module::$of;
                     #[target_feature(enable = $features)]
                     fn kernel($($arg: $type),*) { $body }
                     Some(kernel)
                 }};
             }
             match format {
-                Format::Plain(DType::Q4_0) => kernel!(Q4_0),
-                Format::Plain(DType::Q8_0) => kernel!(Q8_0),
+                $(Format::Plain(DType::$dtype) => kernel!($format),)*
                 _ => None,
             }
         }
+    };
+}
+pub(crate) use format_kernels;
+
+/// [`format_kernels!`] of the formats whose groups have scales of their own, as `Tiled`.
+macro_rules! tiled_kernels {
+    ($($kernels:tt)*) => {
+        $crate::avx512::tile::format_kernels! { layouts as Tiled, [Q4_0: Q4_0, Q8_0: Q8_0], $($kernels)* }
     };
 }
 pub(crate) use tiled_kernels;

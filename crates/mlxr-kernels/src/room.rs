@@ -23,7 +23,8 @@ impl Memory {
     /// `None` where the system does not say.
     fn of_system() -> Option<Memory> {
         let machine = Self::of_machine(&fs::read_to_string("/proc/meminfo").ok()?)?;
-        let group = group_folder().and_then(|folder| Self::of_group(&folder));
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let group = group_folder(&groups).and_then(|folder| Self::of_group(&folder));
         Some(group.filter(|group| group.available < machine.available).unwrap_or(machine))
     }
 
@@ -36,11 +37,13 @@ impl Memory {
         Some(Memory { total: kib("MemTotal")? << 10, available: kib("MemAvailable")? << 10 })
     }
 
-    /// From the files of a control group; `None` without a limit.
+    /// From the files of a control group of either version; `None` without a limit.
     fn of_group(folder: &Path) -> Option<Memory> {
-        let total = fs::read_to_string(folder.join("memory.max")).ok()?.trim().parse().ok()?;
-        let stat = fs::read_to_string(folder.join("memory.stat")).ok()?;
-        let anonymous: u64 = stat.lines().find_map(|line| line.strip_prefix("anon "))?.trim().parse().ok()?;
+        let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+        let total = read("memory.max").or_else(|| read("memory.limit_in_bytes"))?.trim().parse().ok()?;
+        let stat = read("memory.stat")?;
+        let number = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok();
+        let anonymous: u64 = number("anon ").or_else(|| number("total_rss "))?;
         Some(Memory { total, available: total.saturating_sub(anonymous) })
     }
 
@@ -49,11 +52,16 @@ impl Memory {
     }
 }
 
-/// The control group of this process.
-fn group_folder() -> Option<PathBuf> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/')))
+/// The control group that limits this process's memory, from the text of `/proc/self/cgroup`: the first version names
+/// what a group controls, and of the second there is one.
+fn group_folder(groups: &str) -> Option<PathBuf> {
+    let lines = || groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let first = lines().find(|(controllers, _)| controllers.split(',').any(|name| name == "memory"));
+    let (mount, path) = match first {
+        Some((_, path)) => ("/sys/fs/cgroup/memory", path),
+        None => ("/sys/fs/cgroup", lines().find(|(controllers, _)| controllers.is_empty())?.1),
+    };
+    Some(Path::new(mount).join(path.trim_start_matches('/')))
 }
 
 /// Decides about copies, and says once that one was not made.
@@ -104,6 +112,19 @@ mod tests {
         assert_eq!(Memory::of_group(folder.path()), None);
         write("memory.max", "1000\n");
         assert_eq!(Memory::of_group(folder.path()), Some(Memory { total: 1000, available: 700 }));
+    }
+
+    #[test]
+    fn groups_of_the_first_version_are_read_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("a file");
+        write("memory.limit_in_bytes", "1000\n");
+        write("memory.stat", "cache 10\nrss 100\ntotal_cache 10\ntotal_rss 400\n");
+        assert_eq!(Memory::of_group(folder.path()), Some(Memory { total: 1000, available: 600 }));
+        let both = "12:cpu,memory:/a/b\n1:name=systemd:/c\n0::/d\n";
+        assert_eq!(group_folder(both), Some("/sys/fs/cgroup/memory/a/b".into()));
+        assert_eq!(group_folder("0::/d\n"), Some("/sys/fs/cgroup/d".into()));
+        assert_eq!(group_folder("1:name=systemd:/c\n"), None);
     }
 
     #[test]

@@ -285,8 +285,9 @@ impl Shared {
             return state;
         }
         let mut sleep = lock(&self.sleep);
-        self.n_sleeping.fetch_add(1, Ordering::SeqCst);
         loop {
+            // Every time anew: who wakes sets the count to zero, also when it was for a job this worker has seen.
+            self.n_sleeping.fetch_add(1, Ordering::SeqCst);
             if let Some(state) = new() {
                 return state;
             }
@@ -407,6 +408,26 @@ mod tests {
             ran.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(ran.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_worker_woken_for_a_job_it_has_seen_can_be_woken_again() {
+        // A pool whose worker cannot be woken cannot be dropped either.
+        let pool = std::mem::ManuallyDrop::new(ThreadPool::new(2));
+        let falls_asleep = || {
+            let start = std::time::Instant::now();
+            while pool.shared.n_sleeping.load(Ordering::SeqCst) == 0 {
+                assert!(start.elapsed().as_secs() < 20, "nobody knows that the worker sleeps");
+                std::thread::yield_now();
+            }
+        };
+        for _ in 0..20 {
+            falls_asleep();
+            // Too late for the job before, and there is no other one.
+            pool.shared.wake_workers();
+        }
+        falls_asleep();
+        drop(std::mem::ManuallyDrop::into_inner(pool));
     }
 
     #[test]

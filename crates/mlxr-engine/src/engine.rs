@@ -4,6 +4,7 @@
 //! Invariant: every accepted request ends in exactly one [`Event::Finish`](crate::Event::Finish), also when it is
 //! cancelled or its forward panics.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
 
 use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
-use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, PoolStats};
+use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, OverflowStats, PoolStats};
 use crate::loop_guard::LoopGuard;
 use crate::pacing::{Pace, PaceStats, Pacer};
 use crate::request::{Prompt, Request, SubmitError};
@@ -34,6 +35,9 @@ pub struct EngineOptions {
     pub kv_bytes: Option<usize>,
     /// `F32`, `F16`, `BF16` or `Q8_0`.
     pub kv_dtype: DType,
+    /// Bytes of host memory for what sequences had stored whose blocks the arena needs for others; it then comes back in
+    /// place of being computed again.
+    pub host_kv_bytes: usize,
     /// 16 or 32.
     pub block_tokens: usize,
     /// Rows of one step. More prefill faster, fewer keep the time between tokens short.
@@ -63,6 +67,7 @@ impl Default for EngineOptions {
             n_ctx: None,
             kv_bytes: None,
             kv_dtype: DType::F16,
+            host_kv_bytes: 0,
             block_tokens: 16,
             max_batch_tokens: 512,
             max_logit_rows: 64,
@@ -114,6 +119,8 @@ pub struct EngineStats {
     pub n_block_copies: u64,
     pub blocks: PoolStats,
     pub cache: CacheStats,
+    /// What is kept of preempted sequences outside of the arena.
+    pub overflow: OverflowStats,
     /// Where there is a target for the time between two tokens.
     pub pace: Option<PaceStats>,
 }
@@ -124,6 +131,8 @@ pub struct Engine {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) scheduler: Scheduler,
     pub(crate) choices: BTreeMap<SeqId, Choice>,
+    /// What preempted sequences had stored.
+    pub(crate) kept: BTreeMap<SeqId, Box<dyn Any + Send>>,
     pub(crate) active: BTreeMap<RequestId, Active>,
     pub(crate) events: Vec<Event>,
     pub(crate) n_rows: u64,
@@ -172,7 +181,9 @@ impl Engine {
         }
         let spec = model.kv_spec(n_blocks, options.block_tokens, options.kv_dtype);
         let runner = Box::new(ModelRunner::new(model, &spec)?);
-        Engine::with_runner(runner, tokenizer, n_blocks, &EngineOptions { n_ctx: Some(n_ctx), ..*options })
+        let options = EngineOptions { n_ctx: Some(n_ctx), ..*options };
+        let engine = Engine::with_runner(runner, tokenizer, n_blocks, &options)?;
+        Ok(engine.with_overflow(options.host_kv_bytes / block_bytes.max(1)))
     }
 
     /// An engine over `n_blocks` blocks that `runner` keeps; `options.n_ctx` defaults to all of them.
@@ -208,6 +219,7 @@ impl Engine {
             tokenizer,
             scheduler: Scheduler::new(limits, tables),
             choices: BTreeMap::new(),
+            kept: BTreeMap::new(),
             active: BTreeMap::new(),
             events: Vec::new(),
             n_rows: 0,
@@ -224,6 +236,11 @@ impl Engine {
             n_ctx,
             max_waiting: options.max_waiting,
         })
+    }
+
+    /// The same engine with room for so many blocks of preempted sequences outside of the arena.
+    pub fn with_overflow(self, max_blocks: usize) -> Engine {
+        Engine { scheduler: self.scheduler.with_overflow(max_blocks), ..self }
     }
 
     /// The same engine by another clock.
@@ -261,6 +278,7 @@ impl Engine {
             n_block_copies: self.scheduler.tables().n_copies(),
             blocks: self.scheduler.tables().stats(),
             cache: self.scheduler.tables().cache_stats(),
+            overflow: self.scheduler.overflow().stats(),
             pace: self.pacer.as_ref().map(Pacer::stats),
         }
     }
@@ -377,6 +395,7 @@ impl Engine {
         let (mut reason, mut text) = (reason, String::new());
         if let Some(seq) = active.seqs[choice as usize] {
             self.scheduler.finish(seq);
+            self.kept.remove(&seq);
             let state = self.choices.remove(&seq).expect("a sequence has its state");
             let stop_idx;
             (text, stop_idx) = state.flush();

@@ -26,7 +26,7 @@ pub use engine::{Engine, EngineError, EngineOptions, EngineStats, ScoreError};
 pub use event::{Event, FinishReason, PromptToken, StopCause, Timings, Usage};
 pub use ids::{BlockId, RequestId, SeqId};
 pub use inspect::{PrefixExplanation, RequestInfo, RequestState, TokenText};
-pub use kv::{BlockInfo, BlockState, CacheStats, KvMap, MAX_MAP_BLOCKS, PrefixStop, SeqOwner};
+pub use kv::{BlockInfo, BlockState, CacheStats, KvMap, MAX_MAP_BLOCKS, OverflowStats, PrefixStop, SeqOwner};
 pub use loop_guard::{LoopGuard, LoopLimits};
 pub use pacing::PaceStats;
 pub use request::{

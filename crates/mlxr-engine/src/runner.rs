@@ -1,8 +1,9 @@
 //! What the engine asks of a model: run a batch, give the logits of each row, or the largest of them.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use mlxr_models::{Model, ModelKv};
+use mlxr_models::{Model, ModelKv, SavedBlocks};
 use mlxr_tensor::{Act, Batch, BlockCopy, KvSpec, Ranked, TensorError, argmax, largest};
 
 /// Owns the model's KV arena and runs one step on it.
@@ -63,6 +64,21 @@ pub trait Runner: Send {
         let logits = self.run(copies, batch)?;
         let rows = logits.chunks_exact(self.n_vocab()).map(|row| Ranked::of(row, n)).collect();
         Ok(RankedLogits { rows, logits: Box::new(move || Ok(logits.clone())) })
+    }
+
+    /// Copies blocks out of the arena, for [`Self::load_blocks`]. A runner that cannot says so; the engine asks only where
+    /// blocks are to be kept.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn save_blocks(&mut self, blocks: &[u32]) -> Result<Box<dyn Any + Send>, TensorError> {
+        let reason = format!("{} blocks were to be kept", blocks.len());
+        Err(TensorError::DeviceLost { backend: "runner", reason })
+    }
+
+    /// Gives `blocks` what was saved, from the saved block `first` on.
+    fn load_blocks(&mut self, blocks: &[u32], saved: &(dyn Any + Send), first: usize) {
+        let _ = (blocks, saved, first);
     }
 
     /// Takes back logits that nobody reads any more, for their memory.
@@ -151,6 +167,15 @@ impl Runner for ModelRunner {
         let backend = self.model.backend().clone();
         let rows = backend.ranked(&logits, n)?;
         Ok(RankedLogits { rows, logits: Box::new(move || backend.read(&logits)) })
+    }
+
+    fn save_blocks(&mut self, blocks: &[u32]) -> Result<Box<dyn Any + Send>, TensorError> {
+        Ok(Box::new(self.kv.read_blocks(blocks)?))
+    }
+
+    fn load_blocks(&mut self, blocks: &[u32], saved: &(dyn Any + Send), first: usize) {
+        let saved = saved.downcast_ref::<SavedBlocks>().expect("what this runner has saved");
+        self.kv.write_blocks(blocks, saved, first);
     }
 
     fn recycle(&mut self, logits: Vec<f32>) {

@@ -5,8 +5,8 @@
 //! running sequence is promised one row per step before any of them gets more.
 //!
 //! Order is by [`Rank`]: priority and age on one scale, fixed at submission. When blocks run out, the last-ranked
-//! running sequence gives all of its blocks back and waits to be computed again; the first-ranked one can therefore
-//! always proceed, and nobody waits forever because one priority level is worth only `aging_steps` of age.
+//! running sequence gives all of its blocks back and waits to be computed again, but for what is kept of it outside of
+//! the arena (`kv/overflow.rs`); the first-ranked one can therefore always proceed, and nobody waits forever because one priority level is worth only `aging_steps` of age.
 //!
 //! Invariants: being in `waiting` or in `running` is the status; a waiting sequence owns no blocks; a running one has
 //! at least one token to store when a step is planned.
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use mlxr_tensor::BlockCopy;
 
 use crate::SeqId;
-use crate::kv::{BlockTable, BlockTables, IntegrityError};
+use crate::kv::{BlockTable, BlockTables, IntegrityError, Overflow, SwapIn, SwapOut};
 use crate::pacing::Pace;
 
 /// What a step may take at most.
@@ -102,6 +102,10 @@ pub struct Plan {
     pub copies: Vec<BlockCopy>,
     /// Sequences that lost their blocks and wait again.
     pub preempted: Vec<SeqId>,
+    /// What is kept of them, to be copied out before anything else.
+    pub swaps_out: Vec<SwapOut>,
+    /// What comes back of others, before anything is written.
+    pub swaps_in: Vec<SwapIn>,
 }
 
 /// Plans steps over waiting and running sequences and owns their block tables.
@@ -111,6 +115,7 @@ pub struct Scheduler {
     /// Narrower limits while sequences decode.
     pace: Option<Pace>,
     tables: BlockTables,
+    overflow: Overflow,
     waiting: BTreeMap<Rank, Sequence>,
     /// By rank.
     running: Vec<Sequence>,
@@ -134,12 +139,27 @@ impl Scheduler {
             limits,
             pace: None,
             tables,
+            overflow: Overflow::default(),
             waiting: BTreeMap::new(),
             running: Vec::new(),
             n_steps: 0,
             n_submitted: 0,
             n_preemptions: 0,
         }
+    }
+
+    /// The same with what preempted sequences have stored kept outside of the arena, up to so many blocks.
+    pub fn with_overflow(self, max_blocks: usize) -> Self {
+        Self { overflow: Overflow::new(max_blocks), ..self }
+    }
+
+    pub fn overflow(&self) -> &Overflow {
+        &self.overflow
+    }
+
+    /// Gives up what is kept of preempted sequences: they are computed again.
+    pub fn clear_overflow(&mut self) {
+        self.overflow.clear();
     }
 
     pub fn limits(&self) -> &Limits {
@@ -207,7 +227,11 @@ impl Scheduler {
                     plan.rows.push(scheduled);
                     next += 1;
                 }
-                None => plan.preempted.push(self.preempt_last()),
+                None => {
+                    let (seq, swap) = self.preempt_last();
+                    plan.preempted.push(seq);
+                    plan.swaps_out.extend(swap);
+                }
             }
         }
         if plan.preempted.is_empty() {
@@ -271,13 +295,31 @@ impl Scheduler {
         })
     }
 
-    fn preempt_last(&mut self) -> SeqId {
+    /// Takes the last-ranked sequence's blocks. What it has stored of them is kept where there is room.
+    fn preempt_last(&mut self) -> (SeqId, Option<SwapOut>) {
         let sequence = self.running.pop().expect("only a running sequence can lack blocks");
-        self.tables.remove(sequence.seq);
-        self.n_preemptions += 1;
         let seq = sequence.seq;
+        let table = self.tables.get(seq).expect("running sequences have tables");
+        let swap = self.overflow.keep(seq, table.n_tokens(), table.blocks());
+        self.tables.remove(seq);
+        self.n_preemptions += 1;
         self.waiting.insert(sequence.rank, sequence);
-        seq
+        (seq, swap)
+    }
+
+    /// Gives a sequence that starts again blocks for what is kept of it, behind what is still cached.
+    fn bring_back<'a>(&mut self, idx: usize, tokens: impl Fn(SeqId) -> &'a [u32], plan: &mut Plan) {
+        let sequence = &self.running[idx];
+        let seq = sequence.seq;
+        let Some(n_kept) = self.overflow.take(seq) else { return };
+        self.tables.reuse(seq, self.reusable(sequence, tokens));
+        let n_stored = self.tables.get(seq).map_or(0, BlockTable::n_tokens);
+        let n_more = n_kept.saturating_sub(n_stored);
+        self.tables.append(seq, n_more, &mut plan.copies).expect("enough free blocks were counted");
+        let first = n_stored / self.tables.block_tokens();
+        let blocks = self.tables.get(seq).map_or(&[][..], |table| &table.blocks()[first..]).to_vec();
+        self.overflow.count_in(blocks.len());
+        plan.swaps_in.push(SwapIn { seq, first, blocks });
     }
 
     /// Starts waiting sequences in order of rank while rows, places and blocks last.
@@ -291,6 +333,7 @@ impl Scheduler {
             self.tables.insert(sequence.seq);
             let idx = self.running.partition_point(|other| other.rank < rank);
             self.running.insert(idx, sequence);
+            self.bring_back(idx, &tokens, plan);
             let scheduled = self
                 .reserve(idx, budget, &tokens, &mut plan.copies)
                 .expect("enough free blocks were counted");
@@ -375,6 +418,7 @@ impl Scheduler {
 
     /// Takes a sequence out, wherever it is, and frees its blocks. Returns whether it was there.
     pub fn finish(&mut self, seq: SeqId) -> bool {
+        self.overflow.take(seq);
         if let Some(idx) = self.running.iter().position(|sequence| sequence.seq == seq) {
             self.running.remove(idx);
             self.tables.remove(seq);

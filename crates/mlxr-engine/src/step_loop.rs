@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use mlxr_tensor::{MAX_LARGEST, Ranked, TensorError};
+use mlxr_tensor::{Batch, MAX_LARGEST, Ranked, TensorError};
 use mlxr_text::StopMatch;
 
-use crate::SeqId;
 use crate::batch;
 use crate::choice::Choice;
 use crate::engine::Engine;
 use crate::event::{Event, FinishReason, PromptToken, StopCause};
+use crate::kv::{SwapIn, SwapOut};
 use crate::runner::RankedLogits;
 use crate::sampler::{Candidates, Logprobs, Need, SampleError, logprobs};
 use crate::scheduler::{Plan, Scheduled};
+use crate::{BlockId, SeqId};
 
 impl Engine {
     /// Runs one step and returns what it led to, together with the events of cancellations since the last one.
@@ -99,17 +100,9 @@ impl Engine {
         let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens);
         // The runner's state is the arena's contents: whatever a panic left there belongs to sequences that end now.
         let need = plan.rows.iter().map(|scheduled| self.need(scheduled)).max().unwrap_or(Need::Best);
-        let result = catch_unwind(AssertUnwindSafe(|| match need {
-            Need::Best => self.runner.run_best(&plan.copies, &batch).map(Output::Best),
-            Need::Largest(n) if n <= MAX_LARGEST => {
-                self.runner.run_largest(&plan.copies, &batch, n).map(Output::Largest)
-            }
-            Need::Ranked if self.runner.is_remote() => {
-                self.runner.run_ranked(&plan.copies, &batch, MAX_LARGEST).map(Output::Ranked)
-            }
-            Need::Largest(_) | Need::Ranked | Need::Logits => {
-                self.runner.run(&plan.copies, &batch).map(Output::Logits)
-            }
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            self.swap(plan)?;
+            self.run(plan, &batch, need)
         }));
         let output = match result {
             Ok(Ok(output)) => output,
@@ -135,12 +128,44 @@ impl Engine {
         Ok(output)
     }
 
+    /// Moves what sequences have stored out of the arena and back, before the step writes to it.
+    fn swap(&mut self, plan: &Plan) -> Result<(), TensorError> {
+        let ids = |blocks: &[BlockId]| blocks.iter().map(|block| block.0).collect::<Vec<u32>>();
+        for SwapOut { seq, blocks } in &plan.swaps_out {
+            let kept = self.runner.save_blocks(&ids(blocks))?;
+            self.kept.insert(*seq, kept);
+        }
+        for SwapIn { seq, first, blocks } in &plan.swaps_in {
+            let kept = self.kept.remove(seq).expect("what is booked is kept");
+            self.runner.load_blocks(&ids(blocks), &*kept, *first);
+        }
+        Ok(())
+    }
+
+    /// Runs the batch and gives what is needed of it.
+    fn run(&mut self, plan: &Plan, batch: &Batch, need: Need) -> Result<Output, TensorError> {
+        match need {
+            Need::Best => self.runner.run_best(&plan.copies, batch).map(Output::Best),
+            Need::Largest(n) if n <= MAX_LARGEST => {
+                self.runner.run_largest(&plan.copies, batch, n).map(Output::Largest)
+            }
+            Need::Ranked if self.runner.is_remote() => {
+                self.runner.run_ranked(&plan.copies, batch, MAX_LARGEST).map(Output::Ranked)
+            }
+            Need::Largest(_) | Need::Ranked | Need::Logits => {
+                self.runner.run(&plan.copies, batch).map(Output::Logits)
+            }
+        }
+    }
+
     fn fail(&mut self, plan: &Plan, reason: &FinishReason) {
         for scheduled in &plan.rows {
             self.end_seq(scheduled.seq, reason.clone());
         }
-        // Nobody knows what the device has left of the arena.
+        // Nobody knows what the device has left of the arena, or what was copied out of it.
         self.scheduler.clear_cache();
+        self.scheduler.clear_overflow();
+        self.kept.clear();
     }
 
     fn commit(&mut self, plan: &Plan, output: &Output) {

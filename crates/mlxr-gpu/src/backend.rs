@@ -706,6 +706,41 @@ impl Backend for GpuBackend {
         self.note(run());
     }
 
+    fn read_blocks(&self, kv: &KvCache, blocks: &[u32]) -> Result<Vec<u8>, TensorError> {
+        self.gpu.check()?;
+        let kv = kv.handle::<GpuKv>();
+        let mut bytes = Vec::new();
+        for piece in blocks.chunks(kv.blocks_at_a_time()) {
+            let gathered = self.take(piece.len() * kv.block_bytes())?;
+            let mut record = self.record();
+            // What has stored them comes first.
+            record.submit(&self.gpu, &self.buffers);
+            let mut encoder =
+                self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut at = 0;
+            kv.each_region(piece, |buffer, from, n_bytes| {
+                encoder.copy_buffer_to_buffer(buffer, from, gathered.buffer(), at, n_bytes);
+                at += n_bytes;
+            });
+            self.gpu.queue.submit([encoder.finish()]);
+            bytes.extend(record.read(&self.gpu, &self.buffers, gathered.buffer(), at as usize)?);
+        }
+        Ok(bytes)
+    }
+
+    fn write_blocks(&self, kv: &mut KvCache, blocks: &[u32], bytes: &[u8]) {
+        let kv = kv.handle::<GpuKv>();
+        assert_eq!(bytes.len(), blocks.len() * kv.block_bytes(), "bytes of {} blocks", blocks.len());
+        // What still reads them comes first.
+        self.record().submit(&self.gpu, &self.buffers);
+        let mut rest = bytes;
+        kv.each_region(blocks, |buffer, at, n_bytes| {
+            let own;
+            (own, rest) = rest.split_at(n_bytes as usize);
+            self.gpu.write(buffer, at, own);
+        });
+    }
+
     fn route(&self, logits: &Act, spec: &RouterSpec) -> Routing {
         let n_choices = logits.rows() * spec.top_k;
         let routing = GpuRouting {

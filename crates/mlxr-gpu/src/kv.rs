@@ -75,6 +75,27 @@ impl GpuKv {
         }
         Ok(Self { layers })
     }
+
+    /// Bytes of one block of all layers.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.layers.iter().flat_map(GpuKvLayer::regions).map(|region| region.block_words * 4).sum()
+    }
+
+    /// Blocks that are copied out together: the device may have little room left for them.
+    pub(crate) fn blocks_at_a_time(&self) -> usize {
+        const AT_A_TIME: usize = 16 << 20;
+        (AT_A_TIME / self.block_bytes().max(1)).max(1)
+    }
+
+    /// Calls `visit` with the buffer, place and length of every part of the blocks, block after block.
+    pub(crate) fn each_region(&self, blocks: &[u32], mut visit: impl FnMut(&wgpu::Buffer, u64, u64)) {
+        for &block in blocks {
+            for region in self.layers.iter().flat_map(GpuKvLayer::regions) {
+                let n_bytes = region.block_words as u64 * 4;
+                visit(region.buffer.buffer(), u64::from(block) * n_bytes, n_bytes);
+            }
+        }
+    }
 }
 
 impl GpuKvLayer {

@@ -382,6 +382,14 @@ impl Backend for CpuBackend {
         kv.handle_mut::<CpuKv>().copy_blocks(copies);
     }
 
+    fn read_blocks(&self, kv: &KvCache, blocks: &[u32]) -> Result<Vec<u8>, TensorError> {
+        Ok(kv.handle::<CpuKv>().read_blocks(blocks))
+    }
+
+    fn write_blocks(&self, kv: &mut KvCache, blocks: &[u32], bytes: &[u8]) {
+        kv.handle_mut::<CpuKv>().write_blocks(blocks, bytes);
+    }
+
     fn route(&self, logits: &Act, spec: &RouterSpec) -> Routing {
         let routing = route(&self.kernels, values(logits), logits.cols(), spec);
         Routing::new(logits.rows(), spec.top_k, routing)

@@ -102,6 +102,31 @@ impl CpuKv {
         }
     }
 
+    /// Blocks one after the other, each layer after layer.
+    pub(crate) fn read_blocks(&self, blocks: &[u32]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for &block in blocks {
+            for layer in &self.layers {
+                let n = layer.layout.block_bytes();
+                bytes.extend_from_slice(&layer.memory.bytes()[block as usize * n..][..n]);
+            }
+        }
+        bytes
+    }
+
+    /// What [`Self::read_blocks`] gave.
+    pub(crate) fn write_blocks(&mut self, blocks: &[u32], mut bytes: &[u8]) {
+        for &block in blocks {
+            for layer in &mut self.layers {
+                let n = layer.layout.block_bytes();
+                let (own, rest) = bytes.split_at(n);
+                layer.memory.bytes_mut()[block as usize * n..][..n].copy_from_slice(own);
+                bytes = rest;
+            }
+        }
+        assert!(bytes.is_empty(), "{} bytes more than {} blocks take", bytes.len(), blocks.len());
+    }
+
     /// Stores at the batch's slots the keys and values that `row_of` gives for each row; it is called once for a row.
     pub(crate) fn store<'a>(
         &mut self,

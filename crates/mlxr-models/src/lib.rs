@@ -24,5 +24,5 @@ pub use encoder::{EncoderConfig, EncoderMlp, ScoreConfig};
 pub use error::ModelError;
 pub use head::{EmbedderHead, HeadError, ScoreActivation, ranking, shorten, vectors};
 pub use model::{Model, ModelOptions};
-pub use placement::{ModelKv, Placement};
+pub use placement::{ModelKv, Placement, SavedBlocks};
 pub use rope::{RopeConfig, RopeScaling};

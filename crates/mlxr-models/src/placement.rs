@@ -68,4 +68,28 @@ impl ModelKv {
             backend.copy_blocks(kv, copies);
         }
     }
+
+    /// Waits, and copies whole blocks of all layers out.
+    ///
+    /// # Errors
+    /// As [`Backend::read_blocks`].
+    pub fn read_blocks(&self, blocks: &[u32]) -> Result<SavedBlocks, TensorError> {
+        let parts = self.parts.iter().map(|(backend, kv)| backend.read_blocks(kv, blocks));
+        Ok(SavedBlocks { n_blocks: blocks.len(), parts: parts.collect::<Result<_, _>>()? })
+    }
+
+    /// Gives blocks the contents of as many saved ones, from the saved block `first` on.
+    pub fn write_blocks(&mut self, blocks: &[u32], saved: &SavedBlocks, first: usize) {
+        for ((backend, kv), bytes) in self.parts.iter_mut().zip(&saved.parts) {
+            let per_block = bytes.len() / saved.n_blocks.max(1);
+            backend.write_blocks(kv, blocks, &bytes[first * per_block..][..blocks.len() * per_block]);
+        }
+    }
+}
+
+/// Blocks that were copied out of an arena, each device's part as that device has it.
+#[derive(Debug)]
+pub struct SavedBlocks {
+    n_blocks: usize,
+    parts: Vec<Vec<u8>>,
 }

@@ -240,6 +240,9 @@ fn record_engine(model: &LoadedModel) {
     total("mlxr_engine_steps_total", stats.n_steps);
     total("mlxr_engine_rows_total", stats.n_rows);
     total("mlxr_engine_preemptions_total", stats.n_preemptions);
+    set("mlxr_kv_host_blocks", stats.overflow.n_blocks);
+    total("mlxr_kv_blocks_swapped_out_total", stats.overflow.n_out);
+    total("mlxr_kv_blocks_swapped_in_total", stats.overflow.n_in);
     if stats.n_steps > 0 {
         let rows = stats.n_rows as f64 / stats.n_steps as f64;
         gauge!("mlxr_engine_rows_per_step", "model" => name.clone()).set(rows);
@@ -295,7 +298,13 @@ fn describe() {
     describe_counter!("mlxr_engine_rows_total", "Rows run since the model was loaded; per step: the batch");
     describe_counter!(
         "mlxr_engine_preemptions_total",
-        "Sequences that lost their blocks and were computed again"
+        "Sequences that lost their blocks, which came back from host memory or were computed again"
+    );
+    describe_gauge!("mlxr_kv_host_blocks", "KV blocks of sequences that wait, in host memory");
+    describe_counter!("mlxr_kv_blocks_swapped_out_total", "KV blocks copied to host memory");
+    describe_counter!(
+        "mlxr_kv_blocks_swapped_in_total",
+        "KV blocks copied back in place of being computed again"
     );
     describe_gauge!("mlxr_pace_max_prompt_rows", "Rows of prompts that a step may take beside who generates");
     describe_gauge!("mlxr_pace_max_seqs", "Sequences up to which new ones may start");

@@ -179,6 +179,16 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Copies whole blocks inside the arena, in order: copy-on-write.
     fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]);
 
+    /// Waits, and copies whole blocks out of the arena, one after the other and all of the same length, laid out as this
+    /// device likes it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_blocks(&self, kv: &KvCache, blocks: &[u32]) -> Result<Vec<u8>, TensorError>;
+
+    /// Gives blocks of the arena the contents that [`Self::read_blocks`] has copied out of as many of them.
+    fn write_blocks(&self, kv: &mut KvCache, blocks: &[u32], bytes: &[u8]);
+
     // --- mixture of experts --------------------------------------------------------------------------------------
 
     /// Picks experts for each row of `logits: [rows, n_experts]`; equal logits go to the lower index.

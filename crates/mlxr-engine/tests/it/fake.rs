@@ -1,6 +1,7 @@
 //! A runner that computes nothing: it remembers which token was written to which slot, reads every sequence back
 //! through its block table, checks it, and lets a function of the tokens give the logits.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 
 use mlxr_engine::{Engine, EngineOptions, Event, FinishReason, Request, RequestId, Runner, Usage};
@@ -9,11 +10,14 @@ use mlxr_text::{HfFiles, Tokenizer};
 
 pub const N_VOCAB: usize = 288;
 
+/// Token and position last written there.
+type Slot = Option<(u32, u32)>;
+
 type LogitsOf = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
 
 pub struct FakeRunner {
     /// Token and position last written to each slot.
-    slots: Vec<Option<(u32, u32)>>,
+    slots: Vec<Slot>,
     block_tokens: usize,
     logits_of: LogitsOf,
 }
@@ -61,6 +65,19 @@ impl Runner for FakeRunner {
             }
         }
         Ok(logits)
+    }
+
+    fn save_blocks(&mut self, blocks: &[u32]) -> Result<Box<dyn Any + Send>, TensorError> {
+        let slots = |block: u32| &self.slots[block as usize * self.block_tokens..][..self.block_tokens];
+        Ok(Box::new(blocks.iter().flat_map(|&block| slots(block)).copied().collect::<Vec<Slot>>()))
+    }
+
+    fn load_blocks(&mut self, blocks: &[u32], saved: &(dyn Any + Send), first: usize) {
+        let n = self.block_tokens;
+        let saved = &saved.downcast_ref::<Vec<Slot>>().unwrap()[first * n..];
+        for (&block, slots) in blocks.iter().zip(saved.chunks_exact(n)) {
+            self.slots[block as usize * n..][..n].copy_from_slice(slots);
+        }
     }
 }
 

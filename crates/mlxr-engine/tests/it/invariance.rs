@@ -90,6 +90,12 @@ fn check(path: &str) {
         assert!(engine.stats().cache.n_hit_tokens > 0, "nothing was found again");
         assert!(engine.stats().n_preemptions > 0, "the arena is too roomy to test preemption");
 
+        let host_kv_bytes = loaded.model.kv_spec(20, 16, kv_dtype).n_bytes().unwrap();
+        let mut engine = loaded.engine(&EngineOptions { host_kv_bytes, prefix_cache: false, ..tight });
+        assert_eq!(together(&mut engine, &requests), expected, "{path} {kv_dtype} kept elsewhere");
+        let overflow = engine.stats().overflow;
+        assert!(overflow.n_out > 0 && overflow.n_in == overflow.n_out, "{overflow:?}");
+
         let bytes = loaded.model.kv_spec(10, 32, kv_dtype).n_bytes();
         let wide = EngineOptions { block_tokens: 32, kv_bytes: bytes, ..base };
         let mut engine = loaded.engine(&wide);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mlxr_engine::{
-    Engine, EngineOptions, Event, FinishReason, Prompt, Request, RequestId, Runner, SamplingParams,
+    Engine, EngineOptions, Event, FinishReason, OverflowStats, Prompt, Request, RequestId, Runner,
+    SamplingParams,
 };
 use mlxr_tensor::{Batch, BlockCopy, TensorError};
 use proptest::prelude::*;
@@ -72,12 +73,13 @@ proptest! {
         requests in requests(),
         (n_blocks, options) in options(),
         cancelled in proptest::option::of((any::<usize>(), 0usize..20)),
+        n_kept in 0usize..8,
     ) {
         let mut alone = forgetful();
         let expected: Vec<Outcome> =
             requests.iter().map(|request| fake::run(&mut alone, request.clone())).collect();
 
-        let mut together = engine(n_blocks, &options, Box::new(hashed));
+        let mut together = engine(n_blocks, &options, Box::new(hashed)).with_overflow(n_kept);
         let ids: Vec<RequestId> =
             requests.iter().map(|request| together.submit(request.clone()).unwrap()).collect();
         let mut outcomes = BTreeMap::new();
@@ -122,22 +124,64 @@ proptest! {
 }
 
 #[test]
-fn a_full_arena_preempts_and_recomputes() {
-    let options =
-        EngineOptions { n_ctx: Some(48), block_tokens: 16, max_seqs: 4, ..EngineOptions::default() };
-    let mut small = engine(4, &options, Box::new(hashed));
+fn a_full_arena_preempts_and_what_is_not_kept_elsewhere_is_computed_again() {
+    let options = EngineOptions {
+        n_ctx: Some(48),
+        block_tokens: 16,
+        max_seqs: 4,
+        prefix_cache: false,
+        ..EngineOptions::default()
+    };
     let request = |first: u32| Request {
         sampling: SamplingParams { seed: Some(3), ..SamplingParams::default() },
         max_tokens: Some(30),
         ..Request::new(Prompt::Tokens((first..first + 10).collect()))
     };
-    let ids: Vec<RequestId> = (0..4).map(|i| small.submit(request(i * 20)).unwrap()).collect();
-    let mut outcomes = BTreeMap::new();
-    fake::finish(&mut small, &mut outcomes);
-    assert!(small.stats().n_preemptions > 0);
-    for (i, id) in ids.iter().enumerate() {
-        assert_eq!(outcomes[id], fake::run(&mut forgetful(), request(i as u32 * 20)));
+    for (max_kept, is_enough) in [(0, false), (1, false), (8, true)] {
+        let mut small = engine(4, &options, Box::new(hashed)).with_overflow(max_kept);
+        let ids: Vec<RequestId> = (0..4).map(|i| small.submit(request(i * 20)).unwrap()).collect();
+        let mut outcomes = BTreeMap::new();
+        fake::finish(&mut small, &mut outcomes);
+        // The last token of an answer is not run.
+        let usage = outcomes.values().map(|outcome| outcome.usage);
+        let n_needed: usize = usage.map(|usage| usage.n_prompt + usage.n_completion - 1).sum();
+        let stats = small.stats();
+        assert!(stats.n_preemptions > 0);
+        for (i, id) in ids.iter().enumerate() {
+            assert_eq!(outcomes[id], fake::run(&mut forgetful(), request(i as u32 * 20)));
+        }
+        let OverflowStats { max_blocks, n_blocks, n_out, n_in } = stats.overflow;
+        assert_eq!((max_blocks, n_blocks, n_in), (max_kept, 0, n_out), "what went out came back");
+        assert_eq!(n_out > 0, max_kept > 0);
+        assert_eq!(
+            stats.n_rows == n_needed as u64,
+            is_enough,
+            "{} rows of {n_needed} needed ones",
+            stats.n_rows
+        );
     }
+}
+
+#[test]
+fn what_is_kept_of_a_sequence_goes_with_it() {
+    let options =
+        EngineOptions { n_ctx: Some(48), max_seqs: 4, prefix_cache: false, ..EngineOptions::default() };
+    let mut small = engine(3, &options, Box::new(hashed)).with_overflow(8);
+    let request = |first: u32| Request {
+        sampling: SamplingParams::greedy(),
+        max_tokens: Some(30),
+        ..Request::new(Prompt::Tokens((first..first + 12).collect()))
+    };
+    let ids: Vec<RequestId> = (0..3).map(|i| small.submit(request(i * 20)).unwrap()).collect();
+    let mut outcomes = BTreeMap::new();
+    while small.stats().overflow.n_blocks == 0 {
+        fake::record(&mut outcomes, small.step());
+    }
+    for id in ids {
+        small.cancel(id);
+    }
+    fake::finish(&mut small, &mut outcomes);
+    assert_eq!(small.stats().overflow.n_blocks, 0);
 }
 
 /// A runner that takes time by a clock of its own: `fixed` for a step, `per_row` for each of its rows.

@@ -82,6 +82,12 @@ impl Backend for Exact {
     fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]) {
         self.0.copy_blocks(kv, copies);
     }
+    fn read_blocks(&self, kv: &KvCache, blocks: &[u32]) -> Result<Vec<u8>, TensorError> {
+        self.0.read_blocks(kv, blocks)
+    }
+    fn write_blocks(&self, kv: &mut KvCache, blocks: &[u32], bytes: &[u8]) {
+        self.0.write_blocks(kv, blocks, bytes);
+    }
     fn route(&self, logits: &Act, spec: &RouterSpec) -> Routing {
         self.0.route(logits, spec)
     }

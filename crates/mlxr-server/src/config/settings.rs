@@ -146,6 +146,8 @@ settings! {
         [means("profile", "true", "Time each kernel of a GPU for GET /metrics, which makes it slower")];
     /// Memory of a model's keys and values, such as 512M [default: as many as 8 full sequences]
     kv_size: Option<Bytes> = "auto", "engine.kv_size", [takes("kv-size", "SIZE")];
+    /// Host memory of each model, beyond models.memory, for keys and values of sequences that have to make room for others, such as 4G: they come back in place of being computed again [default: none]
+    kv_host_size: Option<Bytes> = "auto", "engine.kv_host_size", [takes("kv-host-size", "SIZE")];
     /// Sequences a model runs at a time
     max_seqs: usize = "32", "engine.max_seqs", [takes("max-seqs", "N")];
     /// Requests that may wait for a model; more are refused with 429

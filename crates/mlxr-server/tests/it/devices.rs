@@ -12,6 +12,7 @@ use mlxr_server::{
 };
 use mlxr_tensor::{Backend, DType};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::harness::{Answer, HOUSE, ROOMY, TINY, ask, ask_json, get, post, send, setup, specs, until};
 
@@ -138,6 +139,41 @@ async fn layers_without_room_on_one_device_are_computed_on_the_other() {
 async fn a_gpu_and_the_cpu_compute_a_model_together() {
     let Some(gpu) = gpu() else { return };
     check_split(Device::of(gpu)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_values_without_room_on_a_gpu_go_to_host_memory_and_come_back() {
+    let Some(gpu) = gpu() else { return };
+    // One context of 128 tokens, for four of 103.
+    let options = EngineOptions {
+        n_ctx: Some(128),
+        kv_bytes: Some(128 * 2 * 2 * (16 + 16) * 2),
+        host_kv_bytes: 1 << 20,
+        prefix_cache: false,
+        ..EngineOptions::default()
+    };
+    let setup = EngineSetup { device: Device::of(gpu), options };
+    let app =
+        App::new(Models::new(specs(), setup, ROOMY, KeepAlive::Forever).unwrap(), Limits::default()).unwrap();
+    let request = |i: usize| json!({"model": TINY, "prompt": [i, 6, 7], "max_tokens": 100, "ignore_eos": true, "temperature": 0.9, "seed": i});
+    let mut asking = JoinSet::new();
+    for i in 0..4 {
+        let app = app.clone();
+        asking.spawn(async move { (i, ask_json(&app, "/v1/completions", request(i)).await) });
+    }
+    while let Some(answer) = asking.join_next().await {
+        let (i, answer) = answer.unwrap();
+        let alone = ask_json(&app, "/v1/completions", request(i)).await;
+        assert_eq!(answer["choices"], alone["choices"], "{i}");
+    }
+    let metrics = get(&app, "/metrics").await.text;
+    let value = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(name) && line.contains(TINY));
+        line.unwrap_or_else(|| panic!("no {name}: {metrics}")).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let n_out = value("mlxr_kv_blocks_swapped_out_total{");
+    assert!(n_out > 0.0 && value("mlxr_kv_blocks_swapped_in_total{") == n_out, "{metrics}");
+    assert_eq!(value("mlxr_kv_host_blocks{"), 0.0);
 }
 
 #[tokio::test]

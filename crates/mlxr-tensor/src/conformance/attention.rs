@@ -290,6 +290,14 @@ pub(super) fn copies(backend: &dyn Backend) {
         assert_same_bits(&forked, &expected, &format!("{dtype}: the fork"));
         let original = scene.step(&mut kv, &[(0, 19..20)]);
         assert_same_bits(&original, &expected, &format!("{dtype}: the original"));
+        // Out of the arena and into another one, at other places.
+        let held = backend.read_blocks(&kv, &[table[1], table[0]]).expect("the device works");
+        let mut other = scene.cache();
+        let mut moved = Scene::new(backend, scene.case.clone());
+        moved.sequences[0].block_table[..2].copy_from_slice(&[spare, table[1]]);
+        backend.write_blocks(&mut other, &[table[1], spare], &held);
+        let returned = moved.step(&mut other, &[(0, 19..20)]);
+        assert_same_bits(&returned, &expected, &format!("{dtype}: blocks that were away"));
     }
 }
 

@@ -132,6 +132,9 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         n_ctx: config.n_ctx.map(|n| n as usize),
         kv_bytes: config.kv_size.map(|Bytes(bytes)| usize::try_from(bytes).unwrap_or(usize::MAX)),
         kv_dtype: config.kv_type,
+        host_kv_bytes: config
+            .kv_host_size
+            .map_or(0, |Bytes(bytes)| usize::try_from(bytes).unwrap_or(usize::MAX)),
         max_batch_tokens: config.max_batch_tokens.max(config.max_seqs),
         max_logit_rows: defaults.max_logit_rows.max(config.max_seqs),
         max_seqs: config.max_seqs,

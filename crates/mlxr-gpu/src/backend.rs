@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor, KernelTime,
-    KvCache, KvSpec, MAX_LARGEST, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
+    KvCache, KvSpec, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::batch::BatchTables;
@@ -16,9 +16,9 @@ use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
 use crate::half::padded_rows;
 use crate::kernels::{
-    Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, ExpSum, Gated,
-    GatherRows, Largest, LayerNorm, NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore,
-    RotateHeads, Route, Scale, StoreKv, StoreKvQ8, activation, gate,
+    Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows,
+    LayerNorm, NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale,
+    StoreKv, StoreKvQ8, activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
@@ -187,7 +187,7 @@ impl GpuBackend {
         Ok(())
     }
 
-    fn record(&self) -> MutexGuard<'_, Recorder> {
+    pub(crate) fn record(&self) -> MutexGuard<'_, Recorder> {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -308,7 +308,7 @@ impl GpuBackend {
     }
 
     /// The most lanes that a workgroup of one row takes: a power of two.
-    fn max_lanes(&self) -> u32 {
+    pub(crate) fn max_lanes(&self) -> u32 {
         1 << self.gpu.limits.max_compute_invocations_per_workgroup.clamp(64, 1024).ilog2()
     }
 
@@ -332,7 +332,7 @@ pub(crate) fn with_codes<'a>(bound: &[Bound<'a>], codes: Option<[Bound<'a>; 2]>)
 }
 
 /// What stands for the column of a row that has none, in `argmax.wgsl` and `largest.wgsl`.
-const NO_COLUMN: u32 = u32::MAX;
+pub(crate) const NO_COLUMN: u32 = u32::MAX;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -707,38 +707,11 @@ impl Backend for GpuBackend {
     }
 
     fn read_blocks(&self, kv: &KvCache, blocks: &[u32]) -> Result<Vec<u8>, TensorError> {
-        self.gpu.check()?;
-        let kv = kv.handle::<GpuKv>();
-        let mut bytes = Vec::new();
-        for piece in blocks.chunks(kv.blocks_at_a_time()) {
-            let gathered = self.take(piece.len() * kv.block_bytes())?;
-            let mut record = self.record();
-            // What has stored them comes first.
-            record.submit(&self.gpu, &self.buffers);
-            let mut encoder =
-                self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            let mut at = 0;
-            kv.each_region(piece, |buffer, from, n_bytes| {
-                encoder.copy_buffer_to_buffer(buffer, from, gathered.buffer(), at, n_bytes);
-                at += n_bytes;
-            });
-            self.gpu.queue.submit([encoder.finish()]);
-            bytes.extend(record.read(&self.gpu, &self.buffers, gathered.buffer(), at as usize)?);
-        }
-        Ok(bytes)
+        self.copy_out(kv.handle(), blocks)
     }
 
     fn write_blocks(&self, kv: &mut KvCache, blocks: &[u32], bytes: &[u8]) {
-        let kv = kv.handle::<GpuKv>();
-        assert_eq!(bytes.len(), blocks.len() * kv.block_bytes(), "bytes of {} blocks", blocks.len());
-        // What still reads them comes first.
-        self.record().submit(&self.gpu, &self.buffers);
-        let mut rest = bytes;
-        kv.each_region(blocks, |buffer, at, n_bytes| {
-            let own;
-            (own, rest) = rest.split_at(n_bytes as usize);
-            self.gpu.write(buffer, at, own);
-        });
+        self.copy_in(kv.handle(), blocks, bytes);
     }
 
     fn route(&self, logits: &Act, spec: &RouterSpec) -> Routing {
@@ -792,54 +765,10 @@ impl Backend for GpuBackend {
     }
 
     fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
-        let n = n.min(x.cols());
-        let n_bytes = x.rows() * n * 8;
-        let found = self.record_largest(x, n, n_bytes)?;
-        let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), n_bytes)?;
-        Ok(ranked_rows(&bytes, n))
+        self.largest_of(x, n)
     }
 
     fn ranked(&self, x: &Act, n: usize) -> Result<Vec<Ranked>, TensorError> {
-        let n = n.min(x.cols());
-        let n_bytes = x.rows() * n * 8;
-        // The sums lie behind the values, so that there is one read.
-        let n_all = n_bytes + x.rows() * 4;
-        let found = self.record_largest(x, n, n_all)?;
-        let lanes = self.max_lanes();
-        let kernel = ExpSum { lanes, n_subgroups: lanes / self.gpu.subgroup };
-        let params = [x.rows() as u32, x.cols() as u32, (n_bytes / 4) as u32];
-        self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
-        let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), n_all)?;
-        let (values, sums) = bytes.split_at(n_bytes);
-        let sums: Vec<f32> = bytemuck::pod_collect_to_vec(sums);
-        let rows = ranked_rows(values, n).into_iter().zip(sums);
-        Ok(rows.map(|(largest, exp_sum)| Ranked { largest, exp_sum }).collect())
+        self.ranked_of(x, n)
     }
-}
-
-impl GpuBackend {
-    /// Records the search for the `n` largest values of each row, into a buffer of `n_bytes`.
-    fn record_largest(&self, x: &Act, n: usize, n_bytes: usize) -> Result<Pooled, TensorError> {
-        assert!((1..=MAX_LARGEST).contains(&n), "{n} values of a row");
-        self.gpu.check()?;
-        let found = self.take(n_bytes)?;
-        let params = [x.rows() as u32, x.cols() as u32, n as u32];
-        self.run(&Largest {}, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
-        Ok(found)
-    }
-}
-
-/// What `largest.wgsl` has found, `n` values of each row, by rank.
-fn ranked_rows(bytes: &[u8], n: usize) -> Vec<Vec<(u32, f32)>> {
-    let pairs: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(bytes);
-    let of_row = |row: &[[u32; 2]]| -> Vec<(u32, f32)> {
-        if row[0][0] == NO_COLUMN {
-            return Vec::new();
-        }
-        let mut row: Vec<(u32, f32)> =
-            row.iter().map(|&[column, bits]| (column, f32::from_bits(bits))).collect();
-        row.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        row
-    };
-    pairs.chunks_exact(n).map(of_row).collect()
 }

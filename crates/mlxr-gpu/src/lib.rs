@@ -27,6 +27,7 @@ mod metal_tests;
 mod ops;
 mod pipelines;
 mod profile;
+mod read_back;
 mod recorder;
 mod repack;
 mod tuner;

@@ -1,7 +1,7 @@
 //! The operations a device offers, and the handles they work on.
 //!
 //! A model is written once against [`Backend`]. Handles are opaque: the CPU keeps slices behind them, a GPU keeps
-//! buffers, and an op may be recorded rather than run. Only [`Backend::read`] and [`Backend::argmax`] wait for results;
+//! buffers, and an op may be recorded rather than run. Only what is read back (such as [`Backend::read`]) waits for results;
 //! a device that fails in between reports it there.
 //!
 //! Contract of every op:

@@ -66,8 +66,8 @@ pub trait Runner: Send {
         Ok(RankedLogits { rows, logits: Box::new(move || Ok(logits.clone())) })
     }
 
-    /// Copies blocks out of the arena, for [`Self::load_blocks`]. A runner that cannot says so; the engine asks only where
-    /// blocks are to be kept.
+    /// Copies blocks out of the arena, for [`Self::load_blocks`]. A runner that cannot says so; the engine asks only
+    /// where blocks are to be kept.
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -77,8 +77,12 @@ pub trait Runner: Send {
     }
 
     /// Gives `blocks` what was saved, from the saved block `first` on.
+    ///
+    /// # Panics
+    /// When `saved` is not from this runner's [`Self::save_blocks`].
     fn load_blocks(&mut self, blocks: &[u32], saved: &(dyn Any + Send), first: usize) {
-        let _ = (blocks, saved, first);
+        let _ = (saved, first);
+        panic!("{} blocks were not saved by this runner", blocks.len());
     }
 
     /// Takes back logits that nobody reads any more, for their memory.

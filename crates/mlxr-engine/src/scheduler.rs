@@ -6,7 +6,8 @@
 //!
 //! Order is by [`Rank`]: priority and age on one scale, fixed at submission. When blocks run out, the last-ranked
 //! running sequence gives all of its blocks back and waits to be computed again, but for what is kept of it outside of
-//! the arena (`kv/overflow.rs`); the first-ranked one can therefore always proceed, and nobody waits forever because one priority level is worth only `aging_steps` of age.
+//! the arena (`kv/overflow.rs`); the first-ranked one can therefore always proceed, and nobody waits forever because one
+//! priority level is worth only `aging_steps` of age.
 //!
 //! Invariants: being in `waiting` or in `running` is the status; a waiting sequence owns no blocks; a running one has
 //! at least one token to store when a step is planned.

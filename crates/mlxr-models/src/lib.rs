@@ -2,7 +2,8 @@
 //!
 //! [`Model::load`] reads a checkpoint's config through its family's file, checks that every weight is found and
 //! every tensor used, and uploads them. [`Model::forward`] turns a batch of rows into logits.
-//! [`Placement`] says which of the devices it is given computes which layers; nothing here names one, and no op knows whether a row is prefill or decode.
+//! [`Placement`] says which of the devices it is given computes which layers; nothing here names one, and no op knows
+//! whether a row is prefill or decode.
 
 mod config;
 mod decoder;

@@ -1,8 +1,8 @@
 //! The operations a device offers, and the handles they work on.
 //!
 //! A model is written once against [`Backend`]. Handles are opaque: the CPU keeps slices behind them, a GPU keeps
-//! buffers, and an op may be recorded rather than run. Only what is read back (such as [`Backend::read`]) waits for results;
-//! a device that fails in between reports it there.
+//! buffers, and an op may be recorded rather than run. Only what is read back (such as [`Backend::read`]) waits for
+//! results; a device that fails in between reports it there.
 //!
 //! Contract of every op:
 //! - Row `r` of a result depends on row `r` of the inputs (and that row's sequence in the cache) alone, through a

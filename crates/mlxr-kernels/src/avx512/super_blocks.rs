@@ -77,7 +77,11 @@ pub(crate) trait SuperBlock {
     ///
     /// # Safety
     /// The CPU has AVX-512 F.
-    unsafe fn value(s: __m512i, m: __m512i, d: __m512, d_min: __m512) -> __m512;
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn value(s: __m512i, m: __m512i, d: __m512, d_min: __m512) -> __m512 {
+        _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m), d_min, _mm512_mul_ps(_mm512_cvtepi32_ps(s), d))
+    }
 
     /// Hands a super-block to `visitor`, groups from one place in the code: only then they stay in registers.
     ///
@@ -127,12 +131,6 @@ impl KScales {
         }
         Heads { minima, d: self.d, d_min: self.d_min }
     }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn value(s: __m512i, m: __m512i, d: __m512, d_min: __m512) -> __m512 {
-        _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m), d_min, _mm512_mul_ps(_mm512_cvtepi32_ps(s), d))
-    }
 }
 
 pub(crate) struct Q4K;
@@ -141,12 +139,6 @@ impl SuperBlock for Q4K {
     const BYTES: usize = 144;
     const GROUP: usize = 32;
     const DIRECT_ROWS: usize = 16;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn value(s: __m512i, m: __m512i, d: __m512, d_min: __m512) -> __m512 {
-        KScales::value(s, m, d, d_min)
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -172,12 +164,6 @@ impl SuperBlock for Q5K {
     const BYTES: usize = 176;
     const GROUP: usize = 32;
     const DIRECT_ROWS: usize = 16;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn value(s: __m512i, m: __m512i, d: __m512, d_min: __m512) -> __m512 {
-        KScales::value(s, m, d, d_min)
-    }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]

@@ -32,6 +32,6 @@ pub use pacing::PaceStats;
 pub use request::{
     MAX_LABEL_BYTES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError,
 };
-pub use runner::{ModelRunner, RankedLogits, Runner};
+pub use runner::{ModelRunner, RankedLogits, ReadRows, Runner};
 pub use sampler::SamplingParams;
 pub use thread::{EngineHandle, EngineThreadError, EventReceiver, EventSender, Shutdown, event_channel};

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use mlxr_models::{Model, ModelKv, SavedBlocks};
-use mlxr_tensor::{Act, Batch, BlockCopy, KvSpec, Ranked, TensorError, argmax, largest};
+use mlxr_tensor::{Act, Batch, BlockCopy, KvSpec, MAX_LARGEST, Ranked, TensorError, argmax, largest};
 
 /// Owns the model's KV arena and runs one step on it.
 ///
@@ -30,7 +30,7 @@ pub trait Runner: Send {
     }
 
     /// As [`Self::run_best`], for a step in which nobody needs more of a row than what [`largest`] gives of it; nothing
-    /// of rows that are no distribution. `n` is at most [`MAX_LARGEST`](mlxr_tensor::MAX_LARGEST).
+    /// of rows that are no distribution. `n` is at most [`MAX_LARGEST`].
     ///
     /// # Errors
     /// As [`Self::run`].
@@ -45,25 +45,20 @@ pub trait Runner: Send {
         Ok(logits.chunks_exact(self.n_vocab()).map(of_row).collect())
     }
 
-    /// Whether rows of logits are dear to read, so that [`Self::run_ranked`] pays.
-    fn is_remote(&self) -> bool {
-        false
-    }
-
     /// As [`Self::run_largest`], for a step in which most need no more of a row than what [`Ranked`] says, and some may
-    /// need the logits after all.
+    /// need the logits after all. How many of the largest are worth finding is the runner's to know.
     ///
     /// # Errors
     /// As [`Self::run`].
-    fn run_ranked(
-        &mut self,
-        copies: &[BlockCopy],
-        batch: &Batch,
-        n: usize,
-    ) -> Result<RankedLogits, TensorError> {
+    fn run_ranked(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<RankedLogits, TensorError> {
         let logits = self.run(copies, batch)?;
-        let rows = logits.chunks_exact(self.n_vocab()).map(|row| Ranked::of(row, n)).collect();
-        Ok(RankedLogits { rows, logits: Box::new(move || Ok(logits.clone())) })
+        let n_vocab = self.n_vocab();
+        let rows = logits.chunks_exact(n_vocab).map(|row| Ranked::of(row, MAX_LARGEST)).collect();
+        let of_rows = move |rows: &[u32]| {
+            let row = |&row: &u32| &logits[row as usize * n_vocab..][..n_vocab];
+            Ok(rows.iter().flat_map(row).copied().collect())
+        };
+        Ok(RankedLogits { rows, logits: Box::new(of_rows) })
     }
 
     /// Copies blocks out of the arena, for [`Self::load_blocks`]. A runner that cannot says so; the engine asks only
@@ -99,9 +94,15 @@ pub trait Runner: Send {
 /// What [`Runner::run_ranked`] gives.
 pub struct RankedLogits {
     pub rows: Vec<Ranked>,
-    /// Reads all logits, row after row.
-    pub logits: Box<dyn Fn() -> Result<Vec<f32>, TensorError>>,
+    pub logits: Box<ReadRows>,
 }
+
+/// Reads the logits of these rows, one after the other.
+pub type ReadRows = dyn Fn(&[u32]) -> Result<Vec<f32>, TensorError>;
+
+/// How many of the largest logits the host looks for first: they nearly always hold what top-p keeps, and more would take
+/// as long to sort as the rest is worth.
+const N_RANKED_ON_HOST: usize = 64;
 
 /// A decoder on its devices.
 pub struct ModelRunner {
@@ -157,20 +158,14 @@ impl Runner for ModelRunner {
         self.model.backend().largest(&logits, n)
     }
 
-    fn is_remote(&self) -> bool {
-        self.model.backend().memory().is_some()
-    }
-
-    fn run_ranked(
-        &mut self,
-        copies: &[BlockCopy],
-        batch: &Batch,
-        n: usize,
-    ) -> Result<RankedLogits, TensorError> {
+    fn run_ranked(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<RankedLogits, TensorError> {
         let logits = self.forward(copies, batch)?;
         let backend = self.model.backend().clone();
+        // What a device finds is there for the asking, while to read a row takes as long as a small step.
+        let n = if backend.memory().is_some() { MAX_LARGEST } else { N_RANKED_ON_HOST };
         let rows = backend.ranked(&logits, n)?;
-        Ok(RankedLogits { rows, logits: Box::new(move || backend.read(&logits)) })
+        let of_rows = move |rows: &[u32]| backend.read(&backend.gather_rows(&logits, rows));
+        Ok(RankedLogits { rows, logits: Box::new(of_rows) })
     }
 
     fn save_blocks(&mut self, blocks: &[u32]) -> Result<Box<dyn Any + Send>, TensorError> {

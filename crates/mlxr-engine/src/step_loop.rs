@@ -149,12 +149,8 @@ impl Engine {
             Need::Largest(n) if n <= MAX_LARGEST => {
                 self.runner.run_largest(&plan.copies, batch, n).map(Output::Largest)
             }
-            Need::Ranked if self.runner.is_remote() => {
-                self.runner.run_ranked(&plan.copies, batch, MAX_LARGEST).map(Output::Ranked)
-            }
-            Need::Largest(_) | Need::Ranked | Need::Logits => {
-                self.runner.run(&plan.copies, batch).map(Output::Logits)
-            }
+            Need::Ranked => self.runner.run_ranked(&plan.copies, batch).map(Output::Ranked),
+            Need::Largest(_) | Need::Logits => self.runner.run(&plan.copies, batch).map(Output::Logits),
         }
     }
 
@@ -192,20 +188,21 @@ impl Engine {
 
     /// Chooses the next tokens of sequences that the largest logits did not decide.
     fn draw_from_logits(&mut self, ranked: &RankedLogits, wanted: &[(SeqId, Row<'_>)], undecided: &[SeqId]) {
-        let logits = match (ranked.logits)() {
+        let wanted = wanted.iter().filter_map(|&(seq, row)| match row {
+            Row::Ranked(i, _) if undecided.contains(&seq) => Some((seq, i as u32)),
+            _ => None,
+        });
+        let (seqs, rows): (Vec<SeqId>, Vec<u32>) = wanted.unzip();
+        let logits = match (ranked.logits)(&rows) {
             Ok(logits) => logits,
             Err(error) => {
                 let reason = FinishReason::DeviceLost(error.to_string());
                 return undecided.iter().for_each(|&seq| self.end_seq(seq, reason.clone()));
             }
         };
-        let n_vocab = self.runner.n_vocab();
-        let all: Vec<Row<'_>> = logits.chunks_exact(n_vocab).map(Row::Logits).collect();
-        let rows = wanted.iter().filter_map(|&(seq, row)| match row {
-            Row::Ranked(i, _) if undecided.contains(&seq) => Some((seq, all[i])),
-            _ => None,
-        });
-        for (seq, drawn) in self.draw(&rows.collect::<Vec<_>>()) {
+        let rows = logits.chunks_exact(self.runner.n_vocab()).map(Row::Logits);
+        let wanted: Vec<(SeqId, Row<'_>)> = seqs.into_iter().zip(rows).collect();
+        for (seq, drawn) in self.draw(&wanted) {
             match drawn {
                 Ok(Some(drawn)) => self.commit_token(seq, drawn),
                 Ok(None) => unreachable!("logits decide"),

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Rope,
-    RouterSpec, Routing, TensorError, Weight, argmax, largest,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Ranked,
+    Rope, RouterSpec, Routing, TensorError, Weight, argmax, largest,
 };
 
 use crate::acts::{ActPool, inputs, set_coded, values, values_mut};
@@ -433,7 +433,19 @@ impl Backend for CpuBackend {
     fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
         Ok(self.each_row(x, |row| argmax(row).map_or_else(Vec::new, |_| largest(row, n))))
     }
+
+    fn ranked(&self, x: &Act, n: usize) -> Result<Vec<Ranked>, TensorError> {
+        Ok(self.each_row(x, |row| {
+            let exp_sum = self.exp_sum(row) as f32;
+            // Of a row that is no distribution the sum is no number.
+            let largest = if exp_sum.is_nan() { Vec::new() } else { largest(row, n) };
+            Ranked { largest, exp_sum }
+        }))
+    }
 }
+
+/// Exponentials of a row that are added up in f32; more could be too far off.
+const EXP_SUM_CHUNK: usize = 256;
 
 impl CpuBackend {
     /// What `of` finds in each row, on all threads.
@@ -444,6 +456,18 @@ impl CpuBackend {
             found[row].get_or_init(|| of(rows[row]));
         });
         found.into_iter().map(|found| found.into_inner().expect("every row was looked at")).collect()
+    }
+
+    /// The sum of `exp(value - largest value)`.
+    fn exp_sum(&self, row: &[f32]) -> f64 {
+        let max = self.kernels.max(row);
+        let mut buffer = [0f32; EXP_SUM_CHUNK];
+        let sum_of = |chunk: &[f32]| {
+            let values = &mut buffer[..chunk.len()];
+            values.copy_from_slice(chunk);
+            f64::from(self.kernels.exp_sum(values, max))
+        };
+        row.chunks(EXP_SUM_CHUNK).map(sum_of).sum()
     }
 
     /// `1 / sqrt(mean(x^2) + eps)`.

@@ -42,11 +42,15 @@ pub fn largest(row: &[f32], n: usize) -> Vec<(u32, f32)> {
     }
     let room = n.saturating_mul(4).max(64);
     let mut found = Vec::with_capacity(room.min(row.len()));
-    // Whatever comes later must be larger than this to be among the `n` largest: equals rank behind.
-    let mut floor = None;
+    let maxima: Vec<i32> =
+        row.chunks(LANES).map(|chunk| chunk.iter().copied().map(key).fold(i32::MIN, i32::max)).collect();
+    // Whatever comes later must be larger than this to be among the `n` largest: equals rank behind. To begin with, there
+    // are `n` chunks whose largest is larger.
+    let mut floor = (n < maxima.len())
+        .then(|| *maxima.clone().select_nth_unstable_by(n - 1, |a, b| b.cmp(a)).1)
+        .and_then(|nth| nth.checked_sub(1));
     let is_below = |key: i32, floor: Option<i32>| floor.is_some_and(|floor| key <= floor);
-    for (i, chunk) in row.chunks(LANES).enumerate() {
-        let max = chunk.iter().copied().map(key).fold(i32::MIN, i32::max);
+    for (i, (chunk, &max)) in row.chunks(LANES).zip(&maxima).enumerate() {
         if is_below(max, floor) {
             continue;
         }

@@ -14,9 +14,10 @@ mod rng;
 mod temperature;
 mod truncate;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use mlxr_tensor::{Ranked, largest};
+use mlxr_tensor::{EXP_SUM_TOLERANCE, Ranked, largest};
 use mlxr_text::grammar::{ConstraintState, GrammarError};
 
 pub use candidates::{Candidate, Candidates};
@@ -174,7 +175,9 @@ impl Sampler {
         }
         self.reset_to_ranked(scratch, &row.largest);
         let is_decided = match after {
-            Some(Stage::TopP) => truncate::top_p_of(scratch, self.params.top_p, row.exp_sum),
+            Some(Stage::TopP) => {
+                truncate::top_p_of(scratch, self.params.top_p, self.exp_sum_of_allowed(row, n_vocab))
+            }
             _ => truncate::min_p_of(scratch, self.params.min_p, is_whole),
         };
         if !is_decided {
@@ -191,9 +194,7 @@ impl Sampler {
         }
         match self.first_stage() {
             Some(Stage::TopK) => Need::Largest(self.params.top_k + n_forbidden),
-            // The share of the tokens that are left is not known where some are forbidden.
-            Some(Stage::TopP) if n_forbidden == 0 => Need::Ranked,
-            Some(Stage::MinP) => Need::Ranked,
+            Some(Stage::TopP | Stage::MinP) => Need::Ranked,
             _ => Need::Logits,
         }
     }
@@ -207,6 +208,24 @@ impl Sampler {
     fn reset_to_ranked(&self, scratch: &mut Candidates, ranked: &[(u32, f32)]) {
         let allowed = ranked.iter().filter(|(id, _)| !self.forbidden.contains(id));
         scratch.reset_to_ranked(allowed.copied());
+    }
+
+    /// Between what bounds the sum of the exponentials of allowed tokens lies, relative to the largest of those. Forbidden
+    /// ones that are not among the largest have the last one's logit at most.
+    fn exp_sum_of_allowed(&self, row: &Ranked, n_vocab: usize) -> Range<f64> {
+        let is_forbidden = |id: &u32| self.forbidden.contains(id);
+        let best = row.largest.iter().find(|(id, _)| !is_forbidden(id)).map_or(0.0, |&(_, logit)| logit);
+        let exp = |logit: f32| f64::from(logit - best).exp();
+        let (mut found, mut n_found) = (0.0, 0);
+        for &(_, logit) in row.largest.iter().filter(|(id, _)| is_forbidden(id)) {
+            found += exp(logit);
+            n_found += 1;
+        }
+        let n_behind = (self.forbidden.len() - n_found).min(n_vocab - row.largest.len());
+        let behind = row.largest.last().map_or(0.0, |&(_, last)| exp(last)) * n_behind as f64;
+        let sum = f64::from(row.exp_sum) * row.largest.first().map_or(0.0, |&(_, first)| exp(first));
+        let tolerance = f64::from(EXP_SUM_TOLERANCE);
+        sum * (1.0 - tolerance) - found - behind..sum * (1.0 + tolerance) - found
     }
 
     /// Runs the chain on the candidates and draws; the stages up to `after` have left nothing else.

@@ -432,12 +432,16 @@ proptest! {
     #[test]
     fn the_largest_and_their_share_choose_what_all_logits_choose(
         logits in logits(), top_p in 0.05f32..1.0, min_p in 0.0f32..0.3, has_top_p: bool, n in 1usize..40,
-        temperature in 0.3f32..2.0, error in -1.0f32..1.0, is_forbidding: bool, seed: u64,
+        temperature in 0.3f32..2.0, error in -1.0f32..1.0, forbidden_ranks in prop::collection::btree_set(0usize..12, 0..4),
+        seed: u64,
     ) {
         let base = SamplingParams { temperature, min_p, ..SamplingParams::neutral() };
         let top_p = if has_top_p { top_p } else { 1.0 };
-        let params = Arc::new(SamplingParams { top_p, ignore_eos: is_forbidding, ..base });
-        let mut sampler = Sampler::new(params, seed, &[0]);
+        let params = Arc::new(SamplingParams { top_p, ignore_eos: true, ..base });
+        let by_rank = ranked(&logits);
+        let forbidden: Vec<u32> =
+            forbidden_ranks.iter().filter_map(|&rank| by_rank.get(rank)).map(|&id| id as u32).collect();
+        let mut sampler = Sampler::new(params, seed, &forbidden);
         let mut row = Ranked::of(&logits, n);
         row.exp_sum *= 1.0 + 0.9 * error * EXP_SUM_TOLERANCE;
         let expected = sampler.clone().sample(&logits, &[], 0, &mut Candidates::default());

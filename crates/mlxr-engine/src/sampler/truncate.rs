@@ -1,6 +1,6 @@
 //! Samplers that drop unlikely tokens. Each leaves at least one.
 
-use mlxr_tensor::EXP_SUM_TOLERANCE;
+use std::ops::Range;
 
 use super::candidates::Candidates;
 
@@ -20,12 +20,11 @@ pub fn top_p(candidates: &mut Candidates, p: f32) {
     }
 }
 
-/// [`top_p`] where the candidates are the largest of a row, by rank, and `exp_sum` is about the sum of its exponentials.
-/// Returns whether they decide it: what is kept must be the same for every sum that is as near.
-pub fn top_p_of(candidates: &mut Candidates, p: f32, exp_sum: f32) -> bool {
+/// [`top_p`] where the candidates are the largest of a row, by rank, and the sum of its exponentials lies in `exp_sum`.
+/// Returns whether they decide it: what is kept must be the same for every such sum.
+pub fn top_p_of(candidates: &mut Candidates, p: f32, exp_sum: Range<f64>) -> bool {
     let Some(max) = candidates.best().map(|c| c.logit) else { return false };
-    let bound = |error: f32| f64::from(p) * f64::from(exp_sum) * f64::from(1.0 + error);
-    let (low, high) = (bound(-EXP_SUM_TOLERANCE), bound(EXP_SUM_TOLERANCE));
+    let (low, high) = (f64::from(p) * exp_sum.start, f64::from(p) * exp_sum.end);
     let mut sum = 0.0;
     for (i, candidate) in candidates.items().iter().enumerate() {
         sum += f64::from(libm::expf(candidate.logit - max));

@@ -538,26 +538,24 @@ impl Pass<'_> {
 
     /// Writes a tile of products `[n, stride]`, adding the bias.
     fn write(&self, start: usize, n: usize, tile: &Range<usize>, out: &[f32], stride: usize) {
-        for i in 0..n {
+        let target = |i: usize| {
             let first = self.product.rows.at(start + i).1 * self.output.cols;
             // SAFETY: a result row is written by one product only, and `split` gives its columns to one thread each.
-            let target = unsafe { self.output.values.slice(first + tile.start..first + tile.end) };
-            match self.product.bias {
-                Some(bias) => {
-                    let sums = out[i * stride..].iter().zip(&bias[tile.clone()]);
-                    target.iter_mut().zip(sums).for_each(|(t, (&sum, &b))| *t = sum + b);
-                }
-                None => copy(target, &out[i * stride..][..tile.len()]),
-            }
+            unsafe { self.output.values.slice(first + tile.start..first + tile.end) }
+        };
+        let rows = (0..n).zip(out.chunks(stride));
+        match self.product.bias {
+            Some(bias) => rows.for_each(|(i, sums)| {
+                let sums = sums.iter().zip(&bias[tile.clone()]);
+                target(i).iter_mut().zip(sums).for_each(|(t, (&sum, &b))| *t = sum + b);
+            }),
+            // A known length needs no call.
+            None if tile.len() == TILE_ROWS => rows.for_each(|(i, sums)| {
+                let (to, from) = (target(i).first_chunk_mut::<TILE_ROWS>(), sums.first_chunk());
+                *to.expect("a whole tile") = *from.expect("a whole tile");
+            }),
+            None => rows.for_each(|(i, sums)| target(i).copy_from_slice(&sums[..tile.len()])),
         }
-    }
-}
-
-/// Most runs are of whole tiles, which need no call.
-fn copy(to: &mut [f32], from: &[f32]) {
-    match (<&mut [f32; TILE_ROWS]>::try_from(&mut *to), <&[f32; TILE_ROWS]>::try_from(from)) {
-        (Ok(to), Ok(from)) => *to = *from,
-        _ => to.copy_from_slice(from),
     }
 }
 

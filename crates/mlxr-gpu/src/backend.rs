@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor, KernelTime,
-    KvCache, KvSpec, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
+    Act, Activation, Ahead, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor,
+    KernelTime, KvCache, KvSpec, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
 };
 
 use crate::batch::BatchTables;
@@ -16,9 +16,9 @@ use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
 use crate::half::padded_rows;
 use crate::kernels::{
-    Activate, Add, AddRmsNorm, Argmax, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows,
-    LayerNorm, NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale,
-    StoreKv, StoreKvQ8, activation, gate,
+    Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows, LayerNorm,
+    NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, StoreKv,
+    StoreKvQ8, activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
@@ -302,7 +302,8 @@ impl GpuBackend {
 
     pub(crate) fn tables<'a>(&self, batch: &'a Batch) -> Result<&'a BatchTables, TensorError> {
         let cached = batch.device_cache().get_or_init(|| {
-            BatchTables::new(&self.gpu, &self.buffers, batch).map_err(|error| self.gpu.fail(error))
+            let made = BatchTables::new(&self.gpu, &self.buffers, batch);
+            made.and_then(|tables| self.feed(batch, tables)).map_err(|error| self.gpu.fail(error))
         });
         cached.as_ref().map_err(|()| self.gpu.lost("an earlier failure"))
     }
@@ -417,6 +418,10 @@ impl Backend for GpuBackend {
 
     fn memory(&self) -> Option<DeviceMemory> {
         self.gpu.info.memory
+    }
+
+    fn ahead(&self) -> Option<&dyn Ahead> {
+        Some(self)
     }
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
@@ -750,18 +755,7 @@ impl Backend for GpuBackend {
     }
 
     fn argmax(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
-        self.gpu.check()?;
-        let found = self.take(x.rows() * 4)?;
-        let params = [x.rows() as u32, x.cols() as u32];
-        self.run(
-            &Argmax { lanes: self.max_lanes() },
-            &[act(x), found.bound()],
-            &params,
-            Grid::flat(x.rows()),
-        )?;
-        let bytes = self.record().read(&self.gpu, &self.buffers, found.buffer(), x.rows() * 4)?;
-        let columns: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes);
-        Ok(columns.into_iter().map(|column| (column != NO_COLUMN).then_some(column)).collect())
+        self.best_of(x)
     }
 
     fn largest(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {

@@ -65,6 +65,10 @@ kernels! {
     Argmax = "argmax.wgsl" [Read, Write] { lanes: u32 }
     Largest = "largest.wgsl" [Read, Write] {}
     ExpSum = "exp_sum.wgsl" [Read, Write] { lanes: u32, n_subgroups: u32 }
+    /// `found, guesses, tokens`
+    GuessTokens = "guess.wgsl" [Read, Read, Write] {}
+    /// `pairs, chosen, tokens`
+    FeedTokens = "feed_tokens.wgsl" [Read, Read, Write] {}
     Route = "route.wgsl" [Read, Write, Write] { softmax_over_all: bool }
     Combine = "combine.wgsl" [Read, Read, Write] {}
     QuantiseRows = "quantise_rows.wgsl" [Read, Write, Write] {}

@@ -64,6 +64,8 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &Argmax { lanes: 1024 });
     printed.print(pipelines, &Largest {});
     printed.print(pipelines, &ExpSum { lanes: 1024, n_subgroups: 32 });
+    printed.print(pipelines, &GuessTokens {});
+    printed.print(pipelines, &FeedTokens {});
     printed.print(pipelines, &Combine {});
     printed.print(pipelines, &QuantiseRows {});
     printed.print(pipelines, &HalfRows {});

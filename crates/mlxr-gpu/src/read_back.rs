@@ -1,14 +1,122 @@
-//! What leaves the device and is more than an activation: the largest values of rows, and blocks of keys and values.
+//! What leaves the device and is more than an activation: the largest values of rows, tokens, and blocks of keys and
+//! values.
 
-use mlxr_tensor::{Act, MAX_LARGEST, Ranked, TensorError};
+use mlxr_tensor::{
+    Act, Ahead, Batch, DeviceTokens, Guess, GuessStage, MAX_LARGEST, Ranked, Rows, RowsWanted, StartedRows,
+    TensorError,
+};
 
 use crate::backend::{GpuBackend, NO_COLUMN, act};
+use crate::batch::BatchTables;
 use crate::buffers::Pooled;
-use crate::kernels::{ExpSum, Largest};
+use crate::kernels::{Argmax, ExpSum, FeedTokens, GuessTokens, Largest};
 use crate::kv::GpuKv;
-use crate::recorder::Grid;
+use crate::recorder::{Grid, ReadBack};
+
+/// Rows on their way to the host, with the tokens guessed for them.
+struct RowsRead {
+    wanted: RowsWanted,
+    n_rows: usize,
+    /// Values of each row.
+    n: usize,
+    read: ReadBack,
+}
+
+impl Ahead for GpuBackend {
+    fn start_rows(&self, x: &Act, wanted: RowsWanted, guesses: &[Guess]) -> Result<StartedRows, TensorError> {
+        assert_eq!(guesses.len(), x.rows(), "a guess for each row");
+        let n_rows = x.rows();
+        if wanted == RowsWanted::Best {
+            let best = self.record_best(x)?;
+            let parts = [(best.buffer(), n_rows * 4)];
+            let read = self.record().start_read(self.gpu(), self.buffers(), &parts);
+            return Ok(StartedRows::new(DeviceTokens::new(best), RowsRead { wanted, n_rows, n: 1, read }));
+        }
+        let (RowsWanted::Largest(n) | RowsWanted::Ranked(n)) = wanted else { unreachable!("best is above") };
+        let n = n.min(x.cols());
+        let (found, n_bytes) = match wanted {
+            RowsWanted::Ranked(_) => self.record_ranked(x, n)?,
+            _ => (self.record_largest(x, n, n_rows * n * 8)?, n_rows * n * 8),
+        };
+        let has_sums = matches!(wanted, RowsWanted::Ranked(_));
+        let first_sum = if has_sums { n_rows * n * 2 } else { 0 };
+        let packed: Vec<[u32; 16]> = guesses.iter().map(pack).collect();
+        let packed = self.buffers().take_with(self.gpu(), bytemuck::cast_slice(&packed))?;
+        let tokens = self.take(n_rows * 4)?;
+        let params = [n_rows as u32, n as u32, first_sum as u32];
+        let bound = [found.bound(), packed.bound(), tokens.bound()];
+        self.run(&GuessTokens {}, &bound, &params, Grid::flat(n_rows))?;
+        let parts = [(found.buffer(), n_bytes), (tokens.buffer(), n_rows * 4)];
+        let read = self.record().start_read(self.gpu(), self.buffers(), &parts);
+        Ok(StartedRows::new(DeviceTokens::new(tokens), RowsRead { wanted, n_rows, n, read }))
+    }
+
+    fn finish_rows(&self, started: StartedRows) -> Result<(Rows, Vec<Option<u32>>), TensorError> {
+        let RowsRead { wanted, n_rows, n, read } = started.into_handle();
+        let bytes = read.wait(self.gpu())?;
+        self.record().keep_staging(read);
+        let (values, guessed) = bytes.split_at(bytes.len() - n_rows * 4);
+        let guessed = columns(guessed);
+        let rows = match wanted {
+            RowsWanted::Best => Rows::Best(guessed.clone()),
+            RowsWanted::Largest(_) => Rows::Largest(ranked_rows(values, n)),
+            RowsWanted::Ranked(_) => Rows::Ranked(rows_with_sums(values, n_rows, n)),
+        };
+        Ok((rows, guessed))
+    }
+}
+
+/// A guess as `guess.wgsl` reads it.
+fn pack(guess: &Guess) -> [u32; 16] {
+    let mut words = [NO_COLUMN; 16];
+    let (mut kinds, mut values) = (0, [0; 4]);
+    for (i, stage) in guess.stages.iter().map_while(|stage| *stage).enumerate() {
+        let kind;
+        (kind, values[i]) = match stage {
+            GuessStage::TopK(k) => (1, k),
+            GuessStage::TopP(p) => (2, p.to_bits()),
+            GuessStage::MinP(p) => (3, p.to_bits()),
+            GuessStage::Temperature(t) => (4, t.to_bits()),
+        };
+        kinds |= kind << (8 * i);
+    }
+    words[..4].copy_from_slice(&[kinds, guess.is_by_id.into(), guess.u.to_bits(), 0]);
+    words[4..8].copy_from_slice(&values);
+    for (word, id) in words[8..].iter_mut().zip(guess.forbidden.iter().flatten()) {
+        *word = *id;
+    }
+    words
+}
 
 impl GpuBackend {
+    /// Puts tokens that only the device knows into the tables of a batch.
+    pub(crate) fn feed(&self, batch: &Batch, tables: BatchTables) -> Result<BatchTables, TensorError> {
+        if let Some(fed) = &batch.fed {
+            let pairs = self.buffers().take_with(self.gpu(), bytemuck::cast_slice(&fed.rows))?;
+            let bound = [pairs.bound(), fed.tokens.handle::<Pooled>().bound(), tables.tokens.bound()];
+            let grid = Grid::flat(fed.rows.len().div_ceil(64));
+            self.run(&FeedTokens {}, &bound, &[fed.rows.len() as u32], grid)?;
+        }
+        Ok(tables)
+    }
+
+    /// See `Backend::argmax`.
+    pub(crate) fn best_of(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
+        let best = self.record_best(x)?;
+        let bytes = self.record().read(self.gpu(), self.buffers(), best.buffer(), x.rows() * 4)?;
+        Ok(columns(&bytes))
+    }
+
+    /// Records the search for the largest value of each row.
+    fn record_best(&self, x: &Act) -> Result<Pooled, TensorError> {
+        self.gpu().check()?;
+        let found = self.take(x.rows() * 4)?;
+        let params = [x.rows() as u32, x.cols() as u32];
+        let kernel = Argmax { lanes: self.max_lanes() };
+        self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        Ok(found)
+    }
+
     /// See `Backend::largest`.
     pub(crate) fn largest_of(&self, x: &Act, n: usize) -> Result<Vec<Vec<(u32, f32)>>, TensorError> {
         let n = n.min(x.cols());
@@ -21,19 +129,22 @@ impl GpuBackend {
     /// See `Backend::ranked`.
     pub(crate) fn ranked_of(&self, x: &Act, n: usize) -> Result<Vec<Ranked>, TensorError> {
         let n = n.min(x.cols());
+        let (found, n_bytes) = self.record_ranked(x, n)?;
+        let bytes = self.record().read(self.gpu(), self.buffers(), found.buffer(), n_bytes)?;
+        Ok(rows_with_sums(&bytes, x.rows(), n))
+    }
+
+    /// Records the search for the `n` largest values of each row and the sums of exponentials, which lie behind the values,
+    /// so that there is one read. Returns the bytes of both.
+    fn record_ranked(&self, x: &Act, n: usize) -> Result<(Pooled, usize), TensorError> {
         let n_bytes = x.rows() * n * 8;
-        // The sums lie behind the values, so that there is one read.
         let n_all = n_bytes + x.rows() * 4;
         let found = self.record_largest(x, n, n_all)?;
         let lanes = self.max_lanes();
         let kernel = ExpSum { lanes, n_subgroups: lanes / self.subgroup() };
         let params = [x.rows() as u32, x.cols() as u32, (n_bytes / 4) as u32];
         self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
-        let bytes = self.record().read(self.gpu(), self.buffers(), found.buffer(), n_all)?;
-        let (values, sums) = bytes.split_at(n_bytes);
-        let sums: Vec<f32> = bytemuck::pod_collect_to_vec(sums);
-        let rows = ranked_rows(values, n).into_iter().zip(sums);
-        Ok(rows.map(|(largest, exp_sum)| Ranked { largest, exp_sum }).collect())
+        Ok((found, n_all))
     }
 
     /// Records the search for the `n` largest values of each row, into a buffer of `n_bytes`.
@@ -80,6 +191,20 @@ impl GpuBackend {
             self.gpu().write(buffer, at, own);
         });
     }
+}
+
+/// Columns, where there are some.
+fn columns(bytes: &[u8]) -> Vec<Option<u32>> {
+    let columns: Vec<u32> = bytemuck::pod_collect_to_vec(bytes);
+    columns.into_iter().map(|column| (column != NO_COLUMN).then_some(column)).collect()
+}
+
+/// What `largest.wgsl` and `exp_sum.wgsl` have found.
+fn rows_with_sums(bytes: &[u8], n_rows: usize, n: usize) -> Vec<Ranked> {
+    let (values, sums) = bytes.split_at(n_rows * n * 8);
+    let sums: Vec<f32> = bytemuck::pod_collect_to_vec(sums);
+    let rows = ranked_rows(values, n).into_iter().zip(sums);
+    rows.map(|(largest, exp_sum)| Ranked { largest, exp_sum }).collect()
 }
 
 /// What `largest.wgsl` has found, `n` values of each row, by rank.

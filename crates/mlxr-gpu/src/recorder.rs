@@ -1,5 +1,6 @@
 //! What is to run: one compute pass, submitted in pieces while the next is recorded.
 
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ use crate::profile::Profile;
 /// the largest to which they grow.
 const FIRST_PIECE: usize = 16;
 const MAX_PIECE: usize = 128;
+
+/// Buffers kept for reads: one that is waited for and one of the step after it.
+const MAX_STAGING: usize = 2;
 
 /// Where the outcome of a mapping comes in.
 type Mapped = Receiver<Result<(), wgpu::BufferAsyncError>>;
@@ -59,8 +63,19 @@ pub(crate) struct Recorder {
     profile: Option<Profile>,
     /// Submitted since the last read.
     n_pieces: u32,
-    /// What reads go through, as large as the largest so far.
-    staging: Option<wgpu::Buffer>,
+    /// What reads go through and no read uses now, at most [`MAX_STAGING`].
+    staging: Vec<wgpu::Buffer>,
+    /// Held once more by each read that was started and not finished.
+    reads: Arc<()>,
+}
+
+/// A read that the device has been told of.
+pub(crate) struct ReadBack {
+    staging: wgpu::Buffer,
+    n_bytes: usize,
+    mapped: Mapped,
+    /// Until it is finished or given up.
+    _read: Arc<()>,
 }
 
 impl Recorder {
@@ -94,7 +109,10 @@ impl Recorder {
         let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
         encode(pass);
         self.n_dispatches += 1;
-        if self.n_dispatches >= (FIRST_PIECE << self.n_pieces.min(8)).min(MAX_PIECE) {
+        // A device that has a step to compute needs no small pieces to start on.
+        let is_busy = Arc::strong_count(&self.reads) > 1;
+        let n_doubled = if is_busy { 8 } else { self.n_pieces.min(8) };
+        if self.n_dispatches >= (FIRST_PIECE << n_doubled).min(MAX_PIECE) {
             self.submit(gpu, buffers);
         }
     }
@@ -142,23 +160,41 @@ impl Recorder {
         buffer: &wgpu::Buffer,
         n_bytes: usize,
     ) -> Result<Vec<u8>, TensorError> {
+        let read = self.start_read(gpu, buffers, &[(buffer, n_bytes)]);
+        let bytes = read.wait(gpu)?;
+        self.keep_staging(read);
+        Ok(bytes)
+    }
+
+    /// Submits, together with copies of the first bytes of buffers, one after the other; all but the last are whole words.
+    pub(crate) fn start_read(
+        &mut self,
+        gpu: &Gpu,
+        buffers: &Buffers,
+        parts: &[(&wgpu::Buffer, usize)],
+    ) -> ReadBack {
         if self.profile.is_some() {
             self.submit(gpu, buffers);
         }
         let (mut encoder, pass) = self.open.take().unwrap_or_else(|| begin(gpu));
         drop(pass);
+        let n_bytes = parts.iter().map(|(_, n)| n).sum::<usize>();
         let size = (n_bytes as u64).next_multiple_of(4);
-        let staging = match self.staging.take() {
-            Some(staging) if staging.size() >= size => staging,
-            _ => gpu.device.create_buffer(&wgpu::BufferDescriptor {
+        let found = self.staging.iter().position(|staging| staging.size() >= size);
+        let staging = match found {
+            Some(i) => self.staging.swap_remove(i),
+            None => gpu.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("read back"),
                 size: size.next_power_of_two().max(256),
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             }),
         };
-        if size > 0 {
-            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+        let mut at = 0;
+        for &(buffer, n) in parts.iter().filter(|(_, n)| *n > 0) {
+            let n = (n as u64).next_multiple_of(4);
+            encoder.copy_buffer_to_buffer(buffer, 0, &staging, at, n);
+            at += n;
         }
         gpu.queue.submit([encoder.finish()]);
         self.n_dispatches = 0;
@@ -166,16 +202,32 @@ impl Recorder {
         buffers.submitted();
         let (send, mapped) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // The receiver waits below.
+            // Nobody waits for a read that was given up.
             let _ = send.send(result);
         });
-        wait(gpu, &mapped)?;
-        let view = staging.get_mapped_range(..).map_err(|e| gpu.lost(e))?;
-        let bytes = view[..n_bytes].to_vec();
-        drop(view);
-        staging.unmap();
-        self.staging = Some(staging);
-        Ok(bytes)
+        ReadBack { staging, n_bytes, mapped, _read: self.reads.clone() }
+    }
+
+    /// Keeps the memory of a read that is done for later ones.
+    pub(crate) fn keep_staging(&mut self, read: ReadBack) {
+        read.staging.unmap();
+        self.staging.push(read.staging);
+        self.staging.sort_unstable_by_key(wgpu::Buffer::size);
+        if self.staging.len() > MAX_STAGING {
+            self.staging.remove(0);
+        }
+    }
+}
+
+impl ReadBack {
+    /// Waits, and copies the bytes out.
+    ///
+    /// # Errors
+    /// [`TensorError::DeviceLost`].
+    pub(crate) fn wait(&self, gpu: &Gpu) -> Result<Vec<u8>, TensorError> {
+        wait(gpu, &self.mapped)?;
+        let view = self.staging.get_mapped_range(..).map_err(|e| gpu.lost(e))?;
+        Ok(view[..self.n_bytes].to_vec())
     }
 }
 

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::{DType, Format, HostTensor, Ranked, TensorError};
+use crate::{Ahead, DType, Fed, Format, HostTensor, Ranked, TensorError};
 
 /// A device: uploads weights, owns activations and KV blocks, runs the fused ops a decoder needs.
 ///
@@ -64,6 +64,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The same device as one that computes while the host goes on, if it does.
+    fn ahead(&self) -> Option<&dyn Ahead> {
+        None
+    }
+
     // --- placement -----------------------------------------------------------------------------------------------
 
     /// Makes a matrix `[out, in]` or a vector `[n]` usable by the ops, in the format it has. May repack it once.
@@ -104,7 +109,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     // --- rows in, rows out ---------------------------------------------------------------------------------------
 
-    /// Rows `batch.tokens` of `table: [vocab, hidden]`, times `scale`.
+    /// Rows `batch.tokens` of `table: [vocab, hidden]`, times `scale`; in the place of those that `batch.fed` names, rows of
+    /// the tokens the device has (the values of tokens it does not have are undefined). Only a device that gave them gets
+    /// such a batch.
     fn embed(&self, table: &Weight, batch: &Batch, scale: f32) -> Act;
 
     /// `x: [rows, in]` times the transpose of `w: [out, in]`, plus `bias: [out]`.
@@ -383,6 +390,8 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// Rows whose logits are wanted, ascending.
     pub output_rows: Vec<u32>,
+    /// Rows whose tokens are not known on the host.
+    pub fed: Option<Fed>,
     cache: DeviceCache,
 }
 

@@ -1,6 +1,7 @@
 //! Element types, quant block layouts with their scalar codecs, host tensors, and the [`Backend`] trait
 //! every device implements.
 
+mod ahead;
 pub mod backend;
 pub mod codec;
 pub mod conformance;
@@ -10,6 +11,7 @@ pub mod host;
 mod largest;
 pub mod math;
 
+pub use ahead::{Ahead, DeviceTokens, Fed, Guess, GuessStage, MAX_FORBIDDEN, Rows, RowsWanted, StartedRows};
 pub use backend::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KernelTime,
     KvCache, KvLayerSpec, KvSpec, MAX_LARGEST, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,

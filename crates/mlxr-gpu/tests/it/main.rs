@@ -51,6 +51,7 @@ checks! {
     add_scale_softcap: "add, scale, softcap";
     gated_activations: "gated activations";
     gather_rows_and_argmax: "gather_rows and argmax";
+    guessed_tokens: "guessed tokens";
     rope: "rope";
     rope_and_store: "rope and store";
     attention_over_head_sizes: "attention over head sizes";

@@ -4,6 +4,7 @@
 //! bit that a row's result is the same alone, in a batch and in chunks. The backend's own tests call [`run`]:
 //! a failed check panics with the check's name, the case and the numbers. [`examine`] reports instead.
 
+mod ahead;
 mod attention;
 pub mod data;
 mod experts;
@@ -54,6 +55,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "add, scale, softcap", run: rows::arithmetic },
     Check { name: "gated activations", run: rows::gates },
     Check { name: "gather_rows and argmax", run: rows::selection },
+    Check { name: "guessed tokens", run: ahead::tokens },
     Check { name: "rope", run: rows::rope },
     Check { name: "rope and store", run: attention::rotated_and_stored },
     Check { name: "attention over head sizes", run: attention::head_sizes },

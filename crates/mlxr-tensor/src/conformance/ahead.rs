@@ -1,0 +1,98 @@
+//! Tokens that a device guesses, and batches that begin with them.
+
+use super::data::Noise;
+use super::{assert_same_bits, read};
+use crate::{
+    Backend, Batch, DType, Fed, Format, Guess, GuessStage, MAX_FORBIDDEN, Ranked, Rows, RowsWanted, largest,
+};
+
+use GuessStage::{MinP, Temperature, TopK, TopP};
+
+const COLS: usize = 1000;
+/// Values of a row that are looked at.
+const N: usize = 100;
+
+/// Stages that samplers have, in several orders.
+const CHAINS: [&[GuessStage]; 8] = [
+    &[TopK(1)],
+    &[TopK(40), TopP(0.95), MinP(0.05), Temperature(0.8)],
+    &[TopK(100)],
+    &[TopK(7), Temperature(1.7)],
+    &[TopP(0.9), Temperature(0.6)],
+    &[MinP(0.1), Temperature(1.3)],
+    &[TopK(60), Temperature(2.0), MinP(0.3), TopP(0.7)],
+    &[TopP(0.3)],
+];
+
+/// Each chain three times, once without the column that is the best.
+fn guesses(noise: &mut Noise) -> Vec<Guess> {
+    let mut guesses = Vec::new();
+    for chain in CHAINS {
+        for forbidden in [Some(500), None, None] {
+            guesses.push(Guess {
+                stages: std::array::from_fn(|i| chain.get(i).copied()),
+                is_by_id: !chain.iter().any(|stage| matches!(stage, TopK(_) | TopP(_))),
+                u: (noise.value() + 1.0) / 2.0 % 1.0,
+                forbidden: [forbidden; MAX_FORBIDDEN],
+            });
+        }
+    }
+    guesses
+}
+
+pub(super) fn tokens(backend: &dyn Backend) {
+    let Some(ahead) = backend.ahead() else { return };
+    let mut noise = Noise::new(31);
+    let guesses = guesses(&mut noise);
+    let n_rows = guesses.len();
+    let mut x: Vec<f32> = noise.values(n_rows * COLS).iter().map(|v| v * 6.0).collect();
+    x.iter_mut().skip(500).step_by(COLS).for_each(|best| *best = 7.0);
+    // The last row is no distribution.
+    *x.last_mut().expect("there are rows") = f32::NAN;
+    let act = backend.act(n_rows, COLS, &x);
+    let rows: Vec<&[f32]> = x.chunks_exact(COLS).collect();
+    for wanted in [RowsWanted::Best, RowsWanted::Largest(N), RowsWanted::Ranked(N)] {
+        let started = ahead.start_rows(&act, wanted, &guesses).expect("the device works");
+        let (found, guessed) = ahead.finish_rows(started).expect("the device works");
+        match found {
+            Rows::Best(best) => assert_eq!((&best, wanted), (&guessed, RowsWanted::Best)),
+            Rows::Largest(found) => assert_eq!(found, backend.largest(&act, N).expect("the device works")),
+            Rows::Ranked(found) => assert_eq!(found, backend.ranked(&act, N).expect("the device works")),
+        }
+        assert_eq!(guessed.len(), n_rows);
+        for (i, ((row, guess), token)) in rows.iter().zip(&guesses).zip(guessed).enumerate() {
+            let guess = if wanted == RowsWanted::Best { &Guess::BEST } else { guess };
+            let sum = matches!(wanted, RowsWanted::Ranked(_)).then(|| Ranked::of(row, N).exp_sum);
+            let largest = if i + 1 == n_rows { Vec::new() } else { largest(row, N) };
+            // A device may round its sums; numbers this near to a boundary belong to both sides.
+            let near =
+                [-1e-4, 0.0, 1e-4].map(|shift| Guess { u: guess.u + shift, ..*guess }.token(&largest, sum));
+            assert!(near.contains(&token), "row {i}, {wanted:?}: {token:?} for {near:?} by {guess:?}");
+        }
+    }
+    fed(backend, &x[..COLS * 2]);
+}
+
+/// Two steps are on their way before the first is waited for, and the second begins with what the first has chosen.
+fn fed(backend: &dyn Backend, x: &[f32]) {
+    let Some(ahead) = backend.ahead() else { return };
+    let mut noise = Noise::new(32);
+    let table = super::data::tensor(Format::Plain(DType::F32), &[COLS, 64], &mut noise);
+    let table = backend.upload(&table).expect("a table of f32");
+    let first = backend.act(2, COLS, x);
+    let started = ahead.start_rows(&first, RowsWanted::Best, &[Guess::BEST; 2]).expect("the device works");
+    let mut batch = Batch::new();
+    batch.push(&[3, 4, 0, 0], 0, &[0], 16);
+    batch.fed = Some(Fed { tokens: started.tokens.clone(), rows: vec![[3, 0], [2, 1]] });
+    let embedded = backend.embed(&table, &batch, 1.0);
+    let again =
+        ahead.start_rows(&first, RowsWanted::Largest(2), &[Guess::BEST; 2]).expect("the device works");
+    let (_, best) = ahead.finish_rows(started).expect("the device works");
+    let (_, same) = ahead.finish_rows(again).expect("the device works");
+    assert_eq!(best, same);
+    let mut plain = Batch::new();
+    let tokens = [Some(3), Some(4), best[1], best[0]].map(|token| token.expect("a distribution"));
+    plain.push(&tokens, 0, &[0], 16);
+    let expected = read(backend, &backend.embed(&table, &plain, 1.0));
+    assert_same_bits(&read(backend, &embedded), &expected, &"rows of tokens that were fed");
+}

@@ -1,21 +1,43 @@
 //! Plan to rows: tokens, positions, slots, and which rows give logits.
 
-use mlxr_tensor::Batch;
+use std::collections::BTreeMap;
+
+use mlxr_tensor::{Batch, DeviceTokens, Fed};
 
 use crate::SeqId;
 use crate::kv::BlockTables;
 use crate::scheduler::Plan;
 
-/// The batch of a plan. `tokens` yields all known tokens of a sequence.
+/// Tokens a step has guessed and the host does not know yet.
+pub struct Guessed {
+    pub tokens: DeviceTokens,
+    /// The row of `tokens` of each sequence.
+    pub rows: BTreeMap<SeqId, u32>,
+}
+
+/// The batch of a plan. `tokens` yields all known tokens of a sequence; the one behind them may be among `guessed`.
 ///
 /// # Panics
 /// When plan, tables and tokens disagree, which is a bug of the engine.
-pub fn build<'a>(plan: &Plan, tables: &BlockTables, tokens: impl Fn(SeqId) -> &'a [u32]) -> Batch {
+pub fn build<'a>(
+    plan: &Plan,
+    tables: &BlockTables,
+    tokens: impl Fn(SeqId) -> &'a [u32],
+    guessed: Option<&Guessed>,
+) -> Batch {
     let mut batch = Batch::new();
+    batch.fed = guessed.map(|guessed| Fed { tokens: guessed.tokens.clone(), rows: Vec::new() });
     for scheduled in &plan.rows {
         let table = tables.get(scheduled.seq).expect("planned sequences have tables");
         let blocks: Vec<u32> = table.blocks().iter().map(|block| block.0).collect();
-        let chunk = &tokens(scheduled.seq)[scheduled.start..scheduled.start + scheduled.n_tokens];
+        let known = tokens(scheduled.seq);
+        let chunk = match (guessed, &mut batch.fed) {
+            (Some(guessed), Some(fed)) if scheduled.start == known.len() => {
+                fed.rows.push([batch.tokens.len() as u32, guessed.rows[&scheduled.seq]]);
+                &[0]
+            }
+            _ => &known[scheduled.start..scheduled.start + scheduled.n_tokens],
+        };
         batch.push(chunk, scheduled.start as u32, &blocks, tables.block_tokens());
         let n_rows = batch.n_rows();
         batch.output_rows.extend((n_rows - scheduled.n_logits..n_rows).map(|row| row as u32));
@@ -44,13 +66,18 @@ mod tests {
             Scheduled { seq: a, start: 3, n_tokens: 3, n_reused: 0, n_logits: 2, is_complete: false },
         ];
         let plan = Plan { rows, ..Plan::default() };
-        let batch = build(&plan, &tables, |seq| {
-            if seq == a { &[10, 11, 12, 13, 14, 15, 16] } else { &[20, 21, 22, 23, 24] }
-        });
+        let tokens =
+            |seq| -> &[u32] { if seq == a { &[10, 11, 12, 13, 14, 15, 16] } else { &[20, 21, 22, 23, 24] } };
+        let batch = build(&plan, &tables, tokens, None);
         assert_eq!(batch.tokens, [24, 13, 14, 15]);
         assert_eq!(batch.positions, [4, 3, 4, 5]);
         assert_eq!(batch.slots, [8, 3, 12, 13]);
         assert_eq!(batch.output_rows, [0, 2, 3]);
         assert_eq!(batch.spans[1].block_table, [0, 3]);
+        // The device knows the last token of b.
+        let guessed = Guessed { tokens: DeviceTokens::new(()), rows: [(a, 3), (b, 7)].into() };
+        let batch = build(&plan, &tables, |seq| &tokens(seq)[..if seq == b { 4 } else { 7 }], Some(&guessed));
+        assert_eq!(batch.tokens, [0, 13, 14, 15]);
+        assert_eq!(batch.fed.unwrap().rows, [[0, 7]]);
     }
 }

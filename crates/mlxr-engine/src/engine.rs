@@ -1,6 +1,7 @@
 //! The engine of one model: requests in, events out, one step at a time.
 //!
-//! It is synchronous and belongs to one thread. [`Engine::step`] never runs more than one forward.
+//! It is synchronous and belongs to one thread. [`Engine::step`] never waits for more than one forward; where a device
+//! computes, the next one has begun by then (`ahead.rs`).
 //! Invariant: every accepted request ends in exactly one [`Event::Finish`](crate::Event::Finish), also when it is
 //! cancelled or its forward panics.
 
@@ -15,6 +16,7 @@ use mlxr_models::Model;
 use mlxr_tensor::{DType, TensorError};
 use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
 
+use crate::ahead::InFlight;
 use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
 use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, OverflowStats, PoolStats};
@@ -131,6 +133,8 @@ pub struct Engine {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) scheduler: Scheduler,
     pub(crate) choices: BTreeMap<SeqId, Choice>,
+    /// The next step, if it has begun.
+    pub(crate) ahead: Option<InFlight>,
     /// What preempted sequences had stored.
     pub(crate) kept: BTreeMap<SeqId, Box<dyn Any + Send>>,
     pub(crate) active: BTreeMap<RequestId, Active>,
@@ -219,6 +223,7 @@ impl Engine {
             tokenizer,
             scheduler: Scheduler::new(limits, tables),
             choices: BTreeMap::new(),
+            ahead: None,
             kept: BTreeMap::new(),
             active: BTreeMap::new(),
             events: Vec::new(),

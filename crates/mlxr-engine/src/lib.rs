@@ -4,6 +4,7 @@
 //! [`Event`]s. [`EngineHandle`] moves an engine to a thread of its own. There is no network and no blocking generation
 //! in this crate.
 
+mod ahead;
 mod batch;
 mod choice;
 mod embedder;
@@ -32,6 +33,6 @@ pub use pacing::PaceStats;
 pub use request::{
     MAX_LABEL_BYTES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError,
 };
-pub use runner::{ModelRunner, RankedLogits, ReadRows, Runner};
+pub use runner::{Finished, ModelRunner, Output, RankedLogits, ReadRows, Runner, Started};
 pub use sampler::SamplingParams;
 pub use thread::{EngineHandle, EngineThreadError, EventReceiver, EventSender, Shutdown, event_channel};

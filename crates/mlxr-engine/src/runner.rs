@@ -4,7 +4,10 @@ use std::any::Any;
 use std::sync::Arc;
 
 use mlxr_models::{Model, ModelKv, SavedBlocks};
-use mlxr_tensor::{Act, Batch, BlockCopy, KvSpec, MAX_LARGEST, Ranked, TensorError, argmax, largest};
+use mlxr_tensor::{
+    Act, Backend, Batch, BlockCopy, DeviceTokens, Guess, KvSpec, MAX_LARGEST, Ranked, Rows, RowsWanted,
+    TensorError, argmax, largest,
+};
 
 /// Owns the model's KV arena and runs one step on it.
 ///
@@ -61,6 +64,19 @@ pub trait Runner: Send {
         Ok(RankedLogits { rows, logits: Box::new(of_rows) })
     }
 
+    /// Starts a step that a device computes while the host goes on, and does not wait for it. Where the batch is fed, the
+    /// tokens are those of the step before. `None` from a runner that computes while it is asked: nothing has happened.
+    fn start(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        wanted: RowsWanted,
+        guesses: &[Guess],
+    ) -> Option<Result<Started, TensorError>> {
+        let _ = (copies, batch, wanted, guesses);
+        None
+    }
+
     /// Copies blocks out of the arena, for [`Self::load_blocks`]. A runner that cannot says so; the engine asks only
     /// where blocks are to be kept.
     ///
@@ -97,8 +113,48 @@ pub struct RankedLogits {
     pub logits: Box<ReadRows>,
 }
 
+/// What a step gave, row after row.
+pub enum Output {
+    Logits(Vec<f32>),
+    Best(Vec<Option<u32>>),
+    Largest(Vec<Vec<(u32, f32)>>),
+    Ranked(RankedLogits),
+}
+
+/// A step that a device computes. Dropping it gives up what comes of it.
+pub struct Started {
+    /// The tokens the device guesses for the output rows.
+    pub tokens: DeviceTokens,
+    finish: Box<dyn FnOnce() -> Result<Finished, TensorError> + Send>,
+}
+
+/// What a started step gave.
+pub struct Finished {
+    pub output: Output,
+    /// The token guessed for each output row, if the row is a distribution.
+    pub guesses: Vec<Option<u32>>,
+}
+
+impl Started {
+    /// A step that `finish` waits for.
+    pub fn new(
+        tokens: DeviceTokens,
+        finish: impl FnOnce() -> Result<Finished, TensorError> + Send + 'static,
+    ) -> Started {
+        Started { tokens, finish: Box::new(finish) }
+    }
+
+    /// Waits for the step.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub fn finish(self) -> Result<Finished, TensorError> {
+        (self.finish)()
+    }
+}
+
 /// Reads the logits of these rows, one after the other.
-pub type ReadRows = dyn Fn(&[u32]) -> Result<Vec<f32>, TensorError>;
+pub type ReadRows = dyn Fn(&[u32]) -> Result<Vec<f32>, TensorError> + Send;
 
 /// How many of the largest logits the host looks for first: they nearly always hold what top-p keeps, and more would take
 /// as long to sort as the rest is worth.
@@ -128,6 +184,12 @@ impl ModelRunner {
         }
         self.model.forward(batch, &mut self.kv)
     }
+}
+
+/// Rows with the logits behind them, which are read where they are needed.
+fn ranked_logits(rows: Vec<Ranked>, backend: Arc<dyn Backend>, logits: Act) -> RankedLogits {
+    let of_rows = move |rows: &[u32]| backend.read(&backend.gather_rows(&logits, rows));
+    RankedLogits { rows, logits: Box::new(of_rows) }
 }
 
 impl Runner for ModelRunner {
@@ -164,8 +226,38 @@ impl Runner for ModelRunner {
         // What a device finds is there for the asking, while to read a row takes as long as a small step.
         let n = if backend.memory().is_some() { MAX_LARGEST } else { N_RANKED_ON_HOST };
         let rows = backend.ranked(&logits, n)?;
-        let of_rows = move |rows: &[u32]| backend.read(&backend.gather_rows(&logits, rows));
-        Ok(RankedLogits { rows, logits: Box::new(of_rows) })
+        Ok(ranked_logits(rows, backend, logits))
+    }
+
+    fn start(
+        &mut self,
+        copies: &[BlockCopy],
+        batch: &Batch,
+        wanted: RowsWanted,
+        guesses: &[Guess],
+    ) -> Option<Result<Started, TensorError>> {
+        // Between two devices the rows of a step pass through the host, which waits for them.
+        let is_whole = self.model.devices().count() == 1;
+        let backend = self.model.backend().clone();
+        backend.ahead().filter(|_| is_whole)?;
+        let started = self.forward(copies, batch).and_then(|logits| {
+            let ahead = backend.ahead().expect("seen above");
+            let rows = ahead.start_rows(&logits, wanted, guesses)?;
+            Ok((logits, rows))
+        });
+        Some(started.map(|(logits, rows)| {
+            Started::new(rows.tokens.clone(), move || {
+                let ahead = backend.ahead().expect("it has started the step");
+                let (rows, guesses) = ahead.finish_rows(rows)?;
+                let output = match rows {
+                    Rows::Best(best) => Output::Best(best),
+                    Rows::Largest(rows) => Output::Largest(rows),
+                    Rows::All(logits) => Output::Logits(logits),
+                    Rows::Ranked(rows) => Output::Ranked(ranked_logits(rows, backend.clone(), logits)),
+                };
+                Ok(Finished { output, guesses })
+            })
+        }))
     }
 
     fn save_blocks(&mut self, blocks: &[u32]) -> Result<Box<dyn Any + Send>, TensorError> {

@@ -9,8 +9,11 @@
 //! the arena (`kv/overflow.rs`); the first-ranked one can therefore always proceed, and nobody waits forever because one
 //! priority level is worth only `aging_steps` of age.
 //!
+//! A step may be planned while the one before runs: [`Scheduler::expect_tokens`] counts tokens that are still to be chosen.
+//! A sequence that is sure to end with its token is not among them and has nothing to store meanwhile.
+//!
 //! Invariants: being in `waiting` or in `running` is the status; a waiting sequence owns no blocks; a running one has
-//! at least one token to store when a step is planned.
+//! at least one token to store when a step is planned, or a step runs with which it ends.
 
 use std::collections::BTreeMap;
 
@@ -49,6 +52,8 @@ pub struct Sequence {
     n_tokens: usize,
     /// Choices that will be forked off once the prompt is stored.
     n_forks: usize,
+    /// Whether the last of them is still to be chosen.
+    is_expecting: bool,
     /// Rows from this position on give logits. The last known token always does.
     logits_from: usize,
 }
@@ -207,7 +212,8 @@ impl Scheduler {
             PromptLogits::All => 0,
         };
         let NewSequence { seq, n_prompt, n_forks, .. } = new;
-        self.waiting.insert(rank, Sequence { seq, rank, n_tokens: n_prompt, n_forks, logits_from });
+        let sequence = Sequence { seq, rank, n_tokens: n_prompt, n_forks, is_expecting: false, logits_from };
+        self.waiting.insert(rank, sequence);
     }
 
     /// Plans the next step. The slots it hands out count as stored from now on: run the plan or
@@ -220,7 +226,11 @@ impl Scheduler {
         let mut plan = Plan::default();
         let mut next = 0;
         while next < self.running.len() {
-            let n_later = self.running.len() - next - 1;
+            if self.n_left(&self.running[next]) == 0 {
+                next += 1;
+                continue;
+            }
+            let n_later = self.running[next + 1..].iter().filter(|later| self.n_left(later) > 0).count();
             let share = Budget { tokens: budget.tokens - n_later, logit_rows: budget.logit_rows - n_later };
             match self.reserve(next, share, &tokens, &mut plan.copies) {
                 Some(scheduled) => {
@@ -244,8 +254,7 @@ impl Scheduler {
 
     /// Rows of the next step. A pace counts only for those who wait for a next token.
     fn max_rows(&self) -> usize {
-        let n_stored = |sequence: &Sequence| self.tables.get(sequence.seq).map_or(0, BlockTable::n_tokens);
-        let n_decoding = self.running.iter().filter(|s| s.n_tokens - n_stored(s) == 1).count();
+        let n_decoding = self.running.iter().filter(|sequence| self.n_left(sequence) == 1).count();
         match self.pace {
             Some(pace) if n_decoding > 0 => {
                 let n_rows = (n_decoding + pace.max_prompt_rows).max(self.running.len());
@@ -253,6 +262,11 @@ impl Scheduler {
             }
             _ => self.limits.max_batch_tokens,
         }
+    }
+
+    /// Tokens of a sequence that are known and not stored.
+    fn n_left(&self, sequence: &Sequence) -> usize {
+        sequence.n_tokens - self.tables.get(sequence.seq).map_or(0, BlockTable::n_tokens)
     }
 
     /// Whether a sequence may run beside the others. Alone it always may.
@@ -351,21 +365,51 @@ impl Scheduler {
     /// Whether all known tokens of `new` fit beside what running sequences still have to store, so that it is not
     /// let in only to be preempted. Alone it always fits.
     fn has_blocks_for<'a>(&self, new: &Sequence, tokens: impl Fn(SeqId) -> &'a [u32]) -> bool {
-        let promised: usize = self
-            .running
-            .iter()
-            .map(|sequence| {
-                let n_stored = self.tables.get(sequence.seq).map_or(0, |table| table.n_tokens());
-                self.tables.n_blocks_to_append(sequence.seq, sequence.n_tokens - n_stored)
-            })
-            .sum();
         if self.running.is_empty() {
             return true;
         }
         // Cached blocks that are idle are taken from the free ones like others; those in use cost nothing.
         let n_shared = self.tables.n_used_blocks_of(self.reusable(new, tokens));
         let n_needed = new.n_tokens.div_ceil(self.tables.block_tokens()) - n_shared;
-        promised + n_needed <= self.tables.n_free()
+        self.n_promised_blocks() + n_needed <= self.tables.n_free()
+    }
+
+    /// Blocks that running sequences still need for the tokens they have.
+    fn n_promised_blocks(&self) -> usize {
+        let needed =
+            |sequence: &Sequence| self.tables.n_blocks_to_append(sequence.seq, self.n_left(sequence));
+        self.running.iter().map(needed).sum()
+    }
+
+    /// Counts a token for each of these sequences that a running step is yet to choose; the next plan has its row. Returns
+    /// whether that can be: nobody may lose blocks for a token that is not known. Nothing changes where it cannot.
+    ///
+    /// # Panics
+    /// When one of them is not running.
+    pub fn expect_tokens(&mut self, seqs: &[SeqId]) -> bool {
+        for &seq in seqs {
+            let sequence = self.running_mut(seq);
+            sequence.n_tokens += 1;
+            sequence.is_expecting = true;
+        }
+        let has_room = self.n_promised_blocks() <= self.tables.n_free();
+        if !has_room {
+            for &seq in seqs {
+                let sequence = self.running_mut(seq);
+                sequence.n_tokens -= 1;
+                sequence.is_expecting = false;
+            }
+        }
+        has_room
+    }
+
+    /// Gives up the slot of a sequence's last token, which another was stored in: the next plan has its row again.
+    ///
+    /// # Panics
+    /// When the sequence is not running.
+    pub fn take_back(&mut self, seq: SeqId) {
+        let n_known = self.running_mut(seq).n_tokens;
+        self.tables.truncate(seq, n_known - 1);
     }
 
     /// Marks the logits of a step's rows as used, so that a recomputed prompt does not give them twice.
@@ -380,12 +424,15 @@ impl Scheduler {
         self.tables.register(seq, tokens);
     }
 
-    /// One more known token: the sequence decodes it in the next step.
+    /// One more known token, which may have been expected: the sequence decodes it in the next step.
     ///
     /// # Panics
     /// When the sequence is not running.
     pub fn push_token(&mut self, seq: SeqId) {
-        self.running_mut(seq).n_tokens += 1;
+        let sequence = self.running_mut(seq);
+        if !std::mem::take(&mut sequence.is_expecting) {
+            sequence.n_tokens += 1;
+        }
     }
 
     /// Starts `child` with everything `parent` has stored, on the place kept for it.

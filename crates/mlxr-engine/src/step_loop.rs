@@ -1,19 +1,20 @@
 //! One step: schedule, forward, sample, commit.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use mlxr_tensor::{Batch, MAX_LARGEST, Ranked, TensorError};
+use mlxr_tensor::{Batch, MAX_LARGEST, Ranked, RowsWanted, TensorError};
 use mlxr_text::StopMatch;
 
-use crate::batch;
+use crate::ahead::{InFlight, Work};
+use crate::batch::{self, Guessed};
 use crate::choice::Choice;
 use crate::engine::Engine;
 use crate::event::{Event, FinishReason, PromptToken, StopCause};
 use crate::kv::{SwapIn, SwapOut};
-use crate::runner::RankedLogits;
+use crate::runner::{Finished, Output, RankedLogits};
 use crate::sampler::{Candidates, Logprobs, Need, SampleError, logprobs};
 use crate::scheduler::{Plan, Scheduled};
 use crate::{BlockId, SeqId};
@@ -26,36 +27,66 @@ impl Engine {
         if let Some(pacer) = &self.pacer {
             self.scheduler.set_pace(pacer.pace());
         }
-        let plan = self.scheduler.schedule(|seq| &self.choices[&seq].tokens);
-        self.publish_waiting();
-        if !plan.is_empty() {
-            self.n_steps += 1;
-            self.n_rows += plan.n_rows() as u64;
-            let _span = tracing::debug_span!(
-                "step",
-                n_seqs = plan.rows.len(),
-                n_rows = plan.n_rows(),
-                n_preempted = plan.preempted.len()
-            )
-            .entered();
-            let n_decoding = self.n_decoding(&plan);
-            match self.forward(&plan) {
-                Ok(output) => {
-                    self.commit(&plan, &output);
-                    if let Output::Logits(logits) = output {
-                        self.runner.recycle(logits);
-                    }
-                }
-                Err(reason) => {
-                    tracing::error!(?reason, "the forward failed");
-                    self.fail(&plan, &reason);
-                }
+        match self.take_ahead().or_else(|| self.begin_step(None)) {
+            Some(step) => {
+                self.ahead = self.begin_ahead(&step);
+                self.finish_step(step);
             }
-            self.observe(n_decoding, plan.n_rows() - n_decoding);
-        } else {
-            self.last_step = None;
+            None => self.last_step = None,
         }
         std::mem::take(&mut self.events)
+    }
+
+    /// Plans a step and hands it to the runner; `guessed` has the tokens that a step which still runs will choose. Nothing
+    /// where there is nothing to run, or it failed.
+    pub(crate) fn begin_step(&mut self, guessed: Option<Guessed>) -> Option<InFlight> {
+        let plan = self.scheduler.schedule(|seq| &self.choices[&seq].tokens);
+        self.publish_waiting();
+        if plan.is_empty() {
+            return None;
+        }
+        self.n_steps += 1;
+        self.n_rows += plan.n_rows() as u64;
+        let _span = tracing::debug_span!(
+            "step",
+            n_seqs = plan.rows.len(),
+            n_rows = plan.n_rows(),
+            n_preempted = plan.preempted.len()
+        )
+        .entered();
+        let n_decoding = self.n_decoding(&plan);
+        match self.forward(&plan, guessed.as_ref()) {
+            Ok(work) => {
+                let guessed =
+                    guessed.map_or_else(BTreeSet::new, |guessed| guessed.rows.into_keys().collect());
+                Some(InFlight { plan, work, n_decoding, dropped: BTreeSet::new(), guessed })
+            }
+            Err(reason) => {
+                self.fail(&plan, &reason);
+                None
+            }
+        }
+    }
+
+    /// Waits for a step and uses what it gave.
+    fn finish_step(&mut self, mut step: InFlight) {
+        let work = std::mem::replace(&mut step.work, Work::Done(Output::Best(Vec::new())));
+        match self.output(&step.plan, work) {
+            Ok(Finished { output, guesses }) => {
+                self.commit(&step, &output);
+                self.check_guesses(&step.plan, &guesses);
+                if let Output::Logits(logits) = output {
+                    self.runner.recycle(logits);
+                }
+            }
+            Err(reason) => {
+                self.fail(&step.plan, &reason);
+                if let Some(ahead) = self.ahead.take() {
+                    self.fail(&ahead.plan, &reason);
+                }
+            }
+        }
+        self.observe(step.n_decoding, step.plan.n_rows() - step.n_decoding);
     }
 
     /// Sequences of a plan that wait for the token after one they have generated.
@@ -90,33 +121,31 @@ impl Engine {
         }
     }
 
-    fn forward(&mut self, plan: &Plan) -> Result<Output, FinishReason> {
+    /// Begins the forward of a plan, and ends it where the runner computes while it is asked.
+    fn forward(&mut self, plan: &Plan, guessed: Option<&Guessed>) -> Result<Work, FinishReason> {
         for scheduled in &plan.rows {
             let request = self.choices[&scheduled.seq].request;
             let active = self.active.get_mut(&request).expect("its sequence runs");
             active.mark_started();
             active.count_reused(scheduled);
         }
-        let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens);
+        let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens, guessed);
         // The runner's state is the arena's contents: whatever a panic left there belongs to sequences that end now.
         let need = plan.rows.iter().map(|scheduled| self.need(scheduled)).max().unwrap_or(Need::Best);
-        let result = catch_unwind(AssertUnwindSafe(|| {
+        caught(|| {
             self.swap(plan)?;
             self.run(plan, &batch, need)
-        }));
-        let output = match result {
-            Ok(Ok(output)) => output,
-            Ok(Err(error @ (TensorError::DeviceLost { .. } | TensorError::OutOfMemory { .. }))) => {
-                return Err(FinishReason::DeviceLost(error.to_string()));
-            }
-            Ok(Err(error)) => return Err(FinishReason::Error(error.to_string())),
-            Err(panic) => {
-                let reason = format!("the forward panicked: {}", panic_text(&*panic));
-                return Err(FinishReason::Error(reason));
-            }
+        })
+    }
+
+    /// Waits for what a step gives.
+    fn output(&mut self, plan: &Plan, work: Work) -> Result<Finished, FinishReason> {
+        let finished = match work {
+            Work::Done(output) => Finished { output, guesses: Vec::new() },
+            Work::Started(started) => caught(|| started.finish())?,
         };
-        let n_rows = batch.output_rows.len();
-        let (n, expected) = match &output {
+        let n_rows = plan.rows.iter().map(|scheduled| scheduled.n_logits).sum::<usize>();
+        let (n, expected) = match &finished.output {
             Output::Logits(logits) => (logits.len(), n_rows * self.runner.n_vocab()),
             Output::Best(best) => (best.len(), n_rows),
             Output::Largest(rows) => (rows.len(), n_rows),
@@ -125,7 +154,7 @@ impl Engine {
         if n != expected {
             return Err(FinishReason::Error(format!("the forward gave {n} values instead of {expected}")));
         }
-        Ok(output)
+        Ok(finished)
     }
 
     /// Moves what sequences have stored out of the arena and back, before the step writes to it.
@@ -142,19 +171,30 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs the batch and gives what is needed of it.
-    fn run(&mut self, plan: &Plan, batch: &Batch, need: Need) -> Result<Output, TensorError> {
-        match need {
+    /// Starts the batch where a device computes it, or runs it, for what is needed of it.
+    fn run(&mut self, plan: &Plan, batch: &Batch, need: Need) -> Result<Work, TensorError> {
+        let wanted = match need {
+            Need::Best => RowsWanted::Best,
+            Need::Largest(n) if n <= MAX_LARGEST => RowsWanted::Largest(n),
+            Need::Ranked => RowsWanted::Ranked(MAX_LARGEST),
+            Need::Largest(_) | Need::Logits => RowsWanted::All,
+        };
+        if let Some(started) = self.runner.start(&plan.copies, batch, wanted, &self.guesses(plan)) {
+            return started.map(Work::Started);
+        }
+        let output = match need {
             Need::Best => self.runner.run_best(&plan.copies, batch).map(Output::Best),
             Need::Largest(n) if n <= MAX_LARGEST => {
                 self.runner.run_largest(&plan.copies, batch, n).map(Output::Largest)
             }
             Need::Ranked => self.runner.run_ranked(&plan.copies, batch).map(Output::Ranked),
             Need::Largest(_) | Need::Logits => self.runner.run(&plan.copies, batch).map(Output::Logits),
-        }
+        };
+        output.map(Work::Done)
     }
 
     fn fail(&mut self, plan: &Plan, reason: &FinishReason) {
+        tracing::error!(?reason, "the forward failed");
         for scheduled in &plan.rows {
             self.end_seq(scheduled.seq, reason.clone());
         }
@@ -164,14 +204,16 @@ impl Engine {
         self.kept.clear();
     }
 
-    fn commit(&mut self, plan: &Plan, output: &Output) {
-        let rows = output.rows(self.runner.n_vocab());
+    fn commit(&mut self, step: &InFlight, output: &Output) {
+        let rows = Row::all(output, self.runner.n_vocab());
         let mut rest = rows.as_slice();
-        let mut wanted = Vec::with_capacity(plan.rows.len());
-        for scheduled in &plan.rows {
+        let mut wanted = Vec::with_capacity(step.plan.rows.len());
+        for scheduled in &step.plan.rows {
             let rows;
             (rows, rest) = rest.split_at(scheduled.n_logits);
-            self.commit_rows(scheduled, rows, &mut wanted);
+            if self.counts(step, scheduled.seq) {
+                self.commit_rows(scheduled, rows, &mut wanted);
+            }
         }
         let mut undecided = Vec::new();
         for (seq, drawn) in self.draw(&wanted) {
@@ -362,27 +404,6 @@ impl Engine {
     }
 }
 
-/// What a step gave, row after row.
-enum Output {
-    Logits(Vec<f32>),
-    Best(Vec<Option<u32>>),
-    Largest(Vec<Vec<(u32, f32)>>),
-    Ranked(RankedLogits),
-}
-
-impl Output {
-    fn rows(&self, n_vocab: usize) -> Vec<Row<'_>> {
-        match self {
-            Output::Logits(logits) => logits.chunks_exact(n_vocab).map(Row::Logits).collect(),
-            Output::Best(best) => best.iter().copied().map(Row::Best).collect(),
-            Output::Largest(rows) => rows.iter().map(|ranked| Row::Largest(ranked)).collect(),
-            Output::Ranked(RankedLogits { rows, .. }) => {
-                rows.iter().enumerate().map(|(i, ranked)| Row::Ranked(i, ranked)).collect()
-            }
-        }
-    }
-}
-
 /// What a step gave for one row.
 #[derive(Clone, Copy)]
 enum Row<'a> {
@@ -393,6 +414,19 @@ enum Row<'a> {
     Largest(&'a [(u32, f32)]),
     /// Its number, and the largest logits with their share of the whole.
     Ranked(usize, &'a Ranked),
+}
+
+impl Row<'_> {
+    fn all(output: &Output, n_vocab: usize) -> Vec<Row<'_>> {
+        match output {
+            Output::Logits(logits) => logits.chunks_exact(n_vocab).map(Row::Logits).collect(),
+            Output::Best(best) => best.iter().copied().map(Row::Best).collect(),
+            Output::Largest(rows) => rows.iter().map(|ranked| Row::Largest(ranked)).collect(),
+            Output::Ranked(RankedLogits { rows, .. }) => {
+                rows.iter().enumerate().map(|(i, ranked)| Row::Ranked(i, ranked)).collect()
+            }
+        }
+    }
 }
 
 /// A token that was chosen.
@@ -437,6 +471,18 @@ impl Draw<'_> {
             }
         };
         Ok(Some(Drawn { id, logprobs: None }))
+    }
+}
+
+/// What `work` gives, or why its sequences end.
+fn caught<T>(work: impl FnOnce() -> Result<T, TensorError>) -> Result<T, FinishReason> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error @ (TensorError::DeviceLost { .. } | TensorError::OutOfMemory { .. }))) => {
+            Err(FinishReason::DeviceLost(error.to_string()))
+        }
+        Ok(Err(error)) => Err(FinishReason::Error(error.to_string())),
+        Err(panic) => Err(FinishReason::Error(format!("the forward panicked: {}", panic_text(&*panic)))),
     }
 }
 

@@ -32,21 +32,28 @@ impl Ahead for GpuBackend {
             let read = self.record().start_read(self.gpu(), self.buffers(), &parts);
             return Ok(StartedRows::new(DeviceTokens::new(best), RowsRead { wanted, n_rows, n: 1, read }));
         }
-        let (RowsWanted::Largest(n) | RowsWanted::Ranked(n)) = wanted else { unreachable!("best is above") };
-        let n = n.min(x.cols());
-        let (found, n_bytes) = match wanted {
-            RowsWanted::Ranked(_) => self.record_ranked(x, n)?,
-            _ => (self.record_largest(x, n, n_rows * n * 8)?, n_rows * n * 8),
+        let n = match wanted {
+            RowsWanted::Largest(n) | RowsWanted::Ranked(n) => n.min(x.cols()),
+            RowsWanted::Best | RowsWanted::All => MAX_LARGEST.min(x.cols()),
         };
-        let has_sums = matches!(wanted, RowsWanted::Ranked(_));
-        let first_sum = if has_sums { n_rows * n * 2 } else { 0 };
+        let n_values = n_rows * n * 8;
+        let (found, n_bytes, first_sum) = if let RowsWanted::Largest(_) = wanted {
+            (self.record_largest(x, n, n_values)?, n_values, 0)
+        } else {
+            let (found, n_bytes) = self.record_ranked(x, n)?;
+            (found, n_bytes, n_values / 4)
+        };
         let packed: Vec<[u32; 16]> = guesses.iter().map(pack).collect();
         let packed = self.buffers().take_with(self.gpu(), bytemuck::cast_slice(&packed))?;
         let tokens = self.take(n_rows * 4)?;
         let params = [n_rows as u32, n as u32, first_sum as u32];
         let bound = [found.bound(), packed.bound(), tokens.bound()];
         self.run(&GuessTokens {}, &bound, &params, Grid::flat(n_rows))?;
-        let parts = [(found.buffer(), n_bytes), (tokens.buffer(), n_rows * 4)];
+        let values = match wanted {
+            RowsWanted::All => (act(x).buffer, n_rows * x.cols() * 4),
+            _ => (found.buffer(), n_bytes),
+        };
+        let parts = [values, (tokens.buffer(), n_rows * 4)];
         let read = self.record().start_read(self.gpu(), self.buffers(), &parts);
         Ok(StartedRows::new(DeviceTokens::new(tokens), RowsRead { wanted, n_rows, n, read }))
     }
@@ -61,6 +68,7 @@ impl Ahead for GpuBackend {
             RowsWanted::Best => Rows::Best(guessed.clone()),
             RowsWanted::Largest(_) => Rows::Largest(ranked_rows(values, n)),
             RowsWanted::Ranked(_) => Rows::Ranked(rows_with_sums(values, n_rows, n)),
+            RowsWanted::All => Rows::All(bytemuck::pod_collect_to_vec(values)),
         };
         Ok((rows, guessed))
     }

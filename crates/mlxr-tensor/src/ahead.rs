@@ -35,6 +35,8 @@ pub enum RowsWanted {
     Largest(usize),
     /// As [`Backend::ranked`](crate::Backend::ranked).
     Ranked(usize),
+    /// As [`Backend::read`](crate::Backend::read).
+    All,
 }
 
 /// What was wanted, row after row.
@@ -43,6 +45,7 @@ pub enum Rows {
     Best(Vec<Option<u32>>),
     Largest(Vec<Vec<(u32, f32)>>),
     Ranked(Vec<Ranked>),
+    All(Vec<f32>),
 }
 
 /// The most tokens that a [`Guess`] leaves out.

@@ -1,9 +1,12 @@
 //! A model on its backend, with an arena for keys and values: what measuring commands drive directly.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use mlxr_checkpoint::Checkpoint;
-use mlxr_models::{Model, ModelError, ModelKv, ModelOptions, Placement};
-use mlxr_tensor::{Batch, DType, KvSpec};
+use mlxr_engine::{ModelRunner, Runner, Started};
+use mlxr_models::{Model, ModelError, ModelOptions, Placement};
+use mlxr_tensor::{Batch, DType, Guess, KvSpec, RowsWanted};
 
 use crate::failure::failure;
 
@@ -34,8 +37,8 @@ pub fn model(ckpt: &Checkpoint, placement: &Placement, n_ctx: Option<u32>) -> an
 
 /// Some sequences of a fixed length that grow by whole batches of rows, without a scheduler.
 pub struct Sequences {
-    pub model: Model,
-    kv: ModelKv,
+    pub model: Arc<Model>,
+    runner: ModelRunner,
     kv_spec: KvSpec,
     /// The blocks of each sequence.
     tables: Vec<Vec<u32>>,
@@ -48,11 +51,11 @@ impl Sequences {
     pub fn new(model: Model, kv_type: DType, n_seqs: usize, n_ctx: u32) -> anyhow::Result<Sequences> {
         let n_blocks = (n_ctx as usize).div_ceil(BLOCK_TOKENS);
         let kv_spec = model.kv_spec(n_blocks * n_seqs, BLOCK_TOKENS, kv_type);
-        let kv = model
-            .kv_cache(&kv_spec)
+        let model = Arc::new(model);
+        let runner = ModelRunner::new(model.clone(), &kv_spec)
             .context("cannot allocate the keys and values\nhint: try a smaller --ctx")?;
-        let mut sequences =
-            Sequences { model, kv, kv_spec, tables: vec![Vec::new(); n_seqs], n_stored: vec![0; n_seqs] };
+        let (tables, n_stored) = (vec![Vec::new(); n_seqs], vec![0; n_seqs]);
+        let mut sequences = Sequences { model, runner, kv_spec, tables, n_stored };
         sequences.lay_out(false);
         Ok(sequences)
     }
@@ -84,14 +87,20 @@ impl Sequences {
 
     /// Runs a batch. Returns the logits `[n_output_rows, vocab]` once they are computed.
     pub fn forward(&mut self, batch: &Batch) -> anyhow::Result<Vec<f32>> {
-        let logits = self.model.forward(batch, &mut self.kv)?;
-        Ok(self.model.backend().read(&logits)?)
+        Ok(self.runner.run(&[], batch)?)
     }
 
-    /// Runs a batch. Returns the most likely token of each output row once it is known, where the row is a distribution.
-    pub fn forward_best(&mut self, batch: &Batch) -> anyhow::Result<Vec<Option<u32>>> {
-        let logits = self.model.forward(batch, &mut self.kv)?;
-        Ok(self.model.backend().argmax(&logits)?)
+    /// Begins a batch that ends with the most likely token of each output row known, as the engine does: a device computes
+    /// it while the host goes on, others have computed it when this returns.
+    pub fn start_best(&mut self, batch: &Batch) -> anyhow::Result<Option<Started>> {
+        let guesses = vec![Guess::BEST; batch.output_rows.len()];
+        match self.runner.start(&[], batch, RowsWanted::Best, &guesses) {
+            Some(started) => Ok(Some(started?)),
+            None => {
+                self.runner.run_best(&[], batch)?;
+                Ok(None)
+            }
+        }
     }
 
     /// Bytes of keys and values that one decoded token reads when `n_tokens` are stored.

@@ -182,7 +182,7 @@ impl BlockTables {
     }
 
     /// Makes the blocks a sequence has filled findable. `tokens` are the sequence's from its first; what is stored of
-    /// them must have been computed.
+    /// them must have been computed. Slots behind them, for tokens that are not known yet, are left alone.
     ///
     /// # Panics
     /// When the sequence has no table.
@@ -190,7 +190,7 @@ impl BlockTables {
         let table = self.tables.get_mut(&seq).expect("the sequence has a table");
         let Some(cache) = self.cache.as_mut().filter(|_| !table.is_detached) else { return };
         let n = self.block_tokens;
-        for i in table.n_cached..table.n_tokens / n {
+        for i in table.n_cached..table.n_tokens.min(tokens.len()) / n {
             let parent = i.checked_sub(1).map(|i| table.blocks[i]);
             let (own, block) = (table.blocks[i], &tokens[i * n..(i + 1) * n]);
             match cache.find(parent, block) {

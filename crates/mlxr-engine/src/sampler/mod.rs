@@ -6,6 +6,7 @@
 mod candidates;
 mod dry;
 mod grammar;
+mod guess;
 mod logprobs;
 mod mirostat;
 mod params;

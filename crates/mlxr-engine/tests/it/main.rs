@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
 
+mod ahead;
 mod behaviour;
 mod constraint;
 mod embedder;

@@ -3,7 +3,8 @@
 use super::data::Noise;
 use super::{assert_same_bits, read};
 use crate::{
-    Backend, Batch, DType, Fed, Format, Guess, GuessStage, MAX_FORBIDDEN, Ranked, Rows, RowsWanted, largest,
+    Backend, Batch, DType, Fed, Format, Guess, GuessStage, MAX_FORBIDDEN, MAX_LARGEST, Ranked, Rows,
+    RowsWanted, largest,
 };
 
 use GuessStage::{MinP, Temperature, TopK, TopP};
@@ -51,19 +52,22 @@ pub(super) fn tokens(backend: &dyn Backend) {
     *x.last_mut().expect("there are rows") = f32::NAN;
     let act = backend.act(n_rows, COLS, &x);
     let rows: Vec<&[f32]> = x.chunks_exact(COLS).collect();
-    for wanted in [RowsWanted::Best, RowsWanted::Largest(N), RowsWanted::Ranked(N)] {
+    for wanted in [RowsWanted::Best, RowsWanted::Largest(N), RowsWanted::Ranked(N), RowsWanted::All] {
         let started = ahead.start_rows(&act, wanted, &guesses).expect("the device works");
         let (found, guessed) = ahead.finish_rows(started).expect("the device works");
         match found {
             Rows::Best(best) => assert_eq!((&best, wanted), (&guessed, RowsWanted::Best)),
             Rows::Largest(found) => assert_eq!(found, backend.largest(&act, N).expect("the device works")),
             Rows::Ranked(found) => assert_eq!(found, backend.ranked(&act, N).expect("the device works")),
+            Rows::All(found) => assert_same_bits(&found, &x, &"all values"),
         }
         assert_eq!(guessed.len(), n_rows);
         for (i, ((row, guess), token)) in rows.iter().zip(&guesses).zip(guessed).enumerate() {
             let guess = if wanted == RowsWanted::Best { &Guess::BEST } else { guess };
-            let sum = matches!(wanted, RowsWanted::Ranked(_)).then(|| Ranked::of(row, N).exp_sum);
-            let largest = if i + 1 == n_rows { Vec::new() } else { largest(row, N) };
+            let n = if wanted == RowsWanted::All { MAX_LARGEST } else { N };
+            let sum =
+                matches!(wanted, RowsWanted::Ranked(_) | RowsWanted::All).then(|| Ranked::of(row, n).exp_sum);
+            let largest = if i + 1 == n_rows { Vec::new() } else { largest(row, n) };
             // A device may round its sums; numbers this near to a boundary belong to both sides.
             let near =
                 [-1e-4, 0.0, 1e-4].map(|shift| Guess { u: guess.u + shift, ..*guess }.token(&largest, sum));

@@ -1,15 +1,16 @@
 //! `mlxr bench`: prefill and decode speed, beside what the machine's memory could do.
 //!
 //! A token makes the processor read the weights it touches and the keys and values stored so far; those bytes over the
-//! time taken are the GB/s printed beside tok/s. A step ends with the most likely token known, as a greedy one does, but
-//! the next one decodes a token that is made up.
+//! time taken are the GB/s printed beside tok/s. A step ends with the most likely token known, as a greedy one does. Steps
+//! are begun as the engine begins them: a GPU goes on with its own tokens while the host waits for the step before. On the
+//! CPU the next step decodes a token that is made up.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use mlxr_engine::EngineOptions;
-use mlxr_tensor::{Batch, KernelTime};
+use mlxr_engine::{EngineOptions, Started};
+use mlxr_tensor::{Batch, Fed, KernelTime};
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
@@ -236,26 +237,37 @@ impl Bench {
     }
 
     fn decode(&mut self, test: &Test) -> anyhow::Result<()> {
+        let mut before: Option<Started> = None;
         for i in 0..test.n_tokens {
             let mut batch = Batch::new();
             for seq in 0..test.batch {
                 self.sequences.append(&mut batch, seq as usize, &[self.token(i + seq * 31)]);
                 batch.want_last();
             }
-            self.sequences.forward_best(&batch)?;
+            let rows = || (0..test.batch).map(|row| [row, row]).collect();
+            batch.fed = before.as_ref().map(|step| Fed { tokens: step.tokens.clone(), rows: rows() });
+            before = self.follow(before, &batch)?;
         }
-        Ok(())
+        finish(before)
     }
 
     fn prefill(&mut self, seq: usize, n_tokens: u32) -> anyhow::Result<()> {
         let tokens: Vec<u32> = (0..n_tokens).map(|i| self.token(i)).collect();
+        let mut before = None;
         for chunk in tokens.chunks(self.batch_rows as usize) {
             let mut batch = Batch::new();
             self.sequences.append(&mut batch, seq, chunk);
             batch.want_last();
-            self.sequences.forward_best(&batch)?;
+            before = self.follow(before, &batch)?;
         }
-        Ok(())
+        finish(before)
+    }
+
+    /// Begins a batch and waits for the one before it.
+    fn follow(&mut self, before: Option<Started>, batch: &Batch) -> anyhow::Result<Option<Started>> {
+        let next = self.sequences.start_best(batch)?;
+        finish(before)?;
+        Ok(next)
     }
 
     /// Token ids that jump about the vocabulary, always the same.
@@ -278,6 +290,14 @@ impl Bench {
             }
         }
     }
+}
+
+/// Waits for a batch, if a device computes it.
+fn finish(step: Option<Started>) -> anyhow::Result<()> {
+    if let Some(step) = step {
+        step.finish()?;
+    }
+    Ok(())
 }
 
 /// The passes of one test, fastest first; at least one.

@@ -1,23 +1,28 @@
 //! Zeroed memory on cache-line boundaries.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::RefCell;
 use std::io;
 use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
 
 use memmap2::MmapMut;
 
 const ALIGNMENT: usize = 64;
 
-/// Maps from this size on are asked for in huge pages.
-#[cfg(target_os = "linux")]
-const HUGE_FROM: usize = 2 << 20;
+/// A huge page; maps from this size on are asked for in such.
+const HUGE_BYTES: usize = 2 << 20;
+
+/// Maps that [`AlignedBytes::kept`] cuts pieces from. What is left of one when the next piece does not fit is never
+/// touched; what is resident of it goes with its last piece.
+const CHUNK_BYTES: usize = 16 << 20;
 
 /// Bytes aligned to 64, zero at first.
 pub(crate) struct AlignedBytes {
     ptr: NonNull<u8>,
     n_bytes: usize,
     /// Where the memory is, if not on the heap.
-    map: Option<MmapMut>,
+    map: Option<Arc<MmapMut>>,
 }
 
 // SAFETY: the memory is owned and plain; access follows the borrow of `self`.
@@ -37,11 +42,31 @@ impl AlignedBytes {
     /// Memory to keep: its pages cost nothing until they are written, and are huge ones where the system gives them.
     pub(crate) fn mapped(n_bytes: usize) -> Option<Self> {
         let mut map = map_zeroed(n_bytes).ok()?;
-        Some(Self { ptr: NonNull::new(map.as_mut_ptr())?, n_bytes, map: Some(map) })
+        Some(Self { ptr: NonNull::new(map.as_mut_ptr())?, n_bytes, map: Some(Arc::new(map)) })
+    }
+
+    /// Memory as [`Self::mapped`] gives it, side by side with what this thread asked for before: matrices of one model
+    /// so fill huge pages whatever their sizes.
+    pub(crate) fn kept(n_bytes: usize) -> Option<Self> {
+        thread_local! { static CHUNK: RefCell<Chunk> = RefCell::default(); }
+        CHUNK.with_borrow_mut(|chunk| match chunk.piece(n_bytes) {
+            Some(piece) => Some(piece),
+            None => {
+                *chunk = Chunk::default();
+                let map_bytes = n_bytes.checked_next_multiple_of(HUGE_BYTES)?.max(CHUNK_BYTES);
+                let mut map = map_zeroed(map_bytes.checked_add(HUGE_BYTES)?).ok()?;
+                let n_before = map.as_ptr().align_offset(HUGE_BYTES);
+                let rest = &mut map[n_before..][..map_bytes];
+                let (next, n_left) = (NonNull::new(rest.as_mut_ptr())?, rest.len());
+                let map = Arc::new(map);
+                *chunk = Chunk { map: Arc::downgrade(&map), next, n_left };
+                chunk.piece(n_bytes)
+            }
+        })
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: `n_bytes` initialised bytes were allocated or mapped at `ptr` and live as long as `self`.
+        // SAFETY: `n_bytes` initialised bytes were allocated or mapped at `ptr`, for `self` alone, and live as long.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.n_bytes) }
     }
 
@@ -74,12 +99,38 @@ impl Drop for AlignedBytes {
     }
 }
 
+/// A map that pieces are cut from, as long as one of them lives.
+struct Chunk {
+    map: Weak<MmapMut>,
+    /// What belongs to no piece yet: the end of the map, from a multiple of [`ALIGNMENT`] on.
+    next: NonNull<u8>,
+    n_left: usize,
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self { map: Weak::new(), next: NonNull::dangling(), n_left: 0 }
+    }
+}
+
+impl Chunk {
+    fn piece(&mut self, n_bytes: usize) -> Option<AlignedBytes> {
+        let map = self.map.upgrade()?;
+        let n_taken = n_bytes.checked_next_multiple_of(ALIGNMENT).filter(|&n| n <= self.n_left)?;
+        let ptr = self.next;
+        // SAFETY: `n_left` bytes of the map, which lives, follow `next`, and so many are not more.
+        self.next = unsafe { ptr.add(n_taken) };
+        self.n_left -= n_taken;
+        Some(AlignedBytes { ptr, n_bytes, map: Some(map) })
+    }
+}
+
 /// Memory of the system's own: zeros that cost nothing until they are written.
 pub(crate) fn map_zeroed(n_bytes: usize) -> io::Result<MmapMut> {
     // A map of nothing is an error on some systems.
     let map = MmapMut::map_anon(n_bytes.max(1))?;
     #[cfg(target_os = "linux")]
-    if HUGE_FROM <= n_bytes {
+    if HUGE_BYTES <= n_bytes {
         // Advice only: small pages serve as well, somewhat slower.
         let _ = map.advise(memmap2::Advice::HugePage);
     }
@@ -132,4 +183,38 @@ pub(crate) fn as_words_mut(bytes: &mut [u8]) -> &mut [i32] {
     let (before, words, after) = unsafe { bytes.align_to_mut() };
     assert!(before.is_empty() && after.is_empty(), "whole words");
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(bytes: &AlignedBytes) -> usize {
+        bytes.bytes().as_ptr() as usize
+    }
+
+    #[test]
+    fn kept_memory_lies_side_by_side_until_a_chunk_is_full() {
+        let mut first = AlignedBytes::kept(100).expect("memory");
+        let mut second = AlignedBytes::kept(64).expect("memory");
+        assert!(start(&first).is_multiple_of(HUGE_BYTES));
+        assert_eq!(start(&second), start(&first) + 128);
+        first.bytes_mut().fill(1);
+        second.bytes_mut().fill(2);
+        let large = AlignedBytes::kept(CHUNK_BYTES + 1).expect("memory");
+        assert!(start(&large).is_multiple_of(HUGE_BYTES) && large.bytes().iter().all(|&byte| byte == 0));
+        let behind = AlignedBytes::kept(10).expect("memory");
+        assert_eq!(start(&behind), start(&large) + CHUNK_BYTES + ALIGNMENT);
+        assert!(first.bytes().iter().all(|&byte| byte == 1) && second.bytes().iter().all(|&byte| byte == 2));
+        assert!(AlignedBytes::kept(usize::MAX).is_none());
+    }
+
+    #[test]
+    fn a_chunk_is_given_back_with_its_last_piece() {
+        let piece = AlignedBytes::kept(100).expect("memory");
+        let map = Arc::downgrade(piece.map.as_ref().expect("a map"));
+        drop(piece);
+        assert!(map.upgrade().is_none());
+        assert!(AlignedBytes::kept(100).expect("memory").bytes().iter().all(|&byte| byte == 0));
+    }
 }

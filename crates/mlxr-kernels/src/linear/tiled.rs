@@ -6,11 +6,10 @@
 
 use std::ops::Range;
 
-use memmap2::MmapMut;
 use mlxr_tensor::{DType, Format, HostTensor, TensorError, codec};
 
-use crate::aligned::map_zeroed;
-use crate::disjoint::{Disjoint, split};
+use crate::aligned::AlignedBytes;
+use crate::disjoint::{Disjoint, row_grain};
 use crate::pool::ThreadPool;
 
 /// Rows of a tile.
@@ -87,7 +86,7 @@ pub(crate) struct TiledMatrix {
     n_rows: usize,
     n_cols: usize,
     n_blocks: usize,
-    memory: MmapMut,
+    memory: AlignedBytes,
 }
 
 /// Whole tiles.
@@ -116,11 +115,16 @@ impl TiledMatrix {
         let row_bytes = n_blocks * cut.block_bytes();
         let (line_bytes, tile_bytes) = cut.tile_bytes(n_blocks);
         let n_tiles = n_rows.div_ceil(N_ROWS);
-        let mut memory = zeroed(n_tiles * tile_bytes, tensor.name())?;
-        let tiles = Disjoint::new(&mut memory[..]);
-        pool.run(|part, n_parts| {
+        let n_bytes = n_tiles * tile_bytes;
+        let mut memory = AlignedBytes::kept(n_bytes).ok_or_else(|| TensorError::OutOfMemory {
+            backend: "cpu",
+            what: format!("tensor {:?}", tensor.name()),
+            needed_bytes: n_bytes as u64,
+        })?;
+        let tiles = Disjoint::new(memory.bytes_mut());
+        pool.share(n_tiles, row_grain(n_tiles, pool), |claimed| {
             let mut last = Vec::new();
-            for tile in split(n_tiles, part, n_parts, 1) {
+            for tile in claimed {
                 let stored = &tensor.data()[tile * N_ROWS * row_bytes..];
                 let mut rows = &stored[..stored.len().min(N_ROWS * row_bytes)];
                 if rows.len() < N_ROWS * row_bytes {
@@ -128,7 +132,7 @@ impl TiledMatrix {
                     last.resize(N_ROWS * row_bytes, 0);
                     rows = &last;
                 }
-                // SAFETY: `split` gives each tile to one part only.
+                // SAFETY: each tile is claimed once.
                 let out = unsafe { tiles.row(tile, tile_bytes) };
                 let (lines, halves) = out.split_at_mut(line_bytes);
                 // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
@@ -154,7 +158,8 @@ impl TiledMatrix {
     pub(crate) fn tiles(&self, rows: Range<usize>) -> Tiles<'_> {
         assert!(rows.start.is_multiple_of(N_ROWS) && rows.end <= self.n_rows, "tiles of {rows:?}");
         let (line_bytes, tile_bytes) = self.cut.tile_bytes(self.n_blocks);
-        let bytes = &self.memory[rows.start / N_ROWS * tile_bytes..rows.end.div_ceil(N_ROWS) * tile_bytes];
+        let bytes =
+            &self.memory.bytes()[rows.start / N_ROWS * tile_bytes..rows.end.div_ceil(N_ROWS) * tile_bytes];
         Tiles { bytes, n_blocks: self.n_blocks, tile_bytes, line_bytes }
     }
 
@@ -183,12 +188,4 @@ impl TiledMatrix {
     pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
         codec::dequantise_row(self.cut.dtype, &self.stored_row(row), out).expect("the row is whole blocks");
     }
-}
-
-fn zeroed(n_bytes: usize, name: &str) -> Result<MmapMut, TensorError> {
-    map_zeroed(n_bytes).map_err(|_| TensorError::OutOfMemory {
-        backend: "cpu",
-        what: format!("tensor {name:?}"),
-        needed_bytes: n_bytes as u64,
-    })
 }

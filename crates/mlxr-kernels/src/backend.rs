@@ -475,3 +475,71 @@ impl CpuBackend {
         1.0 / (self.kernels.sum_squares(x) / x.len() as f32 + eps).sqrt()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use mlxr_tensor::DType;
+
+    use super::*;
+    use crate::room::Memory;
+
+    /// Lines of a log.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no writer panicked").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn where_memory_is_short_weights_stay_in_the_file_and_one_warning_says_so() {
+        let (rows, cols) = (1024, 2048);
+        let bytes: Vec<u8> = (0..rows * cols / 32)
+            .flat_map(|i| [i as u8, 0x2c].into_iter().chain((0..32).map(move |j| (i + 7 * j) as u8)))
+            .collect();
+        let tensor = HostTensor::new("w", &[rows, cols], DType::Q8_0, bytes.into()).expect("a tensor");
+        let short = || Some(Memory { total: 800 << 20, available: 101 << 20 });
+        let backend = |room| CpuBackend { room, ..CpuBackend::new(CpuOptions::default()).expect("a CPU") };
+        let (short, roomy) = (backend(Room::of(short)), backend(Room::of(|| None)));
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let weights = tracing::subscriber::with_default(log, || {
+            [&short, &short, &roomy].map(|backend| backend.upload(&tensor).expect("a weight"))
+        });
+
+        let is_stored = |weight: &Weight| matches!(weight.handle::<CpuWeight>().matrix(), Matrix::Stored(_));
+        assert!(is_stored(&weights[0]) && is_stored(&weights[1]));
+        let has_order = tile_order(&tensor, &short.kernels).is_some();
+        assert_eq!(is_stored(&weights[2]), !has_order);
+        let text = String::from_utf8(lines.0.lock().expect("no writer panicked").clone()).expect("text");
+        assert_eq!(
+            text.matches("too little memory to put weights in the order").count(),
+            usize::from(has_order),
+            "{text}"
+        );
+        assert_eq!(text.contains("available_mb=101 total_mb=800"), has_order, "{text}");
+
+        let source: Vec<f32> = (0..cols).map(|i| (i % 13) as f32 - 6.0).collect();
+        let result = |backend: &CpuBackend, weight: &Weight| {
+            let x = backend.act(1, cols, &source);
+            backend.read(&backend.linear(&x, weight, None)).expect("numbers")
+        };
+        let (stored, tiled) = (result(&short, &weights[0]), result(&roomy, &weights[2]));
+        let scale = tiled.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        assert!(scale > 0.0);
+        assert!(
+            stored.iter().zip(&tiled).all(|(a, b)| (a - b).abs() <= 1e-5 * scale),
+            "{stored:?} {tiled:?}"
+        );
+    }
+}

@@ -13,10 +13,10 @@ const KEPT_PART: u64 = 8;
 
 /// Memory of the machine, or of the group of processes that has a limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Memory {
-    total: u64,
+pub(crate) struct Memory {
+    pub(crate) total: u64,
     /// What can be had, files in the cache included.
-    available: u64,
+    pub(crate) available: u64,
 }
 
 impl Memory {
@@ -65,18 +65,30 @@ fn group_folder(groups: &str) -> Option<PathBuf> {
 }
 
 /// Decides about copies, and says once that one was not made.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Room {
+    memory: fn() -> Option<Memory>,
     told: AtomicBool,
 }
 
+impl Default for Room {
+    fn default() -> Self {
+        Self::of(Memory::of_system)
+    }
+}
+
 impl Room {
+    /// Room in what `memory` tells each time.
+    pub(crate) fn of(memory: fn() -> Option<Memory>) -> Self {
+        Self { memory, told: AtomicBool::new(false) }
+    }
+
     /// Whether there is memory for a copy of so many bytes.
     pub(crate) fn takes(&self, n_bytes: usize) -> bool {
         if n_bytes <= SMALL_BYTES {
             return true;
         }
-        let Some(memory) = Memory::of_system() else { return true };
+        let Some(memory) = (self.memory)() else { return true };
         let takes = memory.takes(n_bytes as u64);
         if !takes && !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(

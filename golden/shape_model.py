@@ -17,8 +17,10 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
+TINYLLAMA = dict(hidden=2048, layers=22, heads=32, kv_heads=4, mlp=5632, vocab=32000, theta=10000.0, n_ctx=2048)
 SHAPES = {
-    "tinyllama": dict(hidden=2048, layers=22, heads=32, kv_heads=4, mlp=5632, vocab=32000, theta=10000.0, n_ctx=2048),
+    "tinyllama": TINYLLAMA,
+    "tinyllama-long": TINYLLAMA | dict(n_ctx=65536),
     "7b": dict(hidden=4096, layers=32, heads=32, kv_heads=32, mlp=11008, vocab=32000, theta=10000.0, n_ctx=4096),
     "llama3-8b": dict(hidden=4096, layers=32, heads=32, kv_heads=8, mlp=14336, vocab=128256, theta=500000.0, n_ctx=8192),
 }

@@ -48,6 +48,15 @@ def python_with_peer(work):
     return python
 
 
+def prepared(args):
+    """The folders, and both engines."""
+    args.mlxr = args.mlxr.resolve()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.out = args.out or args.work
+    args.out.mkdir(parents=True, exist_ok=True)
+    return Engines(args, args.python or python_with_peer(args.work))
+
+
 def model_file(python, work, shape, kind):
     path = work / f"{shape}-{kind}.gguf"
     if not path.exists():
@@ -68,7 +77,7 @@ def plan(args):
         asked.append(dict(prefill=[0], decode=args.decode, batch=[1], depth=0))
     if "depth" in args.tests:
         asked.extend(dict(prefill=[0], decode=args.decode, batch=[1], depth=depth) for depth in DEPTHS)
-    return asked
+    return [dict(one, threads=args.threads) for one in asked]
 
 
 def arguments(asked):
@@ -76,7 +85,7 @@ def arguments(asked):
         return ",".join(map(str, values))
 
     return ["--prefill", listed(asked["prefill"]), "--decode", asked["decode"], "--batch", listed(asked["batch"]),
-            "--depth", asked["depth"], "--repeats", 1]
+            "--depth", asked["depth"], "--threads", asked["threads"], "--repeats", 1]
 
 
 class Engines:
@@ -90,13 +99,13 @@ class Engines:
             modes[", bf16"] = ["--bf16-products"]
         results = {}
         for mode, flags in modes.items():
-            report = output([self.args.mlxr, "bench", path, "--json", "-t", self.args.threads, *arguments(asked), *flags])
+            report = output([self.args.mlxr, "bench", path, "--json", *arguments(asked), *flags])
             for test in report["results"]:
                 results[test["test"] + mode] = (test["tok_s"]["median"], test["gb_s"], report["backend"])
         return results, report["read_gb_s"]
 
     def theirs(self, path, asked):
-        return output([self.python, HERE / "llama_cpp_speed.py", path, "--threads", self.args.threads, *arguments(asked)])
+        return output([self.python, HERE / "llama_cpp_speed.py", path, *arguments(asked)])
 
 
 def measure(engines, path, kind, asked, rounds):
@@ -161,13 +170,19 @@ def plot(rows, title):
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc, shape):
+    """The options that every comparison has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mlxr", type=pathlib.Path, required=True, help="the release binary")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target" / "compare")
     parser.add_argument("--out", type=pathlib.Path, help="where the results go [default: the work folder]")
     parser.add_argument("--python", type=pathlib.Path, help="a Python that has llama_cpp and gguf")
-    parser.add_argument("--shape", default="tinyllama")
+    parser.add_argument("--shape", default=shape)
+    return parser
+
+
+def main():
+    parser = parser_of(__doc__, "tinyllama")
     parser.add_argument("--types", type=lambda text: text.split(","), default=["q4_0", "q4_k", "q8_0", "q6_k", "f16"])
     parser.add_argument("--tests", type=lambda text: text.split(","), default=["prefill", "batch", "depth"])
     parser.add_argument("--threads", type=int, default=2)
@@ -176,22 +191,17 @@ def main():
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    args.mlxr = args.mlxr.resolve()
-    args.work.mkdir(parents=True, exist_ok=True)
-    out = args.out or args.work
-    out.mkdir(parents=True, exist_ok=True)
-    python = args.python or python_with_peer(args.work)
-    engines = Engines(args, python)
+    engines = prepared(args)
     rows = []
     for kind in args.types:
-        path = model_file(python, args.work, args.shape, kind)
+        path = model_file(engines.python, args.work, args.shape, kind)
         for asked in plan(args):
             rows += measure(engines, path, kind, asked, args.rounds)
         report = dict(processor=processor(), shape=args.shape, threads=args.threads, rounds=args.rounds, rows=rows)
-        (out / "compare.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (args.out / "compare.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     title = f"{args.shape}, {args.threads} threads, {processor()}"
-    (out / "compare.md").write_text(table(rows), encoding="utf-8")
-    (out / "compare.svg").write_text(plot(rows, title), encoding="utf-8")
+    (args.out / "compare.md").write_text(table(rows), encoding="utf-8")
+    (args.out / "compare.svg").write_text(plot(rows, title), encoding="utf-8")
     print(table(rows), end="")
 
 

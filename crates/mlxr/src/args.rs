@@ -264,7 +264,7 @@ pub struct BenchArgs {
     /// Numbers of tokens to decode; 0 for none
     #[arg(short = 'n', long, value_name = "TOKENS", value_delimiter = ',', default_value = "128")]
     pub decode: Vec<u32>,
-    /// Tokens already stored when decoding begins
+    /// Tokens already stored when decoding begins; those beyond the first 2048 are copies of these
     #[arg(short, long, value_name = "TOKENS", default_value_t = 0)]
     pub depth: u32,
     /// Sequences decoded at once

@@ -6,7 +6,7 @@ use anyhow::Context;
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{ModelRunner, Runner, Started};
 use mlxr_models::{Model, ModelError, ModelOptions, Placement};
-use mlxr_tensor::{Batch, DType, Guess, KvSpec, RowsWanted};
+use mlxr_tensor::{Batch, BlockCopy, DType, Guess, KvSpec, RowsWanted};
 
 use crate::failure::failure;
 
@@ -85,6 +85,22 @@ impl Sequences {
         self.n_stored[seq] += tokens.len() as u32;
     }
 
+    /// Stores copies of what sequence `seq` has, whole blocks of it over and over, and then `last`, its `n_tokens`th token.
+    pub fn repeat(&mut self, seq: usize, n_tokens: u32, last: u32) -> anyhow::Result<()> {
+        let table = &self.tables[seq];
+        let n_whole = self.n_stored[seq] as usize / BLOCK_TOKENS;
+        assert!(n_whole > 0, "a whole block to copy");
+        let blocks = n_whole..(n_tokens as usize).div_ceil(BLOCK_TOKENS);
+        let copies: Vec<BlockCopy> =
+            blocks.map(|i| BlockCopy { from: table[i % n_whole], to: table[i] }).collect();
+        self.n_stored[seq] = n_tokens - 1;
+        let mut batch = Batch::new();
+        self.append(&mut batch, seq, &[last]);
+        batch.want_last();
+        self.runner.run_best(&copies, &batch)?;
+        Ok(())
+    }
+
     /// Runs a batch. Returns the logits `[n_output_rows, vocab]` once they are computed.
     pub fn forward(&mut self, batch: &Batch) -> anyhow::Result<Vec<f32>> {
         Ok(self.runner.run(&[], batch)?)
@@ -106,5 +122,37 @@ impl Sequences {
     /// Bytes of keys and values that one decoded token reads when `n_tokens` are stored.
     pub fn kv_bytes_read(&self, n_tokens: f64) -> f64 {
         self.kv_spec.bytes_per_token().unwrap_or(0) as f64 * n_tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlxr_kernels::{CpuBackend, CpuOptions};
+    use mlxr_models::SavedBlocks;
+
+    use super::*;
+
+    #[test]
+    fn repeated_tokens_are_copies_of_the_computed_ones() {
+        let ckpt = crate::bundled::open().expect("the bundled model");
+        let backend = CpuBackend::new(CpuOptions { n_threads: Some(1), isa: None }).expect("a CPU");
+        let model = model(&ckpt, &Placement::whole(Arc::new(backend)), Some(96)).expect("a model");
+        let mut sequences = Sequences::new(model, DType::F16, 1, 96).expect("an arena");
+        let mut batch = Batch::new();
+        let tokens: Vec<u32> = (1..=36).collect();
+        sequences.append(&mut batch, 0, &tokens);
+        batch.want_last();
+        sequences.forward(&batch).expect("logits");
+        sequences.repeat(0, 70, 7).expect("a step");
+        assert_eq!(sequences.n_stored, [70]);
+        let mut block = |i: usize| {
+            let saved = sequences.runner.save_blocks(&[sequences.tables[0][i]]).expect("a block");
+            format!("{:?}", saved.downcast::<SavedBlocks>().expect("saved blocks"))
+        };
+        assert_ne!(block(0), block(1));
+        // The third block was not whole, the fifth ends with the last token, and the sixth is not needed.
+        assert_eq!([block(2), block(3)], [block(0), block(1)]);
+        assert_ne!(block(4), block(0));
+        assert_ne!(block(5), block(1));
     }
 }

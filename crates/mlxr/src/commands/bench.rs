@@ -3,7 +3,8 @@
 //! A token makes the processor read the weights it touches and the keys and values stored so far; those bytes over the
 //! time taken are the GB/s printed beside tok/s. A step ends with the most likely token known, as a greedy one does. Steps
 //! are begun as the engine begins them: a GPU goes on with its own tokens while the host waits for the step before. On the
-//! CPU the next step decodes a token that is made up.
+//! CPU the next step decodes a token that is made up. Most keys and values of a long context are copies, see
+//! [`COMPUTED_TOKENS`].
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -98,6 +99,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 fn n_threads(args: &BenchArgs) -> usize {
     args.threads.unwrap_or_else(mlxr_kernels::ThreadPool::default_threads)
 }
+
+/// Tokens that are computed of what lies before a decoded one. Those beyond are copies of them, in memory of their own:
+/// how long a token takes depends on how many are stored, and computing them takes time that grows with their square.
+const COMPUTED_TOKENS: u32 = 2048;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -233,7 +238,14 @@ impl Bench {
 
     /// Stores what lies before the tokens that a test decodes.
     fn fill(&mut self, test: &Test) -> anyhow::Result<()> {
-        (0..test.batch).try_for_each(|seq| self.prefill(seq as usize, test.depth_of(seq)))
+        for seq in 0..test.batch {
+            let depth = test.depth_of(seq);
+            self.prefill(seq as usize, depth.min(COMPUTED_TOKENS))?;
+            if COMPUTED_TOKENS < depth {
+                self.sequences.repeat(seq as usize, depth, self.token(depth))?;
+            }
+        }
+        Ok(())
     }
 
     fn decode(&mut self, test: &Test) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mlxr_tensor::Guess;
+use mlxr_tensor::{Guess, GuessedToken};
 
 use crate::SeqId;
 use crate::batch::Guessed;
@@ -90,7 +90,7 @@ impl Engine {
             Outlook::Unknown
         } else if n_generated + 1 >= active.max_tokens {
             Outlook::Ends
-        } else if choice.sampler.guess(n_generated as u64).is_some() {
+        } else if choice.sampler.can_guess() {
             Outlook::Guessed
         } else {
             Outlook::Unknown
@@ -105,14 +105,15 @@ impl Engine {
             let choice = &self.choices[&scheduled.seq];
             let n_prompt = self.active[&choice.request].n_prompt;
             let token_idx = (scheduled.start + scheduled.n_tokens).checked_sub(n_prompt);
-            let guess = token_idx.and_then(|token_idx| choice.sampler.guess(token_idx as u64));
+            let guess =
+                token_idx.and_then(|token_idx| choice.sampler.guess(&choice.tokens, token_idx as u64));
             guesses.push(guess.unwrap_or(Guess::BEST));
         }
         guesses
     }
 
     /// Compares the tokens of a step with what it guessed of them, where the next step has begun with that.
-    pub(crate) fn check_guesses(&mut self, plan: &Plan, guesses: &[Option<u32>]) {
+    pub(crate) fn check_guesses(&mut self, plan: &Plan, guesses: &[GuessedToken]) {
         let Some(ahead) = &mut self.ahead else { return };
         let mut n_logits = 0;
         for scheduled in &plan.rows {
@@ -121,7 +122,7 @@ impl Engine {
             let Some(choice) = self.choices.get(&seq).filter(|_| ahead.guessed.contains(&seq)) else {
                 continue;
             };
-            if guesses[n_logits - 1] != choice.tokens.last().copied() {
+            if guesses[n_logits - 1].id != choice.tokens.last().copied() {
                 tracing::debug!(%seq, "another token than the guessed one");
                 self.scheduler.take_back(seq);
                 ahead.dropped.insert(seq);

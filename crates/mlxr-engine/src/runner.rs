@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use mlxr_models::{Model, ModelKv, SavedBlocks};
 use mlxr_tensor::{
-    Act, Backend, Batch, BlockCopy, DeviceTokens, Guess, KvSpec, MAX_LARGEST, Ranked, Rows, RowsWanted,
-    TensorError, argmax, largest,
+    Act, Backend, Batch, BlockCopy, DeviceTokens, Guess, GuessedToken, KvSpec, MAX_LARGEST, Ranked, Rows,
+    RowsWanted, TensorError, argmax, largest,
 };
 
 /// Owns the model's KV arena and runs one step on it.
@@ -131,8 +131,8 @@ pub struct Started {
 /// What a started step gave.
 pub struct Finished {
     pub output: Output,
-    /// The token guessed for each output row, if the row is a distribution.
-    pub guesses: Vec<Option<u32>>,
+    /// What the device guessed of each output row.
+    pub guesses: Vec<GuessedToken>,
 }
 
 impl Started {

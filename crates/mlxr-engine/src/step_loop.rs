@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use mlxr_tensor::{Batch, MAX_LARGEST, Ranked, RowsWanted, TensorError};
+use mlxr_tensor::{Batch, GuessedToken, MAX_LARGEST, Ranked, RowsWanted, TensorError};
 use mlxr_text::StopMatch;
 
 use crate::ahead::{InFlight, Work};
@@ -73,7 +73,7 @@ impl Engine {
         let work = std::mem::replace(&mut step.work, Work::Done(Output::Best(Vec::new())));
         match self.output(&step.plan, work) {
             Ok(Finished { output, guesses }) => {
-                self.commit(&step, &output);
+                self.commit(&step, &output, &guesses);
                 self.check_guesses(&step.plan, &guesses);
                 if let Output::Logits(logits) = output {
                     self.runner.recycle(logits);
@@ -176,7 +176,7 @@ impl Engine {
         let wanted = match need {
             Need::Best => RowsWanted::Best,
             Need::Largest(n) if n <= MAX_LARGEST => RowsWanted::Largest(n),
-            Need::Ranked => RowsWanted::Ranked(MAX_LARGEST),
+            Need::Ranked | Need::Drawn => RowsWanted::Ranked(MAX_LARGEST),
             Need::Largest(_) | Need::Logits => RowsWanted::All,
         };
         if let Some(started) = self.runner.start(&plan.copies, batch, wanted, &self.guesses(plan)) {
@@ -188,7 +188,9 @@ impl Engine {
                 self.runner.run_largest(&plan.copies, batch, n).map(Output::Largest)
             }
             Need::Ranked => self.runner.run_ranked(&plan.copies, batch).map(Output::Ranked),
-            Need::Largest(_) | Need::Logits => self.runner.run(&plan.copies, batch).map(Output::Logits),
+            Need::Largest(_) | Need::Drawn | Need::Logits => {
+                self.runner.run(&plan.copies, batch).map(Output::Logits)
+            }
         };
         output.map(Work::Done)
     }
@@ -204,8 +206,8 @@ impl Engine {
         self.kept.clear();
     }
 
-    fn commit(&mut self, step: &InFlight, output: &Output) {
-        let rows = Row::all(output, self.runner.n_vocab());
+    fn commit(&mut self, step: &InFlight, output: &Output, guesses: &[GuessedToken]) {
+        let rows = Row::all(output, guesses, self.runner.n_vocab());
         let mut rest = rows.as_slice();
         let mut wanted = Vec::with_capacity(step.plan.rows.len());
         for scheduled in &step.plan.rows {
@@ -231,7 +233,7 @@ impl Engine {
     /// Chooses the next tokens of sequences that the largest logits did not decide.
     fn draw_from_logits(&mut self, ranked: &RankedLogits, wanted: &[(SeqId, Row<'_>)], undecided: &[SeqId]) {
         let wanted = wanted.iter().filter_map(|&(seq, row)| match row {
-            Row::Ranked(i, _) if undecided.contains(&seq) => Some((seq, i as u32)),
+            Row::Ranked(i, ..) if undecided.contains(&seq) => Some((seq, i as u32)),
             _ => None,
         });
         let (seqs, rows): (Vec<SeqId>, Vec<u32>) = wanted.unzip();
@@ -296,7 +298,11 @@ impl Engine {
             self.end_request(request, &FinishReason::Length);
             return;
         }
-        wanted.extend(self.fork_choices(seq).into_iter().map(|seq| (seq, row)));
+        wanted.extend(self.fork_choices(seq).into_iter().map(|choice| match row {
+            // What was drawn for one choice says nothing of the others.
+            Row::Ranked(i, ranked, _) if choice != seq => (choice, Row::Ranked(i, ranked, None)),
+            _ => (choice, row),
+        }));
     }
 
     /// Reports the log-probabilities of the prompt tokens that `rows` predict, if they are wanted.
@@ -412,18 +418,19 @@ enum Row<'a> {
     Best(Option<u32>),
     /// The largest logits by rank, if the row is a distribution.
     Largest(&'a [(u32, f32)]),
-    /// Its number, and the largest logits with their share of the whole.
-    Ranked(usize, &'a Ranked),
+    /// Its number, the largest logits with their share of the whole, and what was drawn from all if that is sure.
+    Ranked(usize, &'a Ranked, Option<u32>),
 }
 
 impl Row<'_> {
-    fn all(output: &Output, n_vocab: usize) -> Vec<Row<'_>> {
+    fn all<'a>(output: &'a Output, guesses: &[GuessedToken], n_vocab: usize) -> Vec<Row<'a>> {
+        let sure = |i: usize| guesses.get(i).filter(|token| token.is_sure).and_then(|token| token.id);
         match output {
             Output::Logits(logits) => logits.chunks_exact(n_vocab).map(Row::Logits).collect(),
             Output::Best(best) => best.iter().copied().map(Row::Best).collect(),
             Output::Largest(rows) => rows.iter().map(|ranked| Row::Largest(ranked)).collect(),
             Output::Ranked(RankedLogits { rows, .. }) => {
-                rows.iter().enumerate().map(|(i, ranked)| Row::Ranked(i, ranked)).collect()
+                rows.iter().enumerate().map(|(i, ranked)| Row::Ranked(i, ranked, sure(i))).collect()
             }
         }
     }
@@ -458,7 +465,8 @@ impl Draw<'_> {
         let id = match self.row {
             Row::Best(best) => best.ok_or(SampleError::NoDistribution)?,
             Row::Largest(ranked) => sampler.sample_ranked(ranked, tokens, token_idx, scratch)?,
-            Row::Ranked(_, ranked) => {
+            Row::Ranked(_, ranked, Some(sure)) if !ranked.largest.is_empty() => sure,
+            Row::Ranked(_, ranked, _) => {
                 match sampler.sample_from(ranked, self.n_vocab, tokens, token_idx, scratch)? {
                     Some(id) => id,
                     None => return Ok(None),

@@ -67,6 +67,8 @@ kernels! {
     ExpSum = "exp_sum.wgsl" [Read, Write] { lanes: u32, n_subgroups: u32 }
     /// `found, guesses, tokens`
     GuessTokens = "guess.wgsl" [Read, Read, Write] {}
+    /// `x, guesses, tokens`
+    DrawTokens = "draw.wgsl" [Read, Read, Write] { lanes: u32, subgroup: u32, n_subgroups: u32 }
     /// `pairs, chosen, tokens`
     FeedTokens = "feed_tokens.wgsl" [Read, Read, Write] {}
     Route = "route.wgsl" [Read, Write, Write] { softmax_over_all: bool }

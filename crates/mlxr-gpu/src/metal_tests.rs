@@ -65,6 +65,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &Largest {});
     printed.print(pipelines, &ExpSum { lanes: 1024, n_subgroups: 32 });
     printed.print(pipelines, &GuessTokens {});
+    printed.print(pipelines, &DrawTokens { lanes: 1024, subgroup: SUBGROUP, n_subgroups: 32 });
     printed.print(pipelines, &FeedTokens {});
     printed.print(pipelines, &Combine {});
     printed.print(pipelines, &QuantiseRows {});

@@ -2,14 +2,14 @@
 //! values.
 
 use mlxr_tensor::{
-    Act, Ahead, Batch, DeviceTokens, Guess, GuessStage, MAX_LARGEST, Ranked, Rows, RowsWanted, StartedRows,
-    TensorError,
+    Act, Ahead, Batch, DRAW_TOLERANCE, DeviceTokens, Guess, GuessStage, GuessedToken, LogitChange,
+    MAX_LARGEST, MAX_LEFT_OUT, Ranked, Rows, RowsWanted, StartedRows, TensorError,
 };
 
 use crate::backend::{GpuBackend, NO_COLUMN, act};
 use crate::batch::BatchTables;
 use crate::buffers::Pooled;
-use crate::kernels::{Argmax, ExpSum, FeedTokens, GuessTokens, Largest};
+use crate::kernels::{Argmax, DrawTokens, ExpSum, FeedTokens, GuessTokens, Largest};
 use crate::kv::GpuKv;
 use crate::recorder::{Grid, ReadBack};
 
@@ -43,29 +43,45 @@ impl Ahead for GpuBackend {
             let (found, n_bytes) = self.record_ranked(x, n)?;
             (found, n_bytes, n_values / 4)
         };
-        let packed: Vec<[u32; 16]> = guesses.iter().map(pack).collect();
-        let packed = self.buffers().take_with(self.gpu(), bytemuck::cast_slice(&packed))?;
-        let tokens = self.take(n_rows * 4)?;
+        let packed = self.buffers().take_with(self.gpu(), bytemuck::cast_slice(&pack(guesses)))?;
+        // And whether they are sure.
+        let tokens = self.take(n_rows * 8)?;
         let params = [n_rows as u32, n as u32, first_sum as u32];
         let bound = [found.bound(), packed.bound(), tokens.bound()];
         self.run(&GuessTokens {}, &bound, &params, Grid::flat(n_rows))?;
+        if guesses.iter().any(|guess| guess.is_whole) {
+            let lanes = self.max_lanes();
+            let subgroup = self.subgroup();
+            let kernel = DrawTokens { lanes, subgroup, n_subgroups: lanes / subgroup };
+            let params = [n_rows as u32, x.cols() as u32, DRAW_TOLERANCE.to_bits()];
+            let bound = [act(x), packed.bound(), tokens.bound()];
+            self.run(&kernel, &bound, &params, Grid::flat(n_rows))?;
+        }
         let values = match wanted {
             RowsWanted::All => (act(x).buffer, n_rows * x.cols() * 4),
             _ => (found.buffer(), n_bytes),
         };
-        let parts = [values, (tokens.buffer(), n_rows * 4)];
+        let parts = [values, (tokens.buffer(), n_rows * 8)];
         let read = self.record().start_read(self.gpu(), self.buffers(), &parts);
         Ok(StartedRows::new(DeviceTokens::new(tokens), RowsRead { wanted, n_rows, n, read }))
     }
 
-    fn finish_rows(&self, started: StartedRows) -> Result<(Rows, Vec<Option<u32>>), TensorError> {
+    fn finish_rows(&self, started: StartedRows) -> Result<(Rows, Vec<GuessedToken>), TensorError> {
         let RowsRead { wanted, n_rows, n, read } = started.into_handle();
         let bytes = read.wait(self.gpu())?;
         self.record().keep_staging(read);
-        let (values, guessed) = bytes.split_at(bytes.len() - n_rows * 4);
-        let guessed = columns(guessed);
+        if wanted == RowsWanted::Best {
+            let best = columns(&bytes);
+            let guessed = best.iter().map(|&id| GuessedToken { id, is_sure: false }).collect();
+            return Ok((Rows::Best(best), guessed));
+        }
+        let (values, guessed) = bytes.split_at(bytes.len() - n_rows * 8);
+        let (ids, sure) = guessed.split_at(n_rows * 4);
+        let sure: Vec<u32> = bytemuck::pod_collect_to_vec(sure);
+        let guessed = columns(ids).into_iter().zip(sure);
+        let guessed = guessed.map(|(id, sure)| GuessedToken { id, is_sure: sure != 0 }).collect();
         let rows = match wanted {
-            RowsWanted::Best => Rows::Best(guessed.clone()),
+            RowsWanted::Best => unreachable!("it is above"),
             RowsWanted::Largest(_) => Rows::Largest(ranked_rows(values, n)),
             RowsWanted::Ranked(_) => Rows::Ranked(rows_with_sums(values, n_rows, n)),
             RowsWanted::All => Rows::All(bytemuck::pod_collect_to_vec(values)),
@@ -74,26 +90,33 @@ impl Ahead for GpuBackend {
     }
 }
 
-/// A guess as `guess.wgsl` reads it.
-fn pack(guess: &Guess) -> [u32; 16] {
-    let mut words = [NO_COLUMN; 16];
-    let (mut kinds, mut values) = (0, [0; 4]);
-    for (i, stage) in guess.stages.iter().map_while(|stage| *stage).enumerate() {
-        let kind;
-        (kind, values[i]) = match stage {
-            GuessStage::TopK(k) => (1, k),
-            GuessStage::TopP(p) => (2, p.to_bits()),
-            GuessStage::MinP(p) => (3, p.to_bits()),
-            GuessStage::Temperature(t) => (4, t.to_bits()),
-        };
-        kinds |= kind << (8 * i);
+/// Guesses as `guess_rows.wgsl` describes them.
+fn pack(guesses: &[Guess]) -> Vec<[u32; 4]> {
+    const PER_ROW: usize = 3;
+    let mut packed = vec![[0; 4]; guesses.len() * PER_ROW];
+    for (row, guess) in guesses.iter().enumerate() {
+        let (mut kinds, mut values) = (0, [0; 4]);
+        for (i, stage) in guess.stages.iter().map_while(|stage| *stage).enumerate() {
+            let kind;
+            (kind, values[i]) = match stage {
+                GuessStage::TopK(k) => (1, k),
+                GuessStage::TopP(p) => (2, p.to_bits()),
+                GuessStage::MinP(p) => (3, p.to_bits()),
+                GuessStage::Temperature(t) => (4, t.to_bits()),
+            };
+            kinds |= kind << (8 * i);
+        }
+        assert!(!guess.is_whole || guess.changes.len() <= MAX_LEFT_OUT, "changes of a whole row");
+        let flags = u32::from(guess.is_by_id) | u32::from(guess.is_whole) << 1;
+        let changes = [packed.len() as u32, guess.changes.len() as u32, 0, 0];
+        let own = [[kinds, flags, guess.u.to_bits(), 0], values, changes];
+        packed[row * PER_ROW..][..PER_ROW].copy_from_slice(&own);
+        packed.extend(guess.changes.iter().map(|change| {
+            let LogitChange { id, bias, repeat, minus } = *change;
+            [id, bias.to_bits(), repeat.to_bits(), minus.to_bits()]
+        }));
     }
-    words[..4].copy_from_slice(&[kinds, guess.is_by_id.into(), guess.u.to_bits(), 0]);
-    words[4..8].copy_from_slice(&values);
-    for (word, id) in words[8..].iter_mut().zip(guess.forbidden.iter().flatten()) {
-        *word = *id;
-    }
-    words
+    packed
 }
 
 impl GpuBackend {

@@ -19,11 +19,11 @@ pub trait Ahead {
     /// [`TensorError`] when the device has failed or has no memory left.
     fn start_rows(&self, x: &Act, wanted: RowsWanted, guesses: &[Guess]) -> Result<StartedRows, TensorError>;
 
-    /// Waits for what was started: what was wanted, and the token guessed for each row that is a distribution.
+    /// Waits for what was started: what was wanted, and what was guessed of each row.
     ///
     /// # Errors
     /// [`TensorError::DeviceLost`] when an op since the last read failed.
-    fn finish_rows(&self, started: StartedRows) -> Result<(Rows, Vec<Option<u32>>), TensorError>;
+    fn finish_rows(&self, started: StartedRows) -> Result<(Rows, Vec<GuessedToken>), TensorError>;
 }
 
 /// What the host wants to know of rows of logits.
@@ -48,20 +48,57 @@ pub enum Rows {
     All(Vec<f32>),
 }
 
-/// The most tokens that a [`Guess`] leaves out.
-pub const MAX_FORBIDDEN: usize = 8;
+/// The most changes of a [`Guess`] that draws from a whole row; they all leave tokens out.
+pub const MAX_LEFT_OUT: usize = 8;
+
+/// How far the place of a draw in a whole row may be from the exact one, relative to the sum of all.
+pub const DRAW_TOLERANCE: f32 = 2e-5;
 
 /// How the host will choose from a row, as far as a device follows.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Guess {
+    /// Whether the token is drawn from all values, which only a temperature changes, and not from the largest.
+    pub is_whole: bool,
     /// In order; the first `None` ends them.
     pub stages: [Option<GuessStage>; 4],
     /// Whether what is left is drawn from in the order of ids and not by rank.
     pub is_by_id: bool,
     /// Where in the cumulated probabilities the token is, from 0 to 1.
     pub u: f32,
-    /// Tokens that are not chosen.
-    pub forbidden: [Option<u32>; MAX_FORBIDDEN],
+    /// What happens to logits before.
+    pub changes: Vec<LogitChange>,
+}
+
+/// A logit gets `bias`, is divided by `repeat` or, where it is not positive, multiplied by it, and loses `minus`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitChange {
+    pub id: u32,
+    pub bias: f32,
+    pub repeat: f32,
+    pub minus: f32,
+}
+
+impl LogitChange {
+    /// Leaves a token out.
+    pub fn leave_out(id: u32) -> LogitChange {
+        LogitChange { id, bias: f32::NEG_INFINITY, repeat: 1.0, minus: 0.0 }
+    }
+
+    fn apply(&self, logit: f32) -> f32 {
+        let biased = logit + self.bias;
+        let scaled = if biased <= 0.0 { biased * self.repeat } else { biased / self.repeat };
+        scaled - self.minus
+    }
+}
+
+/// What a device has guessed of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuessedToken {
+    /// Nothing of a row that is no distribution.
+    pub id: Option<u32>,
+    /// Whether it was drawn from the whole row and is the exact rule's choice as well: it is further than
+    /// [`DRAW_TOLERANCE`] from its neighbours.
+    pub is_sure: bool,
 }
 
 /// A link of the chain.
@@ -76,17 +113,23 @@ pub enum GuessStage {
 impl Guess {
     /// The largest logit.
     pub const BEST: Guess = Guess {
+        is_whole: false,
         stages: [Some(GuessStage::TopK(1)), None, None, None],
         is_by_id: false,
         u: 0.0,
-        forbidden: [None; MAX_FORBIDDEN],
+        changes: Vec::new(),
     };
 
     /// The token that the largest logits of a row, by rank, lead to; `exp_sum` is as in [`Ranked`], where it is known.
     /// What a device computes, but for rounding.
     pub fn token(&self, largest: &[(u32, f32)], exp_sum: Option<f32>) -> Option<u32> {
-        let is_allowed = |(id, _): &&(u32, f32)| !self.forbidden.contains(&Some(*id));
-        let mut left: Vec<(u32, f32)> = largest.iter().filter(is_allowed).copied().collect();
+        let changed = |&(id, logit): &(u32, f32)| {
+            let change = self.changes.iter().find(|change| change.id == id);
+            (id, change.map_or(logit, |change| change.apply(logit)))
+        };
+        let mut left: Vec<(u32, f32)> = largest.iter().map(changed).collect();
+        left.retain(|(_, logit)| logit.is_finite());
+        left.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         for (i, stage) in self.stages.iter().map_while(|stage| *stage).enumerate() {
             let best = left.first()?.1;
             let n = match stage {
@@ -208,7 +251,9 @@ mod tests {
         check(&[GuessStage::Temperature(100.0)], None, [7, 9, 9]);
         let by_id = Guess { is_by_id: true, ..guess(&[GuessStage::MinP(0.3)], 0.0) };
         assert_eq!(by_id.token(&row, None), Some(3));
-        let without = Guess { forbidden: [Some(7); MAX_FORBIDDEN], ..Guess::BEST };
+        let without = Guess { changes: vec![LogitChange::leave_out(7)], ..Guess::BEST };
         assert_eq!((without.token(&row, None), without.token(&[], None)), (Some(3), None));
+        let lowered = LogitChange { id: 7, bias: 1.0, repeat: 10.0, minus: 1.2 };
+        assert_eq!(Guess { changes: vec![lowered], ..Guess::BEST }.token(&row, None), Some(3));
     }
 }

@@ -11,7 +11,10 @@ pub mod host;
 mod largest;
 pub mod math;
 
-pub use ahead::{Ahead, DeviceTokens, Fed, Guess, GuessStage, MAX_FORBIDDEN, Rows, RowsWanted, StartedRows};
+pub use ahead::{
+    Ahead, DRAW_TOLERANCE, DeviceTokens, Fed, Guess, GuessStage, GuessedToken, LogitChange, MAX_LEFT_OUT,
+    Rows, RowsWanted, StartedRows,
+};
 pub use backend::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KernelTime,
     KvCache, KvLayerSpec, KvSpec, MAX_LARGEST, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,

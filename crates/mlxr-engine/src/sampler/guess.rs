@@ -1,48 +1,49 @@
 //! What a device can follow of the chain, to guess a token before the host chooses it.
 
-use mlxr_tensor::{Guess, GuessStage, MAX_FORBIDDEN};
+use std::collections::BTreeMap;
+
+use mlxr_tensor::{Guess, GuessStage, LogitChange};
 
 use super::params::MIN_TEMPERATURE;
-use super::{Draw, Mirostat, Sampler, Stage};
+use super::{Draw, Mirostat, Need, Penalties, Sampler, Stage};
 
 impl Sampler {
-    /// How the generated token `token_idx` can be guessed from the largest logits, if the chain is made of what a device
-    /// knows.
-    pub fn guess(&self, token_idx: u64) -> Option<Guess> {
+    /// Whether a device can guess tokens: the chain is made of what it knows.
+    pub fn can_guess(&self) -> bool {
+        self.need() < Need::Logits && self.guess_stages().is_some()
+    }
+
+    /// How the generated token `token_idx` can be guessed, if [`Self::can_guess`]. `history` may lack the last tokens, which
+    /// nobody knows yet.
+    pub fn guess(&self, history: &[u32], token_idx: u64) -> Option<Guess> {
+        let stages = self.guess_stages().filter(|_| self.can_guess())?;
+        let is_ranking = |stage: &GuessStage| matches!(stage, GuessStage::TopK(_) | GuessStage::TopP(_));
+        Some(Guess {
+            is_whole: self.need() == Need::Drawn,
+            stages: std::array::from_fn(|i| stages.get(i).copied()),
+            is_by_id: !stages.iter().any(is_ranking),
+            u: self.rng.uniform(token_idx, Draw::Token) as f32,
+            changes: self.changes(history),
+        })
+    }
+
+    fn guess_stages(&self) -> Option<Vec<GuessStage>> {
         let params = &*self.params;
-        if !self.leaves_logits() || self.forbidden.len() > MAX_FORBIDDEN {
-            return None;
-        }
-        let forbidden = std::array::from_fn(|i| self.forbidden.get(i).copied());
         if params.is_greedy() {
-            return Some(Guess { forbidden, ..Guess::BEST });
-        }
-        let begins_with_the_largest = match self.first_stage() {
-            Some(Stage::TopK | Stage::MinP) => true,
-            // The device's sum of exponentials is over all tokens.
-            Some(Stage::TopP) => self.forbidden.is_empty(),
-            _ => false,
-        };
-        if !begins_with_the_largest || params.mirostat != Mirostat::Off {
-            return None;
+            return Some(vec![GuessStage::TopK(1)]);
         }
         let mut found = Vec::new();
         for &stage in &params.order {
             found.extend(self.guess_stage(stage)?);
         }
-        if found.len() > Guess::BEST.stages.len() {
-            return None;
-        }
-        let is_ranking = |stage: &GuessStage| matches!(stage, GuessStage::TopK(_) | GuessStage::TopP(_));
-        Some(Guess {
-            stages: std::array::from_fn(|i| found.get(i).copied()),
-            is_by_id: !found.iter().any(is_ranking),
-            u: self.rng.uniform(token_idx, Draw::Token) as f32,
-            forbidden,
-        })
+        // The device's sum of exponentials is over all tokens.
+        let is_sum_known = self.forbidden.is_empty() || !matches!(found.first(), Some(GuessStage::TopP(_)));
+        let is_known = params.mirostat == Mirostat::Off && found.len() <= Guess::BEST.stages.len();
+        (is_known && is_sum_known).then_some(found)
     }
 
-    /// A stage as a device knows it: `None` if it does not, nothing in it if the stage changes nothing.
+    /// A stage as a device knows it: `None` if it does not, nothing in it if the stage changes nothing or its changes are
+    /// among [`Self::changes`].
     fn guess_stage(&self, stage: Stage) -> Option<Option<GuessStage>> {
         let params = &*self.params;
         let found = match stage {
@@ -55,9 +56,33 @@ impl Sampler {
             Stage::TopNSigma if params.top_n_sigma > 0.0 => return None,
             Stage::Typical if params.typical_p < 1.0 => return None,
             Stage::Xtc if params.xtc_probability > 0.0 => return None,
-            // Penalties and DRY are off where logits are left as they are.
             _ => return Some(None),
         };
         Some(Some(found))
+    }
+
+    /// What biases, forbidden tokens and penalties do to logits.
+    fn changes(&self, history: &[u32]) -> Vec<LogitChange> {
+        let params = &*self.params;
+        let mut changes = BTreeMap::<u32, LogitChange>::new();
+        let mut change = |id, apply: &dyn Fn(&mut LogitChange)| {
+            let none = LogitChange { id, bias: 0.0, repeat: 1.0, minus: 0.0 };
+            apply(changes.entry(id).or_insert(none));
+        };
+        if params.order.contains(&Stage::Penalties) {
+            let Penalties { repeat, frequency, presence, .. } = params.penalties;
+            for (id, count) in params.penalties.counts(history) {
+                change(id, &|change| {
+                    (change.repeat, change.minus) = (repeat, count as f32 * frequency + presence);
+                });
+            }
+        }
+        for &(id, bias) in &params.logit_bias {
+            change(id, &|change| change.bias += bias);
+        }
+        for &id in &*self.forbidden {
+            change(id, &|change| change.bias = f32::NEG_INFINITY);
+        }
+        changes.into_values().collect()
     }
 }

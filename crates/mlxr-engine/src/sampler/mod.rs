@@ -18,7 +18,7 @@ mod truncate;
 use std::ops::Range;
 use std::sync::Arc;
 
-use mlxr_tensor::{EXP_SUM_TOLERANCE, Ranked, largest};
+use mlxr_tensor::{EXP_SUM_TOLERANCE, MAX_LEFT_OUT, Ranked, largest};
 use mlxr_text::grammar::{ConstraintState, GrammarError};
 
 pub use candidates::{Candidate, Candidates};
@@ -54,6 +54,8 @@ pub enum Need {
     Largest(usize),
     /// The largest and their share of the whole, which nearly always decides.
     Ranked,
+    /// The token a device draws from all of them, if it is sure of it.
+    Drawn,
     Logits,
 }
 
@@ -189,15 +191,44 @@ impl Sampler {
 
     /// What has to be known of a row of logits.
     pub fn need(&self) -> Need {
-        let n_forbidden = self.forbidden.len();
-        if self.params.is_greedy() && self.leaves_logits() {
-            return if n_forbidden == 0 { Need::Best } else { Need::Largest(1 + n_forbidden) };
+        let Some(n_lowered) = self.n_lowered() else { return Need::Logits };
+        let n_lowered = n_lowered + self.forbidden.len();
+        if self.params.is_greedy() {
+            return if n_lowered == 0 { Need::Best } else { Need::Largest(1 + n_lowered) };
         }
         match self.first_stage() {
-            Some(Stage::TopK) => Need::Largest(self.params.top_k + n_forbidden),
-            Some(Stage::TopP | Stage::MinP) => Need::Ranked,
+            // As many others are among the largest as those that may lose have left behind.
+            Some(Stage::TopK) => Need::Largest(self.params.top_k + n_lowered),
+            Some(Stage::TopP | Stage::MinP) if self.leaves_logits() => Need::Ranked,
+            Some(Stage::Temperature) if self.leaves_logits() && self.draws_from_all() => Need::Drawn,
             _ => Need::Logits,
         }
+    }
+
+    /// How many tokens may lose by biases and penalties, if none gains and nothing else changes logits.
+    fn n_lowered(&self) -> Option<usize> {
+        let params = &*self.params;
+        let has = |stage| params.order.contains(&stage);
+        if self.constraint.is_some() || (has(Stage::Dry) && self.breaks.is_some()) {
+            return None;
+        }
+        if params.logit_bias.iter().any(|&(_, bias)| bias > 0.0) {
+            return None;
+        }
+        let n_penalised = if has(Stage::Penalties) { params.penalties.n_lowered()? } else { 0 };
+        Some(params.logit_bias.len() + n_penalised)
+    }
+
+    /// Whether the token is drawn from the whole row, forbidden tokens left out, at one temperature.
+    fn draws_from_all(&self) -> bool {
+        let has_one_temperature =
+            self.params.order.iter().filter(|stage| **stage == Stage::Temperature).count() == 1;
+        let is_last = self.params.order.last() == Some(&Stage::Temperature);
+        self.params.dynatemp_range == 0.0
+            && self.params.mirostat == Mirostat::Off
+            && has_one_temperature
+            && is_last
+            && self.forbidden.len() <= MAX_LEFT_OUT
     }
 
     /// Whether the token of the largest logit is the one to choose, whatever the others are.
@@ -284,7 +315,7 @@ impl Sampler {
             Stage::Temperature => false,
         };
         let first = params.order.iter().copied().find(|stage| !is_idle(stage));
-        first.filter(|&stage| self.leaves_logits() && self.runs(stage))
+        first.filter(|&stage| self.runs(stage))
     }
 
     /// Whether no bias, constraint or penalty changes any logit.

@@ -28,15 +28,27 @@ impl Penalties {
         self.repeat == 1.0 && self.frequency == 0.0 && self.presence == 0.0
     }
 
-    pub fn apply(&self, candidates: &mut Candidates, history: &[u32]) {
+    /// How many tokens may lose by them, if none gains and their number is bounded.
+    pub(super) fn n_lowered(&self) -> Option<usize> {
         if self.is_off() {
-            return;
+            return Some(0);
         }
+        let lowers = self.repeat >= 1.0 && self.frequency >= 0.0 && self.presence >= 0.0;
+        self.last_n.filter(|_| lowers)
+    }
+
+    /// How often each of the last tokens occurs; none where penalties are off.
+    pub(super) fn counts(&self, history: &[u32]) -> BTreeMap<u32, u32> {
         let mut counts = BTreeMap::<u32, u32>::new();
-        for &id in last(history, self.last_n) {
+        let counted = if self.is_off() { &[] } else { last(history, self.last_n) };
+        for &id in counted {
             *counts.entry(id).or_default() += 1;
         }
-        for (id, count) in counts {
+        counts
+    }
+
+    pub fn apply(&self, candidates: &mut Candidates, history: &[u32]) {
+        for (id, count) in self.counts(history) {
             candidates.update(id, |logit| {
                 let scaled = if logit <= 0.0 { logit * self.repeat } else { logit / self.repeat };
                 scaled - (count as f32 * self.frequency + self.presence)

@@ -460,6 +460,42 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Biases and penalties that only lower leave the tokens to choose from among so many more of the largest.
+    #[test]
+    fn the_largest_choose_what_all_logits_choose_where_some_are_lowered(
+        logits in logits(), history in prop::collection::vec(0u32..20, 0..30), last_n in 0usize..20, top_k in 1usize..8,
+        (repeat, frequency, presence) in (1.0f32..2.0, 0.0f32..1.0, 0.0f32..1.0),
+        biases in prop::collection::btree_map(0u32..20, prop_oneof![-3.0f32..0.0, Just(f32::NEG_INFINITY)], 0..4),
+        is_greedy: bool, is_late: bool, seed: u64,
+    ) {
+        let n_vocab = logits.len() as u32;
+        let mut order = Stage::DEFAULT_ORDER.to_vec();
+        if is_late {
+            order.rotate_left(1);
+        }
+        let params = SamplingParams {
+            temperature: if is_greedy { 0.0 } else { 0.9 },
+            top_k,
+            penalties: Penalties { last_n: Some(last_n), repeat, frequency, presence },
+            logit_bias: biases.into_iter().filter(|(id, _)| *id < n_vocab).collect(),
+            ignore_eos: true,
+            order,
+            ..SamplingParams::default()
+        };
+        let history: Vec<u32> = history.into_iter().map(|id| id % n_vocab).collect();
+        let mut sampler = Sampler::new(Arc::new(params), seed, &[0]);
+        let Need::Largest(n) = sampler.need() else { panic!("{:?}", sampler.need()) };
+        let largest = Ranked::of(&logits, n).largest;
+        let mut scratch = Candidates::default();
+        scratch.reset(&logits);
+        let expected = sampler.clone().choose(logits.len(), &history, 0, &mut scratch, None);
+        let found = sampler.clone().sample_ranked(&largest, &history, 0, &mut Candidates::default());
+        prop_assert_eq!(&found, &expected);
+        prop_assert_eq!(&sampler.sample(&logits, &history, 0, &mut Candidates::default()), &expected);
+    }
+}
+
 #[test]
 fn a_cut_on_the_edge_is_left_to_the_logits() {
     let mut sampler = {

@@ -11,7 +11,8 @@ use mlxr_engine::{
     SamplingParams, Started, StopCause,
 };
 use mlxr_tensor::{
-    Batch, BlockCopy, DeviceTokens, Guess, MAX_LARGEST, Ranked, RowsWanted, TensorError, argmax, largest,
+    Batch, BlockCopy, DeviceTokens, Guess, GuessedToken, MAX_LARGEST, Ranked, RowsWanted, TensorError,
+    argmax, largest,
 };
 
 use crate::fake::{self, FakeRunner, N_VOCAB, Outcome, hashed, tokenizer};
@@ -39,13 +40,21 @@ struct Device {
 }
 
 impl Device {
-    fn guess(&mut self, row: &[f32], guess: &Guess, has_sum: bool) -> Option<u32> {
-        argmax(row)?;
+    fn guess(&mut self, row: &[f32], guess: &Guess, has_sum: bool) -> GuessedToken {
         let ranked = Ranked::of(row, MAX_LARGEST);
-        let token = guess.token(&ranked.largest, has_sum.then_some(ranked.exp_sum))?;
+        let id = if guess.is_whole {
+            let all: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+            guess.token(&all, None)
+        } else {
+            guess.token(&ranked.largest, has_sum.then_some(ranked.exp_sum))
+        };
         self.n_guesses += 1;
-        let is_wrong = self.wrong_every.is_some_and(|n| self.n_guesses.is_multiple_of(n));
-        Some(if is_wrong { (token + 1) % N_VOCAB as u32 } else { token })
+        if self.wrong_every.is_some_and(|n| self.n_guesses.is_multiple_of(n)) {
+            let id = id.map(|id| (id + 1) % N_VOCAB as u32);
+            return GuessedToken { id, is_sure: false };
+        }
+        // A number as far from all boundaries as these is sure.
+        GuessedToken { id, is_sure: guess.is_whole && !self.n_guesses.is_multiple_of(3) }
     }
 }
 
@@ -68,9 +77,9 @@ impl Runner for Device {
         let mut batch = batch.clone();
         if let Some(fed) = batch.fed.take().filter(|fed| !fed.rows.is_empty()) {
             self.counts.fed.fetch_add(1, Ordering::Relaxed);
-            let known = fed.tokens.handle::<Vec<Option<u32>>>();
+            let known = fed.tokens.handle::<Vec<GuessedToken>>();
             for [row, from] in fed.rows {
-                batch.tokens[row as usize] = known[from as usize].unwrap_or(0);
+                batch.tokens[row as usize] = known[from as usize].id.unwrap_or(0);
             }
         }
         self.counts.started.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +90,7 @@ impl Runner for Device {
         let rows: Vec<&[f32]> = logits.chunks_exact(N_VOCAB).collect();
         assert_eq!(rows.len(), guesses.len(), "a guess for each row");
         let has_sum = matches!(wanted, RowsWanted::Ranked(_) | RowsWanted::All);
-        let guesses: Vec<Option<u32>> =
+        let guesses: Vec<GuessedToken> =
             rows.iter().zip(guesses).map(|(row, guess)| self.guess(row, guess, has_sum)).collect();
         let output = match wanted {
             RowsWanted::Best => Output::Best(rows.iter().map(|row| argmax(row)).collect()),
@@ -144,17 +153,27 @@ fn followed() -> Vec<SamplingParams> {
         SamplingParams { ignore_eos: true, temperature: 1.5, ..plain.clone() },
         SamplingParams { top_k: 0, top_p: 0.6, min_p: 0.0, ..plain.clone() },
         SamplingParams { min_p: 0.3, ..neutral.clone() },
-        SamplingParams { top_k: 12, order: vec![Stage::TopK, Stage::Temperature, Stage::MinP], ..plain },
+        SamplingParams {
+            top_k: 12,
+            order: vec![Stage::TopK, Stage::Temperature, Stage::MinP],
+            ..plain.clone()
+        },
+        SamplingParams {
+            penalties: Penalties { repeat: 1.3, presence: 0.2, ..Penalties::default() },
+            ..plain
+        },
+        SamplingParams { logit_bias: vec![(40, -2.0), (41, -1.0)], ..SamplingParams::greedy() },
+        SamplingParams::neutral(),
+        SamplingParams { temperature: 0.7, ..neutral },
     ]
 }
 
 /// Chains it cannot.
 fn others() -> Vec<SamplingParams> {
-    let penalties = Penalties { repeat: 1.3, ..Penalties::default() };
+    let penalties = Penalties { last_n: None, frequency: 0.3, ..Penalties::default() };
     vec![
         SamplingParams { penalties, ..SamplingParams::default() },
         SamplingParams { logit_bias: vec![(40, 2.0)], ..SamplingParams::greedy() },
-        SamplingParams::neutral(),
         SamplingParams { typical_p: 0.8, ..SamplingParams::default() },
     ]
 }
@@ -166,6 +185,7 @@ fn mixed() -> Vec<Request> {
     let mut requests: Vec<Request> =
         chains.enumerate().map(|(i, sampling)| request(&prompt(i), 3 + i * 5 % 23, sampling)).collect();
     requests.push(Request { n: 3, ..request(&prompt(20), 9, SamplingParams::default()) });
+    requests.push(Request { n: 3, ..request(&prompt(19), 9, SamplingParams::neutral()) });
     requests.push(Request { logprobs: Some(2), ..request(&prompt(21), 9, SamplingParams::default()) });
     requests.push(Request { prompt_logprobs: Some(0), ..request(&prompt(22), 5, SamplingParams::greedy()) });
     requests.push(request(&prompt(23), 0, SamplingParams::greedy()));
@@ -222,8 +242,12 @@ fn every_step_but_the_first_begins_with_guesses_and_none_computes_a_row_too_many
     for sampling in followed() {
         let (mut engine, counts) = device(16, &EngineOptions::default(), None, endless);
         fake::run(&mut engine, request(&[50, 51, 52], 24, sampling.clone()));
-        assert_eq!(counts.read(), [24, 23], "{sampling:?}");
-        assert_eq!(engine.stats().n_rows, 3 + 23);
+        let [started, fed] = counts.read();
+        // Penalties of a guess lack the token before, which nobody knows when it is made.
+        let n_wrong = if sampling.penalties == Penalties::default() { 0 } else { started - 24 };
+        assert_eq!((started, fed), (24 + n_wrong, 23), "{sampling:?}");
+        assert_eq!(engine.stats().n_rows as usize, 3 + 23 + n_wrong);
+        assert!(n_wrong < 6, "{n_wrong} steps for nothing");
     }
     for sampling in others() {
         let (mut engine, counts) = device(16, &EngineOptions::default(), None, endless);

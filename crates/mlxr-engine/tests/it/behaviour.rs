@@ -281,7 +281,13 @@ fn logits_are_read_only_where_somebody_needs_more_than_the_largest() {
         change(&mut request.sampling);
         request
     };
-    for request in [plain.clone(), with(|sampling| sampling.ignore_eos = true)] {
+    let lowering = [
+        plain.clone(),
+        with(|sampling| sampling.ignore_eos = true),
+        with(|sampling| sampling.penalties.repeat = 1.5),
+        with(|sampling| sampling.logit_bias = vec![(40, -2.0), (41, f32::NEG_INFINITY)]),
+    ];
+    for request in lowering {
         assert_eq!(fake::run(&mut new(), request.clone()), fake::run(&mut roomy(), request));
     }
     let drawn = with(|sampling| *sampling = SamplingParams { seed: Some(7), ..SamplingParams::default() });
@@ -297,7 +303,10 @@ fn logits_are_read_only_where_somebody_needs_more_than_the_largest() {
         Request { prompt_logprobs: Some(0), ..plain.clone() },
         Request { best_of: Some(2), ..plain.clone() },
         with(|sampling| *sampling = SamplingParams::neutral()),
-        with(|sampling| sampling.penalties.repeat = 1.5),
+        with(|sampling| sampling.penalties.repeat = 0.9),
+        with(|sampling| {
+            sampling.penalties = Penalties { last_n: None, presence: 0.5, ..Penalties::default() }
+        }),
         with(|sampling| sampling.logit_bias = vec![(3, 1.0)]),
     ];
     for request in needing {

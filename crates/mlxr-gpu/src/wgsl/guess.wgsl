@@ -11,8 +11,8 @@ var<immediate> p: Params;
 
 // Pairs of column and bits as `largest.wgsl` leaves them, and the sums.
 @group(0) @binding(0) var<storage, read> found: array<u32>;
-// By row: kinds of stages from the lowest byte up, order, u; their values; eight columns that are left out.
 @group(0) @binding(1) var<storage, read> guesses: array<vec4<u32>>;
+// By row the token, and behind them all whether it is sure.
 @group(0) @binding(2) var<storage, read_write> tokens: array<u32>;
 
 var<workgroup> keys: array<u32, 256>;
@@ -23,6 +23,7 @@ var<workgroup> count: atomic<u32>;
 
 //# include "grid.wgsl"
 //# include "float_key.wgsl"
+//# include "guess_rows.wgsl"
 
 const NONE: u32 = 0xffffffffu;
 const TOP_K: u32 = 1u;
@@ -62,8 +63,21 @@ fn count_of(lane: u32, is_counted: bool) -> u32 {
     return n;
 }
 
-fn is_left_out(row: u32, column: u32) -> bool {
-    return any(guesses[4u * row + 2u] == vec4(column)) || any(guesses[4u * row + 3u] == vec4(column));
+// The value of a column after what happens to it.
+fn changed(row: u32, column: u32, value: f32) -> f32 {
+    let changes = guesses[GUESS * row + 2u].xy;
+    for (var i = 0u; i < changes.y; i += 1u) {
+        let change = guesses[changes.x + i];
+        if (change.x == column) {
+            if (change.y == NEGATIVE_INFINITY) {
+                return NONE_VALUE;
+            }
+            let by = bitcast<vec4<f32>>(change);
+            let biased = value + by.y;
+            return select(biased / by.z, biased * by.z, biased <= 0.0) - by.w;
+        }
+    }
+    return value;
 }
 
 @compute @workgroup_size(256)
@@ -77,22 +91,30 @@ fn main(
         return;
     }
     let first = 2u * row * p.n;
-    let how = guesses[4u * row];
-    let stage_values = guesses[4u * row + 1u];
+    let how = guesses[GUESS * row];
+    let stage_values = guesses[GUESS * row + 1u];
+    if ((how.y & IS_WHOLE) != 0u) {
+        return;
+    }
     var column = NONE;
     var bits = NEGATIVE_INFINITY;
     if (lane < p.n && found[first] != NONE) {
         column = found[first + 2u * lane];
         bits = found[first + 2u * lane + 1u];
     }
-    let is_there = is_finite(bits) && !is_left_out(row, column);
-    let key = select(0u, float_key(bits), is_there);
+    var value = NONE_VALUE;
+    if (is_finite(bits)) {
+        value = changed(row, column, bitcast<f32>(bits));
+    }
+    let is_there = value > NONE_VALUE;
+    let key = select(0u, float_key(bitcast<u32>(value)), is_there);
     keys[lane] = key;
     columns[lane] = column;
     var left = count_of(lane, is_there);
     if (left == 0u) {
         if (lane == 0u) {
             tokens[row] = NONE;
+            tokens[p.n_rows + row] = 0u;
         }
         return;
     }
@@ -103,14 +125,14 @@ fn main(
     workgroupBarrier();
     if (is_there) {
         columns[rank] = column;
-        values[rank] = bitcast<f32>(bits);
+        values[rank] = value;
     }
     workgroupBarrier();
     for (var i = 0u; i < 4u; i += 1u) {
         let kind = (how.x >> (8u * i)) & 255u;
         let best = values[0];
         let is_left = lane < left;
-        var value = NONE_VALUE;
+        value = NONE_VALUE;
         if (is_left) {
             value = values[lane];
         }
@@ -136,13 +158,13 @@ fn main(
     let best = values[0];
     let is_left = lane < left;
     column = NONE;
-    var value = NONE_VALUE;
+    value = NONE_VALUE;
     if (is_left) {
         column = columns[lane];
         value = values[lane];
     }
     workgroupBarrier();
-    if (how.y != 0u) {
+    if ((how.y & IS_BY_ID) != 0u) {
         // In the order of columns.
         var at = 0u;
         for (var i = 0u; i < left; i += 1u) {
@@ -163,5 +185,6 @@ fn main(
     let n_before = count_of(lane, is_left && sums[lane] <= target_sum);
     if (lane == 0u) {
         tokens[row] = columns[min(n_before, left - 1u)];
+        tokens[p.n_rows + row] = 0u;
     }
 }

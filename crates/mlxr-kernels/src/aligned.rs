@@ -2,7 +2,6 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
-use std::io;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
@@ -41,8 +40,8 @@ impl AlignedBytes {
 
     /// Memory to keep: its pages cost nothing until they are written, and are huge ones where the system gives them.
     pub(crate) fn mapped(n_bytes: usize) -> Option<Self> {
-        let mut map = map_zeroed(n_bytes).ok()?;
-        Some(Self { ptr: NonNull::new(map.as_mut_ptr())?, n_bytes, map: Some(Arc::new(map)) })
+        let (map, ptr) = map_zeroed(n_bytes)?;
+        Some(Self { ptr, n_bytes, map: Some(map) })
     }
 
     /// Memory as [`Self::mapped`] gives it, side by side with what this thread asked for before: matrices of one model
@@ -52,13 +51,8 @@ impl AlignedBytes {
         CHUNK.with_borrow_mut(|chunk| match chunk.piece(n_bytes) {
             Some(piece) => Some(piece),
             None => {
-                *chunk = Chunk::default();
-                let map_bytes = n_bytes.checked_next_multiple_of(HUGE_BYTES)?.max(CHUNK_BYTES);
-                let mut map = map_zeroed(map_bytes.checked_add(HUGE_BYTES)?).ok()?;
-                let n_before = map.as_ptr().align_offset(HUGE_BYTES);
-                let rest = &mut map[n_before..][..map_bytes];
-                let (next, n_left) = (NonNull::new(rest.as_mut_ptr())?, rest.len());
-                let map = Arc::new(map);
+                let n_left = n_bytes.checked_next_multiple_of(HUGE_BYTES)?.max(CHUNK_BYTES);
+                let (map, next) = map_zeroed(n_left)?;
                 *chunk = Chunk { map: Arc::downgrade(&map), next, n_left };
                 chunk.piece(n_bytes)
             }
@@ -125,16 +119,23 @@ impl Chunk {
     }
 }
 
-/// Memory of the system's own: zeros that cost nothing until they are written.
-pub(crate) fn map_zeroed(n_bytes: usize) -> io::Result<MmapMut> {
-    // A map of nothing is an error on some systems.
-    let map = MmapMut::map_anon(n_bytes.max(1))?;
-    #[cfg(target_os = "linux")]
-    if HUGE_BYTES <= n_bytes {
-        // Advice only: small pages serve as well, somewhat slower.
-        let _ = map.advise(memmap2::Advice::HugePage);
+/// Memory of the system's own: zeros that cost nothing until they are written, from the start of a huge page to the end
+/// of one, if they are as large.
+fn map_zeroed(n_bytes: usize) -> Option<(Arc<MmapMut>, NonNull<u8>)> {
+    if n_bytes < HUGE_BYTES {
+        // A map of nothing is an error on some systems.
+        let mut map = MmapMut::map_anon(n_bytes.max(1)).ok()?;
+        let start = NonNull::new(map.as_mut_ptr())?;
+        return Some((Arc::new(map), start));
     }
-    Ok(map)
+    let map_bytes = n_bytes.checked_next_multiple_of(HUGE_BYTES)?.checked_add(HUGE_BYTES)?;
+    let mut map = MmapMut::map_anon(map_bytes).ok()?;
+    // Advice only: small pages serve as well, somewhat slower.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    let n_before = map.as_ptr().align_offset(HUGE_BYTES);
+    let start = NonNull::new(map[n_before..].as_mut_ptr())?;
+    Some((Arc::new(map), start))
 }
 
 /// Has bytes fetched into the cache for a use soon to come, where the target has a way to ask for it.

@@ -35,3 +35,4 @@ mod weight;
 
 pub use backend::GpuBackend;
 pub use device::{AdapterChoice, AdapterInfo, GpuError, adapters};
+pub use weight::weight_bytes;

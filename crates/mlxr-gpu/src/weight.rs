@@ -146,10 +146,6 @@ impl GpuWeight {
     fn described(tensors: &[HostTensor]) -> Result<Self, TensorError> {
         let first = &tensors[0];
         let cols = first.cols();
-        let fits = |layout: &Layout| match layout {
-            Layout::Codes(codes) => cols.is_multiple_of(codes.block()),
-            Layout::Floats(_) => true,
-        };
         if !has_numbers(first.format()) {
             return Err(TensorError::Unsupported {
                 name: first.name().to_owned(),
@@ -157,7 +153,7 @@ impl GpuWeight {
                 reason: format!("type {} cannot be converted to numbers", first.format().name()),
             });
         }
-        let known = Layout::of(first.format()).filter(fits);
+        let known = known_layout(first);
         let is_vector = first.shape().len() < 2;
         if known.is_none() && !is_vector {
             let (name, format) = (first.name(), first.format().name());
@@ -209,10 +205,63 @@ impl GpuWeight {
     }
 }
 
+/// The layout of a tensor, if there is one for its format and columns.
+fn known_layout(tensor: &HostTensor) -> Option<Layout> {
+    Layout::of(tensor.format()).filter(|layout| match layout {
+        Layout::Codes(codes) => tensor.cols().is_multiple_of(codes.block()),
+        Layout::Floats(_) => true,
+    })
+}
+
+/// Bytes that a weight takes once it is on a device: not those of its file where its type has no kernel and becomes floats,
+/// or its scales are laid out in another way.
+pub fn weight_bytes(tensor: &HostTensor) -> usize {
+    if tensor.shape().len() < 2 {
+        return tensor.shape().iter().product::<usize>() * size_of::<f32>();
+    }
+    if tensor.rows() == 0 || !has_numbers(tensor.format()) {
+        return tensor.n_bytes();
+    }
+    let layout = known_layout(tensor).unwrap_or_else(|| Layout::dequantised(tensor.format()));
+    let row = repack_rows(&tensor.row_slice(0..1), &layout);
+    row.each().iter().map(|plane| plane.len()).sum::<usize>() * tensor.rows()
+}
+
 /// Whether a vector or matrix of `format` can be read as numbers at all.
 fn has_numbers(format: Format) -> bool {
     match format {
         Format::Plain(dtype) => codec::row_decoder(dtype).is_some(),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
+mod tests {
+    use mlxr_tensor::conformance::data::{self, Noise};
+    use mlxr_tensor::{Backend, DType};
+
+    use super::*;
+    use crate::{AdapterChoice, GpuBackend};
+
+    #[test]
+    fn weights_take_what_is_said_before_they_are_there() {
+        let Ok(gpu) = GpuBackend::new(AdapterChoice::BestOrSoftware) else {
+            assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "no GPU");
+            return;
+        };
+        let mut n_wider = 0;
+        for format in data::formats().into_iter().chain([Format::Plain(DType::IQ3_S)]) {
+            let tensor = data::tensor(format, &[40, 512], &mut Noise::new(3));
+            let weight = gpu.upload(&tensor).unwrap();
+            let parts = &weight.handle::<GpuWeight>().parts;
+            let planes = parts.iter().flat_map(|part| [&part.codes, &part.high, &part.scales]);
+            let taken: u64 = planes.map(|plane| plane.buffer().size()).sum();
+            let said = weight_bytes(&tensor) as u64;
+            // Buffers are whole vectors of 16 bytes, one of them where there is nothing.
+            assert!((said..said + 48).contains(&taken), "{}: {said} for {taken}", format.name());
+            n_wider += usize::from(said > tensor.n_bytes() as u64 * 3 / 2);
+        }
+        assert!(n_wider > 0, "every type has a kernel");
     }
 }

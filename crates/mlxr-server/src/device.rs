@@ -3,10 +3,13 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mlxr_tensor::{Backend, KernelTime};
+use mlxr_tensor::{Backend, HostTensor, KernelTime};
 
 /// Opens a device; the error says why there is none.
 type Open = dyn Fn() -> Result<Arc<dyn Backend>, DeviceError> + Send + Sync;
+
+/// Bytes that a weight takes on a device.
+pub type WeightBytes = fn(&HostTensor) -> usize;
 
 /// A device cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,18 +25,34 @@ pub struct Device(Arc<Inner>);
 
 struct Inner {
     open: Box<Open>,
+    weight_bytes: WeightBytes,
     backend: Mutex<Option<Arc<dyn Backend>>>,
 }
 
 impl Device {
+    /// One on which weights take what they do in their files.
     pub fn new(open: impl Fn() -> Result<Arc<dyn Backend>, DeviceError> + Send + Sync + 'static) -> Device {
-        Device(Arc::new(Inner { open: Box::new(open), backend: Mutex::default() }))
+        Device::with_weights_of(HostTensor::n_bytes, open)
+    }
+
+    /// One that gives weights another form.
+    pub fn with_weights_of(
+        weight_bytes: WeightBytes,
+        open: impl Fn() -> Result<Arc<dyn Backend>, DeviceError> + Send + Sync + 'static,
+    ) -> Device {
+        Device(Arc::new(Inner { open: Box::new(open), weight_bytes, backend: Mutex::default() }))
+    }
+
+    /// What weights take on it.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        self.0.weight_bytes
     }
 
     /// One that is never opened anew.
     pub fn of(backend: Arc<dyn Backend>) -> Device {
         let current = Mutex::new(Some(backend.clone()));
-        Device(Arc::new(Inner { open: Box::new(move || Ok(backend.clone())), backend: current }))
+        let open = Box::new(move || Ok(backend.clone()));
+        Device(Arc::new(Inner { open, weight_bytes: HostTensor::n_bytes, backend: current }))
     }
 
     /// What computes. Opening a device may take a second; blocks.

@@ -45,7 +45,7 @@ mod translate;
 pub use access::Access;
 pub use app::{App, Limits, Surroundings};
 pub use clients::RateLimit;
-pub use device::{Device, DeviceError, describe_devices};
+pub use device::{Device, DeviceError, WeightBytes, describe_devices};
 pub use error::ServeError;
 #[cfg(unix)]
 pub use inherited::{InheritError, Inherited};

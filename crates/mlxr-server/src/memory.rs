@@ -7,7 +7,8 @@ use mlxr_engine::{EmbedderLimits, EngineOptions};
 use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
 use mlxr_tensor::{Backend, DType, DeviceMemory, KvLayerSpec, KvSpec};
 
-use crate::split::Split;
+use crate::device::WeightBytes;
+use crate::split::{Room, Split};
 
 /// Sequences of full length the KV arena holds when nobody says; shorter ones share the room.
 const DEFAULT_FULL_SEQS: usize = 8;
@@ -32,13 +33,13 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans for a checkpoint: weights as stored, the arena as the engine lays it out, the rows of the widest step.
-    /// Without a size for the arena it holds several full sequences, or as many as `room_bytes` leaves beside the
+    /// Plans for a checkpoint: weights as the device has them, the arena as the engine lays it out, the rows of the widest
+    /// step. Without a size for the arena it holds several full sequences, or as many as the device's room leaves beside the
     /// weights, but always one.
     ///
     /// # Errors
     /// The checkpoint's config makes no sense, or its heads do not fit the KV type.
-    pub fn new(ckpt: &Checkpoint, options: &EngineOptions, room_bytes: u64) -> Result<MemoryPlan, PlanError> {
+    pub fn new(ckpt: &Checkpoint, options: &EngineOptions, room: &Room) -> Result<MemoryPlan, PlanError> {
         let config = DecoderConfig::for_checkpoint(ckpt)?;
         let n_ctx = match options.n_ctx {
             Some(n_ctx) => u32::try_from(n_ctx).unwrap_or(u32::MAX),
@@ -56,11 +57,11 @@ impl MemoryPlan {
         };
         let block_bytes = spec.n_bytes().ok_or_else(|| kv_type_error(&config, options))? as u64;
         let seq_bytes = block_bytes.saturating_mul((n_ctx as usize).div_ceil(options.block_tokens) as u64);
-        let weights_bytes: u64 = ckpt.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
+        let weights_bytes = weights_bytes(ckpt, room.weight_bytes);
         let step_bytes = step_bytes(&config, options);
         let kv_bytes = options.kv_bytes.map_or_else(
             || {
-                let left = room_bytes.saturating_sub(weights_bytes + step_bytes);
+                let left = room.device_bytes.saturating_sub(weights_bytes + step_bytes);
                 seq_bytes.saturating_mul(full_seqs(options)).min(left).max(seq_bytes)
             },
             |bytes| bytes as u64,
@@ -69,7 +70,7 @@ impl MemoryPlan {
         Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, block_bytes, kv_dtype, split: None })
     }
 
-    /// Plans for a model that makes vectors: weights as stored, scratch of one layer, the rows of the largest batch.
+    /// Plans for a model that makes vectors: weights as the device has them, scratch of one layer, the rows of the largest batch.
     ///
     /// # Errors
     /// The checkpoint's config makes no sense.
@@ -77,6 +78,7 @@ impl MemoryPlan {
         ckpt: &Checkpoint,
         options: &EngineOptions,
         limits: &EmbedderLimits,
+        weight_bytes: WeightBytes,
     ) -> Result<MemoryPlan, PlanError> {
         let asked = options.n_ctx.map(|n_ctx| u32::try_from(n_ctx).unwrap_or(u32::MAX));
         let (n_ctx_max, layer, floats_per_row) = if ckpt.arch.encoder {
@@ -92,7 +94,7 @@ impl MemoryPlan {
         } else {
             asked.unwrap_or(n_ctx_max)
         };
-        let weights_bytes = ckpt.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
+        let weights_bytes = weights_bytes(ckpt, weight_bytes);
         let scratch = scratch_plan(n_ctx, &layer, floats_per_row, options.block_tokens, limits);
         Ok(MemoryPlan { weights_bytes, ..scratch })
     }
@@ -128,6 +130,11 @@ impl fmt::Display for MemoryPlan {
         )?;
         self.split.map_or(Ok(()), |split| write!(f, ": {split}"))
     }
+}
+
+/// Bytes of all weights on a device.
+fn weights_bytes(ckpt: &Checkpoint, weight_bytes: WeightBytes) -> u64 {
+    ckpt.tensors().map(|tensor| weight_bytes(tensor) as u64).sum()
 }
 
 /// Sequences of full length the arena holds where nobody sizes it and room is plenty.
@@ -239,7 +246,7 @@ mod tests {
 
     fn plan(options: &EngineOptions, room_bytes: u64) -> MemoryPlan {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tiny/llama/hf");
-        MemoryPlan::new(&Checkpoint::open(&tiny).unwrap(), options, room_bytes).unwrap()
+        MemoryPlan::new(&Checkpoint::open(&tiny).unwrap(), options, &Room::only(room_bytes)).unwrap()
     }
 
     #[test]

@@ -446,7 +446,8 @@ impl Models {
         let left = |place: Place| self.limit_bytes(place).saturating_sub(used_bytes(place));
         let cpu = self.fallback.as_ref().filter(|_| place == Place::First);
         let cpu = cpu.map(|fallback| CpuRoom { bytes: left(Place::Fallback), ..fallback.room() });
-        Room { device_bytes: left(place), cpu }
+        let weight_bytes = self.setup_at(place).device.weight_bytes();
+        Room { device_bytes: left(place), weight_bytes, cpu }
     }
 
     fn limit_bytes(&self, place: Place) -> u64 {
@@ -735,7 +736,8 @@ fn plan(
 
 fn plan_in(ckpt: &Checkpoint, setup: &EngineSetup, room: &Room) -> Result<MemoryPlan, PlanError> {
     if ckpt.is_embedder() {
-        return MemoryPlan::for_embedder(ckpt, &setup.options, &setup.embedder_limits());
+        let limits = setup.embedder_limits();
+        return MemoryPlan::for_embedder(ckpt, &setup.options, &limits, room.weight_bytes);
     }
     MemoryPlan::within(ckpt, &setup.options, room)
 }

@@ -8,9 +8,10 @@ use std::fmt;
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::EngineOptions;
 use mlxr_models::DecoderConfig;
-use mlxr_tensor::KvSpec;
+use mlxr_tensor::{HostTensor, KvSpec};
 
 use crate::config::GpuLayers;
+use crate::device::WeightBytes;
 use crate::memory::{MemoryPlan, PlanError, full_seqs, kv_type_error};
 
 /// What a model's share takes of one device.
@@ -53,9 +54,11 @@ impl fmt::Display for Split {
 }
 
 /// What there is for a model: the memory of the device it goes to, and that of the CPU where layers may stay there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Room {
     pub device_bytes: u64,
+    /// What weights take of it.
+    pub weight_bytes: WeightBytes,
     pub cpu: Option<CpuRoom>,
 }
 
@@ -70,9 +73,9 @@ pub struct CpuRoom {
 }
 
 impl Room {
-    /// All of a device's memory, and nothing else.
+    /// All of a device's memory, in which weights take what they do in their files, and nothing else.
     pub const fn only(device_bytes: u64) -> Room {
-        Room { device_bytes, cpu: None }
+        Room { device_bytes, weight_bytes: HostTensor::n_bytes, cpu: None }
     }
 
     /// Whether there is room for a plan.
@@ -95,9 +98,9 @@ impl MemoryPlan {
     /// # Errors
     /// As [`MemoryPlan::new`].
     pub fn within(ckpt: &Checkpoint, options: &EngineOptions, room: &Room) -> Result<MemoryPlan, PlanError> {
-        let whole = MemoryPlan::new(ckpt, options, room.device_bytes)?;
+        let whole = MemoryPlan::new(ckpt, options, room)?;
         let Some(cpu) = room.cpu else { return Ok(whole) };
-        let parts = Parts::new(ckpt, options, &whole)?;
+        let parts = Parts::new(ckpt, options, &whole, room.weight_bytes)?;
         let n_layers = parts.layers_bytes.len();
         let candidates = match cpu.gpu_layers {
             GpuLayers::Count(n) if n < n_layers => n..n + 1,
@@ -115,10 +118,11 @@ impl MemoryPlan {
 
 /// What a model's bytes belong to.
 struct Parts {
-    /// Of the weights of each layer.
-    layers_bytes: Vec<u64>,
+    /// Of the weights of each layer, on the CPU and on the GPU.
+    layers_bytes: Vec<[u64; 2]>,
+    /// On the CPU.
     embed_bytes: u64,
-    /// Of what comes after the last layer.
+    /// Of what comes after the last layer, on the GPU.
     end_bytes: u64,
     /// Of one block of one layer.
     block_bytes: u64,
@@ -127,22 +131,30 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(ckpt: &Checkpoint, options: &EngineOptions, whole: &MemoryPlan) -> Result<Parts, PlanError> {
+    fn new(
+        ckpt: &Checkpoint,
+        options: &EngineOptions,
+        whole: &MemoryPlan,
+        weight_bytes: WeightBytes,
+    ) -> Result<Parts, PlanError> {
         let config = DecoderConfig::for_checkpoint(ckpt)?;
-        let mut layers_bytes = vec![0; config.layers.len()];
-        let (mut embed_bytes, mut end_bytes) = (0, 0);
+        let mut layers_bytes = vec![[0; 2]; config.layers.len()];
+        let (mut embed_bytes, mut end_bytes) = ([0; 2], 0);
         for tensor in ckpt.tensors() {
-            let n_bytes = tensor.n_bytes() as u64;
+            let n_bytes = [tensor.n_bytes() as u64, weight_bytes(tensor) as u64];
             let layer = tensor.name().strip_prefix("layers.").and_then(|rest| rest.split('.').next());
             match layer.and_then(|layer| layers_bytes.get_mut(layer.parse::<usize>().ok()?)) {
-                Some(layer_bytes) => *layer_bytes += n_bytes,
+                Some(layer_bytes) => {
+                    layer_bytes.iter_mut().zip(n_bytes).for_each(|(sum, n_bytes)| *sum += n_bytes);
+                }
                 None if tensor.name() == "embed_tokens.weight" => embed_bytes = n_bytes,
-                None => end_bytes += n_bytes,
+                None => end_bytes += n_bytes[1],
             }
         }
         if config.tied {
-            end_bytes += embed_bytes;
+            end_bytes += embed_bytes[1];
         }
+        let embed_bytes = embed_bytes[0];
         let spec = KvSpec {
             n_blocks: 1,
             block_tokens: options.block_tokens,
@@ -161,14 +173,15 @@ impl Parts {
     /// With the last `n_gpu` layers on the GPU, and as many KV blocks as both devices have room for.
     fn plan(&self, whole: &MemoryPlan, n_gpu: usize, room: &Room) -> MemoryPlan {
         let n_cpu = self.layers_bytes.len() - n_gpu;
-        let share = |layers: std::ops::Range<usize>, other_bytes: u64| Share {
+        let share = |layers: std::ops::Range<usize>, device: usize, other_bytes: u64| Share {
             n_layers: layers.len(),
-            weights_bytes: self.layers_bytes[layers].iter().sum::<u64>() + other_bytes,
+            weights_bytes: self.layers_bytes[layers].iter().map(|bytes| bytes[device]).sum::<u64>()
+                + other_bytes,
             kv_bytes: 0,
             step_bytes: whole.step_bytes,
         };
-        let mut cpu = share(0..n_cpu, self.embed_bytes);
-        let mut gpu = share(n_cpu..self.layers_bytes.len(), self.end_bytes);
+        let mut cpu = share(0..n_cpu, 0, self.embed_bytes);
+        let mut gpu = share(n_cpu..self.layers_bytes.len(), 1, self.end_bytes);
         let room_of = |share: &Share, bytes: u64| {
             let per_block = self.block_bytes * share.n_layers as u64;
             bytes.saturating_sub(share.total_bytes()).checked_div(per_block).unwrap_or(u64::MAX)
@@ -202,7 +215,7 @@ mod tests {
     }
 
     fn room(device_bytes: u64, bytes: u64, gpu_layers: GpuLayers) -> Room {
-        Room { device_bytes, cpu: Some(CpuRoom { bytes, is_shared: false, gpu_layers }) }
+        Room { cpu: Some(CpuRoom { bytes, is_shared: false, gpu_layers }), ..Room::only(device_bytes) }
     }
 
     const PLENTY: u64 = 1 << 40;
@@ -256,12 +269,26 @@ mod tests {
     }
 
     #[test]
+    fn weights_count_as_the_device_has_them() {
+        let options = EngineOptions::default();
+        let twice: WeightBytes = |tensor| 2 * tensor.n_bytes();
+        let wide = |room: Room| Room { weight_bytes: twice, ..room };
+        let stored = plan(&options, &Room::only(PLENTY)).weights_bytes;
+        assert_eq!(plan(&options, &wide(Room::only(PLENTY))).weights_bytes, 2 * stored);
+        // Of two devices it is the GPU's alone.
+        let room = room(PLENTY, PLENTY, GpuLayers::Count(4));
+        let [plain, wide] = [room, wide(room)].map(|room| plan(&options, &room).split.unwrap());
+        assert_eq!(wide.gpu.weights_bytes, 2 * plain.gpu.weights_bytes);
+        assert_eq!(wide.cpu.weights_bytes, plain.cpu.weights_bytes);
+    }
+
+    #[test]
     fn devices_that_share_memory_are_counted_together() {
         let options = EngineOptions::default();
         let found = plan(&options, &room(PLENTY, PLENTY, GpuLayers::Count(4)));
         let shared = |bytes| Room {
-            device_bytes: PLENTY,
             cpu: Some(CpuRoom { bytes, is_shared: true, gpu_layers: GpuLayers::Count(4) }),
+            ..Room::only(PLENTY)
         };
         assert!(shared(found.total_bytes()).holds(&found));
         assert!(!shared(found.total_bytes() - 1).holds(&found));

@@ -105,7 +105,7 @@ impl Wanted {
             }
             return Ok(Devices::only(cpu));
         };
-        let gpu = Device::new(move || self.open_gpu(choice));
+        let gpu = Device::with_weights_of(mlxr_gpu::weight_bytes, move || self.open_gpu(choice));
         let is_auto = self.device == config::Device::Auto;
         match gpu.backend() {
             Ok(backend) => {
@@ -243,9 +243,10 @@ impl Devices {
     /// The model's files make no sense.
     pub fn plan(&self, ckpt: &Checkpoint, options: &EngineOptions) -> Result<(MemoryPlan, Room), PlanError> {
         let cpu = self.fallback.as_ref().map(Fallback::room);
-        let room = Room { device_bytes: self.memory.limit_bytes, cpu };
+        let weight_bytes = self.first.weight_bytes();
+        let room = Room { device_bytes: self.memory.limit_bytes, weight_bytes, cpu };
         let plan = if ckpt.is_embedder() {
-            MemoryPlan::for_embedder(ckpt, options, &EmbedderLimits::default())?
+            MemoryPlan::for_embedder(ckpt, options, &EmbedderLimits::default(), weight_bytes)?
         } else {
             MemoryPlan::within(ckpt, &EngineOptions { max_seqs: 1, ..*options }, &room)?
         };

@@ -182,7 +182,7 @@ mod tests {
         let ckpt = bundled::open().unwrap();
         let options = EngineOptions::default();
         let look = |device_bytes: u64, cpu: Option<CpuRoom>| {
-            let room = Room { device_bytes, cpu };
+            let room = Room { cpu, ..Room::only(device_bytes) };
             let plan = MemoryPlan::within(&ckpt, &options, &room).unwrap();
             describe_plan(Path::new("x.gguf"), &plan, &room, "card")
         };
@@ -196,7 +196,7 @@ mod tests {
         let asked = look(1 << 40, cpu(GpuLayers::Count(3)));
         assert_eq!(asked.level, Level::Ok);
         assert!(asked.message.contains(" on card (3 layers, ") && asked.message.contains(" on the CPU ("));
-        let plan = MemoryPlan::new(&ckpt, &options, 0).unwrap();
+        let plan = MemoryPlan::new(&ckpt, &options, &Room::only(0)).unwrap();
         let short = look(plan.total_bytes() - 1, cpu(GpuLayers::Auto));
         assert_eq!(short.level, Level::Note, "{}", short.message);
         assert!(short.message.ends_with("the GPU has no room for more"), "{}", short.message);

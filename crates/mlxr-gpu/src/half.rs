@@ -9,19 +9,21 @@ use crate::backend::{GpuAct, GpuBackend, act};
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::kernels::{HalfRows, Matmul, UnpackCodes, UnpackFloats};
-use crate::layout::{Element, Floats, Layout};
+use crate::layout::{Element, FLOATS_CHUNK, Floats, Layout};
 use crate::ops::Product;
 use crate::recorder::Grid;
 use crate::weight::{GpuWeight, Part};
 
-/// Rows from which products go this way.
-const MIN_ROWS: usize = 32;
+/// Rows from which products go this way: with codes, which are unpacked first, and with floats. Fewer are faster by the
+/// other kernels, as these compute whole tiles. Estimated from the times of both on an H200.
+const MIN_ROWS_OF_CODES: usize = 128;
+const MIN_ROWS_OF_FLOATS: usize = 48;
 /// Rows and columns of the results that a workgroup computes.
 const TILE: usize = 128;
-/// What columns of the input are a multiple of.
+/// What columns of the input are a multiple of: as many as are in workgroup memory, or half as many where it is small.
 const K_TILE: usize = 64;
-/// Rows up to which there are so few workgroups that each has more subgroups, with smaller results.
-const FEW_ROWS: usize = 4 * TILE;
+/// Workgroup memory that those take, rows being [`TILE`] and a little more than their length apart.
+const WORKGROUP_BYTES: u32 = (2 * TILE * (K_TILE + 8) * 2) as u32;
 /// Rows and columns of the device's matrices.
 const MATRIX: u32 = 16;
 /// How far results may be from those of the other kernels, relative to the largest.
@@ -52,11 +54,7 @@ impl GpuBackend {
 
     /// Compares products with the same by the other kernels.
     fn half_products_are_right(&self) -> Result<bool, TensorError> {
-        Ok(self.half_product_is_right(TILE)? && self.half_product_is_right(FEW_ROWS + TILE)?)
-    }
-
-    fn half_product_is_right(&self, n_rows: usize) -> Result<bool, TensorError> {
-        let (n_out, cols) = (2 * TILE, 3 * K_TILE);
+        let (n_rows, n_out, cols) = (TILE, 2 * TILE, 3 * K_TILE);
         let values = |n: usize, seed: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
         };
@@ -79,10 +77,14 @@ impl GpuBackend {
             let n_bytes = (part.n_rows * weight.cols * 2) as u64;
             part.n_rows.is_multiple_of(TILE) && n_bytes <= self.gpu().limits.max_storage_buffer_binding_size
         };
+        let min_rows = match weight.layout {
+            Layout::Codes(_) => MIN_ROWS_OF_CODES,
+            Layout::Floats(_) => MIN_ROWS_OF_FLOATS,
+        };
         self.has_half_products
             && bias.is_none()
             && routing.is_none()
-            && *n_rows >= MIN_ROWS
+            && *n_rows >= min_rows
             && weight.cols.is_multiple_of(K_TILE)
             && weight.parts.iter().all(fits)
     }
@@ -90,14 +92,14 @@ impl GpuBackend {
     /// The product of `x` and a weight into `y`, which has room for [`padded_rows`].
     pub(crate) fn half_product(&self, x: &Act, weight: &GpuWeight, y: Bound<'_>) -> Result<(), TensorError> {
         let halves = self.halves(x)?;
-        let (n_across, k_tile) = if x.rows() <= FEW_ROWS { (4, 64) } else { (2, 32) };
+        let has_room = self.gpu().limits.max_compute_workgroup_storage_size >= WORKGROUP_BYTES;
         let kernel = Matmul {
             subgroup: self.subgroup(),
             tile_rows: TILE as u32,
             tile_outs: TILE as u32,
             n_down: 2,
-            n_across,
-            k_tile,
+            n_across: 2,
+            k_tile: (if has_room { K_TILE } else { K_TILE / 2 }) as u32,
             size: MATRIX,
             has_vectors: true,
         };
@@ -133,7 +135,7 @@ impl GpuBackend {
         }
         let unpacked = self.take(part.n_rows * weight.cols * 2)?;
         let n_chunks = weight.cols / weight.layout.chunk();
-        let n = part.n_rows * n_chunks;
+        let n = part.n_rows * weight.cols / FLOATS_CHUNK;
         let params = [
             n as u32,
             n_chunks as u32,

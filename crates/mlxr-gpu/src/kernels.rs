@@ -110,7 +110,7 @@ kernels! {
         layout: Floats,
     }
     /// `x, w, y`
-    Matmul = "matmul.wgsl" [Read, Read, Write] {
+    Matmul = "matmul.wgsl" [Write, Write, Write] {
         subgroup: u32,
         /// Rows and columns of a workgroup's results.
         tile_rows: u32,
@@ -159,7 +159,7 @@ kernels! {
         shape: AttentionShape,
     }
     /// `rows, block tables, tiles, q, k cache, v cache, sinks, y`
-    AttendTiles = "attention_tiles.wgsl" [Read, Read, Read, Read, Read, Read, Read, Write] {
+    AttendTiles = "attention_tiles.wgsl" [Read, Read, Read, Read, Write, Write, Read, Write] {
         #[serde(flatten)]
         heads: KvShape,
         /// Query heads and rows of a workgroup.

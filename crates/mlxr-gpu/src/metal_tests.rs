@@ -175,7 +175,7 @@ fn kernels_on_matrices_can_be_printed_for_vulkan() {
         tile_rows: 128,
         tile_outs: 128,
         n_down: 2,
-        n_across: 4,
+        n_across: 2,
         k_tile: 64,
         size: 16,
         has_vectors: true,

@@ -31,8 +31,9 @@ struct Eight {
 // First row and number of rows.
 @group(0) @binding(2) var<storage, read> tiles: array<vec2<u32>>;
 @group(0) @binding(3) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> k_cache: array<Eight>;
-@group(0) @binding(5) var<storage, read> v_cache: array<Eight>;
+// Declared as written for the reason that matmul.wgsl gives.
+@group(0) @binding(4) var<storage, read_write> k_cache: array<Eight>;
+@group(0) @binding(5) var<storage, read_write> v_cache: array<Eight>;
 @group(0) @binding(6) var<storage, read> sinks: array<f32>;
 @group(0) @binding(7) var<storage, read_write> y: array<vec4<f32>>;
 
@@ -55,6 +56,12 @@ struct Eight {
 var<workgroup> tile: array<vec4<f16>, {{ 64 * ([k_stride, v_stride] | max) }}>;
 var<workgroup> scores: array<vec4<f32>, {{ 64 * s_stride }}>;
 var<workgroup> weights: array<vec4<f16>, {{ 64 * w_stride }}>;
+
+// Where the first octet of a token's keys that a lane loads lies.
+fn key_place(token: u32, table: u32, kv_head: u32, octet: u32) -> u32 {
+    let block = block_tables[table + token / {{ block_tokens }}u] * p.n_kv_heads + kv_head;
+    return (block * {{ k_octets }}u + octet) * {{ block_tokens }}u + token % {{ block_tokens }}u;
+}
 
 fn score(dot: f32) -> f32 {
     let scaled = p.scale * dot;
@@ -117,21 +124,22 @@ fn main(
     //# for i in range(n_sums)
     var sum{{ i }} = coop_mat16x16<f32, C>();
     //# endfor
+    let k_to = k_token * {{ k_stride }}u + 2u * k_octet;
+    let k_from = key_place(min(first_token + k_token, last_token), info.z, kv_head, k_octet);
+    //# for i in range(n_k)
+    var k{{ i }} = k_cache[k_from + {{ i * 4 * block_tokens }}u];
+    //# endfor
     //# for is_second in [false, true]
+    //# if is_second
+    //# for i in range(n_k)
+    k{{ i }} = k_cache[k_from + {{ i * 4 * block_tokens }}u];
+    //# endfor
+    //# endif
     for (var start = first_token; start <= last_token; start += 64u) {
-        {
-            let token = min(start + k_token, last_token);
-            let block = block_tables[info.z + token / {{ block_tokens }}u] * p.n_kv_heads + kv_head;
-            let from_place = (block * {{ k_octets }}u + k_octet) * {{ block_tokens }}u + token % {{ block_tokens }}u;
-            let to_place = k_token * {{ k_stride }}u + 2u * k_octet;
-            //# for i in range(n_k)
-            let k{{ i }} = k_cache[from_place + {{ i * 4 * block_tokens }}u];
-            //# endfor
-            //# for i in range(n_k)
-            tile[to_place + {{ i * 8 }}u] = k{{ i }}.low;
-            tile[to_place + {{ i * 8 + 1 }}u] = k{{ i }}.high;
-            //# endfor
-        }
+        //# for i in range(n_k)
+        tile[k_to + {{ i * 8 }}u] = k{{ i }}.low;
+        tile[k_to + {{ i * 8 + 1 }}u] = k{{ i }}.high;
+        //# endfor
         //# if is_second
         //# for i in range(n_v)
         let token{{ i }} = start + v_token + {{ i * v_step }}u;
@@ -140,12 +148,16 @@ fn main(
         let v{{ i }} = v_cache[(block{{ i }} * {{ block_tokens }}u + stored{{ i }} % {{ block_tokens }}u) * {{ v_octets }}u + v_octet];
         //# endfor
         //# endif
+        let next_from = key_place(min(start + 64u + k_token, last_token), info.z, kv_head, k_octet);
+        //# for i in range(n_k)
+        k{{ i }} = k_cache[next_from + {{ i * 4 * block_tokens }}u];
+        //# endfor
         workgroupBarrier();
         //# for j in range(2)
         var s{{ j }} = coop_mat16x16<f32, C>();
         //# for i in range(k_dim // 16)
-        let k{{ j }}_{{ i }} = coopLoad<coop_mat16x16<f16, B>>(&tile[(32u * right + {{ 16 * j }}u) * {{ k_stride }}u + {{ 4 * i }}u], {{ k_stride }}u);
-        s{{ j }} = coopMultiplyAdd(q{{ i }}, k{{ j }}_{{ i }}, s{{ j }});
+        let b{{ j }}_{{ i }} = coopLoad<coop_mat16x16<f16, B>>(&tile[(32u * right + {{ 16 * j }}u) * {{ k_stride }}u + {{ 4 * i }}u], {{ k_stride }}u);
+        s{{ j }} = coopMultiplyAdd(q{{ i }}, b{{ j }}_{{ i }}, s{{ j }});
         //# endfor
         coopStoreT(s{{ j }}, &scores[down * {{ s_stride }}u + 8u * right + {{ 4 * j }}u], {{ s_stride }}u);
         //# endfor

@@ -34,8 +34,10 @@ struct Eight {
     high: vec4<f16>,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<Eight>;
-@group(0) @binding(1) var<storage, read> w: array<Eight>;
+// Nobody writes to x and w here. But loads of what nobody may write are moved behind the matrices' products, where they are
+// waited for; those of what might be written stay before the barrier.
+@group(0) @binding(0) var<storage, read_write> x: array<Eight>;
+@group(0) @binding(1) var<storage, read_write> w: array<Eight>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
 var<workgroup> x_tile: array<{{ item }}, {{ tile_rows * stride }}>;
@@ -44,12 +46,18 @@ var<workgroup> w_tile: array<{{ item }}, {{ tile_outs * stride }}>;
 @compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup: u32,
 ) {
     let y_stride = p.y_stride;
-    let first_row = wg.y * {{ tile_rows }}u;
-    let first_out = wg.x * {{ tile_outs }}u;
+    // Tiles go by bands of eight across, row after row, so that those computed together share what they read.
+    let place = wg.y * n_wg.x + wg.x;
+    let band = place / (8u * n_wg.y);
+    let width = min(8u, n_wg.x - 8u * band);
+    let place_in_band = place - 8u * n_wg.y * band;
+    let first_row = place_in_band / width * {{ tile_rows }}u;
+    let first_out = (8u * band + place_in_band % width) * {{ tile_outs }}u;
     let down = subgroup / {{ n_across }}u * {{ sub_rows }}u;
     let across = subgroup % {{ n_across }}u * {{ sub_outs }}u;
     //# for i in range(m)
@@ -85,7 +93,6 @@ fn main(
         //# endif
         //# endfor
         //# endfor
-        workgroupBarrier();
         let next = min(k + {{ k_tile }}u, p.cols - {{ k_tile }}u) / 8u;
         //# for i in range(n_x)
         x{{ i }} = x[x_from + {{ i * row_step }}u * n_eights + next];
@@ -93,6 +100,7 @@ fn main(
         //# for i in range(n_w)
         w{{ i }} = w[w_from + {{ i * row_step }}u * n_eights + next];
         //# endfor
+        workgroupBarrier();
         //# for step in range(0, k_tile, size)
         //# for i in range(m)
         let x{{ step }}_{{ i }} = coopLoadT<{{ matrix }}<f16, A>>(&x_tile[(down + {{ i * size }}u) * {{ stride }}u + {{ step // width }}u], {{ stride }}u);

@@ -1,4 +1,4 @@
-// A weight as rows of f16: one lane per chunk.
+// A weight as rows of f16: one lane for eight columns.
 
 struct Params {
     n: u32,
@@ -33,20 +33,20 @@ fn main(
     if (i >= p.n) {
         return;
     }
-    let chunk = load_chunk(i / p.n_chunks, i % p.n_chunks);
     //# if bits is defined
-    for (var j = 0u; j < 2u; j++) {
-        let scale = vec4(chunk.scale[j]);
-        let offset = vec4(-chunk.offset[j]);
-        let words = select(chunk.low, chunk.high, j == 1u);
-        let a = fma(scale, vec4<f32>(unpack4xI8(words.x)), offset);
-        let b = fma(scale, vec4<f32>(unpack4xI8(words.y)), offset);
-        let c = fma(scale, vec4<f32>(unpack4xI8(words.z)), offset);
-        let d = fma(scale, vec4<f32>(unpack4xI8(words.w)), offset);
-        y[4u * i + 2u * j] = halves(a, b);
-        y[4u * i + 2u * j + 1u] = halves(c, d);
-    }
+    let at = i / 4u;
+    let chunk = load_chunk(at / p.n_chunks, at % p.n_chunks);
+    let is_high = (i & 2u) != 0u;
+    let words = select(chunk.low, chunk.high, is_high);
+    let two = select(words.xy, words.zw, (i & 1u) != 0u);
+    let scale = vec4(select(chunk.scale.x, chunk.scale.y, is_high));
+    let offset = vec4(-select(chunk.offset.x, chunk.offset.y, is_high));
+    y[i] = halves(
+        fma(scale, vec4<f32>(unpack4xI8(two.x)), offset),
+        fma(scale, vec4<f32>(unpack4xI8(two.y)), offset),
+    );
     //# else
+    let chunk = load_chunk(i / p.n_chunks, i % p.n_chunks);
     y[i] = halves(chunk.low, chunk.high);
     //# endif
 }

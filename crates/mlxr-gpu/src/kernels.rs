@@ -210,8 +210,14 @@ pub(crate) struct MatvecShape {
 }
 
 impl MatvecShape {
-    /// For `n_rows` rows of the input at a time.
-    pub(crate) fn new(subgroup: u32, layout: &Layout, n_chunks: u32, n_rows: u32, is_routed: bool) -> Self {
+    /// For a weight of so many rows of so many chunks, and `n_rows` rows of the input at a time.
+    pub(crate) fn new(
+        subgroup: u32,
+        layout: &Layout,
+        [n_weight_rows, n_chunks]: [u32; 2],
+        n_rows: u32,
+        is_routed: bool,
+    ) -> Self {
         /// More would not fit in registers.
         const MAX_AHEAD: u32 = 7;
         // The order of a sum follows from this, so it may not depend on the number of rows.
@@ -224,12 +230,14 @@ impl MatvecShape {
             1
         };
         // Where there are many rows, what is loaded of them should meet more of the weight; small workgroups leave more
-        // registers to each lane. By measurements on an H200.
-        let (n_out, n_sets) = match (layout, n_rows) {
-            (_, 0..=2) => (2, 4),
-            (Layout::Codes(_), _) => (4, 2),
-            (Layout::Floats(_), 0..16) => (4, 4),
-            (Layout::Floats(_), _) => (8, 1),
+        // registers to each lane, but there should be enough of them. By measurements on an H200.
+        let (n_out, n_sets) = match (layout, n_rows, n_weight_rows) {
+            (_, 0..=2, _) => (2, 4),
+            (Layout::Codes(_), 8, 0..=8192) => (4, 4),
+            (Layout::Codes(_), 16, 2048..=8192) if n_chunks >= 256 => (8, 1),
+            (Layout::Codes(_), ..) => (4, 2),
+            (Layout::Floats(_), 0..16, _) => (4, 4),
+            (Layout::Floats(_), ..) => (8, 1),
         };
         let subgroup_bits = subgroup.ilog2();
         Self { n_chunks, n_ahead, subgroup, subgroup_bits, n_split, n_sets, n_out, n_rows, is_routed }

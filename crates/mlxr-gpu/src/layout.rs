@@ -5,7 +5,7 @@
 //!
 //! - 8 bits: eight words; byte `b` of word `j` is column `4j + b`.
 //! - 4 to 6 bits: four words whose low nibbles are columns 0..16 and whose high nibbles are columns 16..32, in that
-//!   order; a fifth bit or a fifth and sixth in the high plane.
+//!   order; a fifth bit or a fifth and sixth in the high plane. Those of Q4_0 are 8 less than in the file, as signed numbers.
 //! - 2 and 3 bits: two words; pair of bits `j` of byte `b` of the first is column `4j + b`, the second has columns
 //!   16..32; a third bit in the high plane.
 //! - The high plane has one bit per column in one word (bit `j` of byte `b`: column `4j + b`) or two in two words, laid
@@ -37,6 +37,8 @@ pub(crate) struct Codes {
     pub(crate) scale: Scale,
     /// The code that stands for zero; 128 more than the code where codes were made signed.
     pub(crate) zero: u32,
+    /// Whether nibbles are signed; codes are then sixteen times as large, see `weight_codes.wgsl`.
+    pub(crate) is_signed: bool,
     /// Whether scales count half, as the table is doubled.
     pub(crate) is_doubled: bool,
     /// Columns that share a scale, where that is not fixed by [`Scale`].
@@ -113,6 +115,7 @@ impl Codes {
             high_bits,
             scale,
             zero: 0,
+            is_signed: false,
             is_doubled: false,
             group: CODES_CHUNK as u32,
             table: None,
@@ -163,7 +166,7 @@ impl Layout {
         let fp4 = codec::FP4_DOUBLED.map(|v| v as i8);
         match format {
             Format::Plain(dtype) => match dtype {
-                DType::Q4_0 => codes(Codes::signed(4, Scale::Half, 8)),
+                DType::Q4_0 => codes(Codes { is_signed: true, ..Codes::new(4, Scale::Half) }),
                 DType::Q4_1 => codes(Codes::affine(4, Scale::HalfMin)),
                 DType::Q5_0 => codes(Codes::signed(5, Scale::Half, 16)),
                 DType::Q5_1 => codes(Codes::affine(5, Scale::HalfMin)),

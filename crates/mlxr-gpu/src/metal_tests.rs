@@ -111,7 +111,7 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     let layouts: Vec<Layout> = data::formats().into_iter().filter_map(Layout::of).collect();
     let shapes = |layout: &Layout| {
         [(1, false), (2, false), (4, false), (8, false), (16, false), (1, true)]
-            .map(|(n_rows, is_routed)| MatvecShape::new(SUBGROUP, layout, 448, n_rows, is_routed))
+            .map(|(n_rows, is_routed)| MatvecShape::new(SUBGROUP, layout, [4096, 448], n_rows, is_routed))
     };
     for layout in layouts {
         let shapes = shapes(&layout);

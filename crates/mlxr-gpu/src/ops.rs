@@ -114,8 +114,8 @@ impl GpuBackend {
     pub(crate) fn product(&self, x: &Act, product: &Product<'_>, y: Bound<'_>) -> Result<(), TensorError> {
         let Product { weight, routing, n_rows, .. } = *product;
         let n_tile = if routing.is_some() { 1 } else { row_tile(n_rows) };
-        let n_chunks = weight.cols.div_ceil(weight.layout.chunk()) as u32;
-        let usual = MatvecShape::new(self.subgroup(), &weight.layout, n_chunks, n_tile, routing.is_some());
+        let size = [weight.n_out, weight.cols.div_ceil(weight.layout.chunk())].map(|n| n as u32);
+        let usual = MatvecShape::new(self.subgroup(), &weight.layout, size, n_tile, routing.is_some());
         let padded;
         let input = match weight.layout {
             Layout::Codes(layout) => Input::Codes(layout, self.codes(x)?),

@@ -131,7 +131,13 @@ impl Coder<'_> {
     /// One block of a GGML type.
     fn block(&mut self, dtype: DType, block: &[u8]) {
         match dtype {
-            DType::Q4_0 | DType::IQ4_NL => {
+            DType::Q4_0 => {
+                self.scale(&block[..2]);
+                // A code less 8, as a signed nibble, is the code with its highest bit the other way round.
+                let signed: [u8; CODES_CHUNK / 2] = std::array::from_fn(|i| block[2 + i] ^ 0x88);
+                self.nibbles::<16>(&signed);
+            }
+            DType::IQ4_NL => {
                 self.scale(&block[..2]);
                 self.nibbles::<16>(&block[2..]);
             }

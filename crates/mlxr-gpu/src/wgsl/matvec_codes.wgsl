@@ -12,14 +12,19 @@
 @group(0) @binding(6) var<storage, read> routing: array<u32>;
 @group(0) @binding(7) var<storage, read_write> y: array<f32>;
 
-fn dot4(a: vec4<u32>, b: vec4<u32>) -> i32 {
-    return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
+fn dot4(start: i32, a: vec4<u32>, b: vec4<u32>) -> i32 {
+    var sum = start + dot4I8Packed(a.x, b.x);
+    sum += dot4I8Packed(a.y, b.y);
+    sum += dot4I8Packed(a.z, b.z);
+    return sum + dot4I8Packed(a.w, b.w);
 }
 
-// A whole number below 2^22 as a float: the low bits of 1.5 * 2^23 count ones. Cheaper than a conversion where those go
-// through a unit of their own.
-fn whole(i: i32) -> f32 {
-    return bitcast<f32>(0x4b400000 + i) - 12582912.0;
+// The low bits of 1.5 * 2^23 as a float count ones: a sum that starts with them, of a size below 2^22, is a float at once.
+// Cheaper than a conversion where those go through a unit of their own.
+const ZERO = 0x4b400000;
+
+fn number(sum: i32) -> f32 {
+    return bitcast<f32>(sum) - 12582912.0;
 }
 
 //# include "matvec_start.wgsl"
@@ -45,14 +50,14 @@ fn whole(i: i32) -> f32 {
             //# set sum = "sum" ~ (o * n_rows + n)
             //# set w = "w" ~ u ~ "_" ~ o
             //# if has_halves
-            {{ sum }} = fma({{ w }}.scale.x * s.x, whole(dot4({{ w }}.low, low)), {{ sum }});
-            {{ sum }} = fma({{ w }}.scale.y * s.x, whole(dot4({{ w }}.high, high)), {{ sum }});
+            {{ sum }} = fma({{ w }}.scale.x * s.x, number(dot4(ZERO, {{ w }}.low, low)), {{ sum }});
+            {{ sum }} = fma({{ w }}.scale.y * s.x, number(dot4(ZERO, {{ w }}.high, high)), {{ sum }});
             //# if has_offset
             {{ sum }} = fma(-{{ w }}.offset.x, halves.x, {{ sum }});
             {{ sum }} = fma(-{{ w }}.offset.y, halves.y, {{ sum }});
             //# endif
             //# else
-            {{ sum }} = fma({{ w }}.scale.x * s.x, whole(dot4({{ w }}.low, low) + dot4({{ w }}.high, high)), {{ sum }});
+            {{ sum }} = fma({{ w }}.scale.x * s.x, number(dot4(dot4(ZERO, {{ w }}.low, low), {{ w }}.high, high)), {{ sum }});
             //# if has_offset
             {{ sum }} = fma(-{{ w }}.offset.x, s.y, {{ sum }});
             //# endif

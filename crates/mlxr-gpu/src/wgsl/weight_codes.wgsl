@@ -64,7 +64,7 @@ fn crumbs(word: u32) -> vec4<u32> {
 
 fn scales_of(row: u32, c: u32, at: u32) -> vec4<f32> {
     //# if scale == "half"
-    let s = half_at(at);
+    let s = {{ "0.0625 * " if is_signed else "" }}half_at(at);
     return vec4(s, s, {{ zero }}.0 * s, {{ zero }}.0 * s);
     //# elif scale == "half_min"
     let s = unpack2x16float(w_scales[at]);
@@ -132,6 +132,10 @@ fn load_chunk(row: u32, c: u32) -> Chunk {
     let w = look_up(words.w);
     chunk.low = vec4(x.x, y.x, z.x, w.x);
     chunk.high = vec4(x.y, y.y, z.y, w.y);
+    //# elif is_signed
+    // A signed nibble at the top of a byte is sixteen times its value.
+    chunk.low = (words << vec4(4u)) & vec4(0xf0f0f0f0u);
+    chunk.high = words & vec4(0xf0f0f0f0u);
     //# else
     chunk.low = words & vec4(0x0f0f0f0fu);
     chunk.high = (words >> vec4(4u)) & vec4(0x0f0f0f0fu);

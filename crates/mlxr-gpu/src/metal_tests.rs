@@ -139,7 +139,8 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         for dim in [64, 128, 256] {
             let heads = KvShape { dtype, k_dim: dim, v_dim: dim, block_tokens: 16 };
             for n_heads in [1, 4] {
-                let shape = AttentionShape { n_heads, split: 128, lanes: 256, n_subgroups: 256 / SUBGROUP };
+                let split = if n_heads == 1 { 256 } else { 128 };
+                let shape = AttentionShape { n_heads, split, lanes: 256, n_subgroups: 256 / SUBGROUP };
                 if dtype == "q8_0" {
                     printed.print(pipelines, &AttendQ8 { heads, shape });
                 } else {

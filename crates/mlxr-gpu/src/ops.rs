@@ -17,8 +17,11 @@ use crate::layout::{Codes, FLOATS_CHUNK, Floats, Layout};
 use crate::recorder::Grid;
 use crate::weight::{GpuWeight, Numbered, Part};
 
-/// Tokens of a split of attention. Splits start at multiples of it, so it may not depend on the batch.
-const SPLIT: usize = 128;
+/// Tokens of a split of attention, for rows that see few and many: more at a time read memory faster, but make fewer
+/// workgroups. Splits start at multiples of it, so it may depend on nothing but what the row sees.
+const SPLITS: [usize; 2] = [128, 256];
+/// Tokens from which a row sees many.
+const MANY: usize = 4096;
 /// Lanes of an attention workgroup.
 const ATTENTION_LANES: u32 = 256;
 /// Lanes of a workgroup that joins splits.
@@ -172,6 +175,9 @@ struct AttentionParams {
     softcap: f32,
     sees_both: u32,
     first_split: u32,
+    /// Rows that see fewer or more are not served.
+    least_seen: u32,
+    most_seen: u32,
 }
 
 /// Attention of a batch over one layer of the cache.
@@ -196,14 +202,20 @@ impl Attention<'_> {
         (first, last)
     }
 
-    /// The splits that rows from `rows.start` on need, for as many of them as fit in the scratch: first split, number of
-    /// splits, number of rows.
-    fn round(&self, rows: Range<usize>) -> (usize, usize, usize) {
+    /// Tokens that a row sees.
+    fn n_seen(&self, row: usize) -> usize {
+        let (first, last) = self.reach(row);
+        last + 1 - first
+    }
+
+    /// The splits of so many tokens that rows from `rows.start` on need, for as many of them as fit in the scratch: first
+    /// split, number of splits, number of rows.
+    fn round(&self, rows: Range<usize>, split: usize) -> (usize, usize, usize) {
         let per_split = self.spec.n_heads * self.layer.shape.v_dim as usize * 4;
         let (mut first, mut end) = (usize::MAX, 0);
         for row in rows.clone() {
             let seen = self.reach(row);
-            let with = (first.min(seen.0 / SPLIT), end.max(seen.1 / SPLIT + 1));
+            let with = (first.min(seen.0 / split), end.max(seen.1 / split + 1));
             let n_rows = row - rows.start + 1;
             if n_rows > 1 && n_rows * (with.1 - with.0) * per_split > MAX_PART_BYTES {
                 return (first, end - first, n_rows - 1);
@@ -226,20 +238,41 @@ impl Attention<'_> {
         y: Bound<'_>,
         codes: Option<[Bound<'_>; 2]>,
     ) -> Result<(), TensorError> {
+        for (split, least_seen, most_seen) in [(SPLITS[0], 0, MANY - 1), (SPLITS[1], MANY, u32::MAX as usize)]
+        {
+            let is_served = |row: &usize| (least_seen..=most_seen).contains(&self.n_seen(*row));
+            let (first, last) = (rows.clone().find(is_served), rows.clone().rev().find(is_served));
+            if let (Some(first), Some(last)) = (first, last) {
+                let seen = [least_seen, most_seen].map(|n| n as u32);
+                self.run_split(backend, first..last + 1, (split, seen), y, codes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the result of those of some rows that see at least and at most so many tokens, in splits.
+    fn run_split(
+        &self,
+        backend: &GpuBackend,
+        rows: Range<usize>,
+        (split, [least_seen, most_seen]): (usize, [u32; 2]),
+        y: Bound<'_>,
+        codes: Option<[Bound<'_>; 2]>,
+    ) -> Result<(), TensorError> {
         let (layer, spec) = (self.layer, self.spec);
         let v_dim = layer.shape.v_dim as usize;
         let group = spec.n_heads / layer.n_kv_heads;
         let n_heads = (1..=MAX_HEADS.min(group)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
         let shape = AttentionShape {
             n_heads: n_heads as u32,
-            split: SPLIT as u32,
+            split: split as u32,
             lanes: ATTENTION_LANES,
             n_subgroups: ATTENTION_LANES / backend.subgroup(),
         };
         let sinks = self.sinks(backend)?;
         let mut first_row = rows.start;
         while first_row < rows.end {
-            let (first_split, max_splits, n_rows) = self.round(first_row..rows.end);
+            let (first_split, max_splits, n_rows) = self.round(first_row..rows.end, split);
             let n_parts = n_rows * spec.n_heads * max_splits;
             let (parts, stats) = (backend.take(n_parts * v_dim * 4)?, backend.take(n_parts * 8)?);
             let params = AttentionParams {
@@ -253,6 +286,8 @@ impl Attention<'_> {
                 softcap: spec.softcap.unwrap_or(0.0),
                 sees_both: (spec.reach == Reach::Both).into(),
                 first_split: first_split as u32,
+                least_seen,
+                most_seen,
             };
             let (table, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
             let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
@@ -275,9 +310,11 @@ impl Attention<'_> {
                 params.sees_both,
                 spec.sinks.is_some().into(),
                 first_split as u32,
+                least_seen,
+                most_seen,
             ];
             let merge = MergeAttention {
-                split: SPLIT as u32,
+                split: split as u32,
                 v_dim: layer.shape.v_dim,
                 lanes: MERGE_LANES,
                 subgroup: backend.subgroup(),

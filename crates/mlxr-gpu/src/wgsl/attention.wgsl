@@ -16,6 +16,9 @@ struct Params {
     softcap: f32,
     sees_both: u32,
     first_split: u32,
+    // Rows that see fewer or more are not served.
+    least_seen: u32,
+    most_seen: u32,
 }
 var<immediate> p: Params;
 
@@ -92,7 +95,8 @@ fn main(
     let seen = reach(info);
     let split = p.first_split + wg.z;
     let start = split * {{ split }}u;
-    if (start > seen.y || start + {{ split }}u <= seen.x) {
+    let n_seen = seen.y + 1u - seen.x;
+    if (start > seen.y || start + {{ split }}u <= seen.x || n_seen < p.least_seen || n_seen > p.most_seen) {
         return;
     }
     // The tokens that are seen, counted from the start of the split.

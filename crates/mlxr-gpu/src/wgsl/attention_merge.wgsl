@@ -9,6 +9,9 @@ struct Params {
     sees_both: u32,
     has_sinks: u32,
     first_split: u32,
+    // Rows that see fewer or more are not served.
+    least_seen: u32,
+    most_seen: u32,
 }
 var<immediate> p: Params;
 
@@ -48,6 +51,10 @@ fn main(
         return;
     }
     let seen = reach(rows[p.first_row + place / p.n_heads]);
+    let n_seen = seen.y + 1u - seen.x;
+    if (n_seen < p.least_seen || n_seen > p.most_seen) {
+        return;
+    }
     let first = place * p.max_splits + seen.x / {{ split }}u - p.first_split;
     let last = place * p.max_splits + seen.y / {{ split }}u - p.first_split;
     let group = lane / {{ quads }}u;

@@ -63,7 +63,7 @@ kernels! {
     LayerNorm = "layer_norm.wgsl" [Read, Read, Read, Write] { lanes: u32, n_subgroups: u32 }
     RotateHeads = "rope.wgsl" [Read, Write] { is_interleaved: bool }
     Argmax = "argmax.wgsl" [Read, Write] { lanes: u32 }
-    Largest = "largest.wgsl" [Read, Write] {}
+    Largest = "largest.wgsl" [Read, Write] { lanes: u32 }
     ExpSum = "exp_sum.wgsl" [Read, Write] { lanes: u32, n_subgroups: u32 }
     /// `found, guesses, tokens`
     GuessTokens = "guess.wgsl" [Read, Read, Write] {}

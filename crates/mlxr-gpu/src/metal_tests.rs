@@ -62,7 +62,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &PadRows {});
     printed.print(pipelines, &CopyWords {});
     printed.print(pipelines, &Argmax { lanes: 1024 });
-    printed.print(pipelines, &Largest {});
+    printed.print(pipelines, &Largest { lanes: 1024 });
     printed.print(pipelines, &ExpSum { lanes: 1024, n_subgroups: 32 });
     printed.print(pipelines, &GuessTokens {});
     printed.print(pipelines, &DrawTokens { lanes: 1024, subgroup: SUBGROUP, n_subgroups: 32 });

@@ -184,7 +184,8 @@ impl GpuBackend {
         self.gpu().check()?;
         let found = self.take(n_bytes)?;
         let params = [x.rows() as u32, x.cols() as u32, n as u32];
-        self.run(&Largest {}, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        let kernel = Largest { lanes: self.max_lanes() };
+        self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
         Ok(found)
     }
 

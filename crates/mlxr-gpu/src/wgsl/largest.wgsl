@@ -25,7 +25,7 @@ var<workgroup> next_column: atomic<u32>;
 
 const NONE: u32 = 0xffffffffu;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
@@ -42,24 +42,42 @@ fn main(
         atomicStore(&n_found, 0u);
         last = vec2<u32>(0u, p.n);
     }
+    var any_finite = false;
+    var any_bad = false;
     for (var shift = 32u; shift > 0u;) {
         shift -= 8u;
-        atomicStore(&counts[lane], 0u);
+        if (lane < 256u) {
+            atomicStore(&counts[lane], 0u);
+        }
         let digits = workgroupUniformLoad(&last).x;
-        for (var c = lane; c < p.cols; c += 256u) {
-            let bits = x[start + c];
-            let key = float_key(bits);
-            // A shift by all 32 bits is none.
-            if (shift == 24u || (key >> (shift + 8u)) == digits) {
-                atomicAdd(&counts[(key >> shift) & 255u], 1u);
-            }
-            if (shift == 24u) {
-                if (is_finite(bits)) {
-                    atomicStore(&n_finite, 1u);
-                } else if (bits != NEGATIVE_INFINITY) {
-                    atomicStore(&n_bad, 1u);
+        for (var first = lane; first < p.cols; first += {{ 4 * lanes }}u) {
+            // Loads in flight at a time.
+            //# for i in range(4)
+            let c{{ i }} = first + {{ i * lanes }}u;
+            let bits{{ i }} = x[start + min(c{{ i }}, p.cols - 1u)];
+            //# endfor
+            //# for i in range(4)
+            if (c{{ i }} < p.cols) {
+                let key = float_key(bits{{ i }});
+                // A shift by all 32 bits is none.
+                if (shift == 24u || (key >> (shift + 8u)) == digits) {
+                    atomicAdd(&counts[(key >> shift) & 255u], 1u);
+                }
+                if (shift == 24u) {
+                    if (is_finite(bits{{ i }})) {
+                        any_finite = true;
+                    } else if (bits{{ i }} != NEGATIVE_INFINITY) {
+                        any_bad = true;
+                    }
                 }
             }
+            //# endfor
+        }
+        if (any_finite) {
+            atomicStore(&n_finite, 1u);
+        }
+        if (any_bad) {
+            atomicStore(&n_bad, 1u);
         }
         workgroupBarrier();
         if (lane == 0u) {
@@ -81,11 +99,16 @@ fn main(
     let key = end.x;
     let n_equal = end.y;
     let first = row * p.n;
-    for (var c = lane; c < p.cols; c += 256u) {
-        let bits = x[start + c];
-        if (float_key(bits) > key) {
-            found[first + atomicAdd(&n_found, 1u)] = vec2<u32>(c, bits);
+    for (var at = lane; at < p.cols; at += {{ 4 * lanes }}u) {
+        //# for i in range(4)
+        let c{{ i }} = at + {{ i * lanes }}u;
+        let bits{{ i }} = x[start + min(c{{ i }}, p.cols - 1u)];
+        //# endfor
+        //# for i in range(4)
+        if (c{{ i }} < p.cols && float_key(bits{{ i }}) > key) {
+            found[first + atomicAdd(&n_found, 1u)] = vec2<u32>(c{{ i }}, bits{{ i }});
         }
+        //# endfor
     }
     // Those with the last key, from the lowest column up; rarely more than one.
     var least = 0u;
@@ -94,7 +117,7 @@ fn main(
             atomicStore(&next_column, NONE);
         }
         workgroupBarrier();
-        for (var c = lane; c < p.cols; c += 256u) {
+        for (var c = lane; c < p.cols; c += {{ lanes }}u) {
             if (c >= least && float_key(x[start + c]) == key) {
                 atomicMin(&next_column, c);
                 break;

@@ -72,6 +72,8 @@ pub(crate) struct Recorder {
 /// A read that the device has been told of.
 pub(crate) struct ReadBack {
     staging: wgpu::Buffer,
+    /// What comes after it need not be waited for.
+    submission: wgpu::SubmissionIndex,
     n_bytes: usize,
     mapped: Mapped,
     /// Until it is finished or given up.
@@ -196,7 +198,7 @@ impl Recorder {
             encoder.copy_buffer_to_buffer(buffer, 0, &staging, at, n);
             at += n;
         }
-        gpu.queue.submit([encoder.finish()]);
+        let submission = gpu.queue.submit([encoder.finish()]);
         self.n_dispatches = 0;
         self.n_pieces = 0;
         buffers.submitted();
@@ -205,7 +207,7 @@ impl Recorder {
             // Nobody waits for a read that was given up.
             let _ = send.send(result);
         });
-        ReadBack { staging, n_bytes, mapped, _read: self.reads.clone() }
+        ReadBack { staging, submission, n_bytes, mapped, _read: self.reads.clone() }
     }
 
     /// Keeps the memory of a read that is done for later ones.
@@ -225,28 +227,33 @@ impl ReadBack {
     /// # Errors
     /// [`TensorError::DeviceLost`].
     pub(crate) fn wait(&self, gpu: &Gpu) -> Result<Vec<u8>, TensorError> {
-        wait(gpu, &self.mapped)?;
+        self.wait_until_mapped(gpu)?;
         let view = self.staging.get_mapped_range(..).map_err(|e| gpu.lost(e))?;
         Ok(view[..self.n_bytes].to_vec())
     }
-}
 
-/// Waits until a buffer is mapped.
-fn wait(gpu: &Gpu, mapped: &Mapped) -> Result<(), TensorError> {
-    /// A thread that sleeps takes some tenths of a millisecond to wake; a step is shorter than this.
-    const SPIN: Duration = Duration::from_millis(20);
-    let start = Instant::now();
-    // A software driver computes on the cores that would spin.
-    while !gpu.info.is_software && start.elapsed() < SPIN {
-        gpu.device.poll(wgpu::PollType::Poll).map_err(|e| gpu.lost(e))?;
-        match mapped.try_recv() {
-            Ok(result) => return result.map_err(|e| gpu.lost(e)).and_then(|()| gpu.check()),
-            Err(_) => std::hint::spin_loop(),
+    fn wait_until_mapped(&self, gpu: &Gpu) -> Result<(), TensorError> {
+        /// A thread that sleeps takes some tenths of a millisecond to wake; a step is shorter than this.
+        const SPIN: Duration = Duration::from_millis(20);
+        let start = Instant::now();
+        // A software driver computes on the cores that would spin.
+        while !gpu.info.is_software && start.elapsed() < SPIN {
+            gpu.device.poll(wgpu::PollType::Poll).map_err(|e| gpu.lost(e))?;
+            match self.mapped.try_recv() {
+                Ok(result) => return result.map_err(|e| gpu.lost(e)).and_then(|()| gpu.check()),
+                Err(_) => std::hint::spin_loop(),
+            }
         }
+        let submission_index = Some(self.submission.clone());
+        let until_done = wgpu::PollType::Wait { submission_index, timeout: None };
+        let done = gpu.device.poll(until_done).map_err(|e| gpu.lost(e));
+        let mapped = done.and_then(|_| self.mapped.recv().map_err(|e| gpu.lost(e))?.map_err(|e| gpu.lost(e)));
+        if mapped.is_err() {
+            // Why a device is lost is told where nothing is left to wait for.
+            gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| gpu.lost(e))?;
+        }
+        gpu.check().and(mapped)
     }
-    gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| gpu.lost(e))?;
-    gpu.check()?;
-    mapped.recv().map_err(|e| gpu.lost(e))?.map_err(|e| gpu.lost(e))
 }
 
 fn begin(gpu: &Gpu) -> (wgpu::CommandEncoder, wgpu::ComputePass<'static>) {

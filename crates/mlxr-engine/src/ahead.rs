@@ -45,15 +45,15 @@ enum Outlook {
 }
 
 impl Engine {
-    /// Whether a sequence's rows of a step still count.
-    pub(crate) fn counts(&self, step: &InFlight, seq: SeqId) -> bool {
-        self.choices.contains_key(&seq) && !step.dropped.contains(&seq)
+    /// Whether a sequence's rows of a step that has dropped some still count.
+    pub(crate) fn counts(&self, dropped: &BTreeSet<SeqId>, seq: SeqId) -> bool {
+        self.choices.contains_key(&seq) && !dropped.contains(&seq)
     }
 
     /// The step that has begun, unless nobody is left to whom its rows belong.
     pub(crate) fn take_ahead(&mut self) -> Option<InFlight> {
         let step = self.ahead.take()?;
-        let has_rows = step.plan.rows.iter().any(|scheduled| self.counts(&step, scheduled.seq));
+        let has_rows = step.plan.rows.iter().any(|scheduled| self.counts(&step.dropped, scheduled.seq));
         has_rows.then_some(step)
     }
 
@@ -64,7 +64,7 @@ impl Engine {
         let mut n_logits = 0;
         for scheduled in &step.plan.rows {
             n_logits += scheduled.n_logits;
-            if !scheduled.is_complete || !self.counts(step, scheduled.seq) {
+            if !scheduled.is_complete || !self.counts(&step.dropped, scheduled.seq) {
                 continue;
             }
             match self.outlook(scheduled) {

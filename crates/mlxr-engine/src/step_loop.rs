@@ -69,24 +69,24 @@ impl Engine {
     }
 
     /// Waits for a step and uses what it gave.
-    fn finish_step(&mut self, mut step: InFlight) {
-        let work = std::mem::replace(&mut step.work, Work::Done(Output::Best(Vec::new())));
-        match self.output(&step.plan, work) {
+    fn finish_step(&mut self, step: InFlight) {
+        let InFlight { plan, work, n_decoding, dropped, guessed: _ } = step;
+        match self.output(&plan, work) {
             Ok(Finished { output, guesses }) => {
-                self.commit(&step, &output, &guesses);
-                self.check_guesses(&step.plan, &guesses);
+                self.commit(&plan, &dropped, &output, &guesses);
+                self.check_guesses(&plan, &guesses);
                 if let Output::Logits(logits) = output {
                     self.runner.recycle(logits);
                 }
             }
             Err(reason) => {
-                self.fail(&step.plan, &reason);
+                self.fail(&plan, &reason);
                 if let Some(ahead) = self.ahead.take() {
                     self.fail(&ahead.plan, &reason);
                 }
             }
         }
-        self.observe(step.n_decoding, step.plan.n_rows() - step.n_decoding);
+        self.observe(n_decoding, plan.n_rows() - n_decoding);
     }
 
     /// Sequences of a plan that wait for the token after one they have generated.
@@ -206,14 +206,14 @@ impl Engine {
         self.kept.clear();
     }
 
-    fn commit(&mut self, step: &InFlight, output: &Output, guesses: &[GuessedToken]) {
+    fn commit(&mut self, plan: &Plan, dropped: &BTreeSet<SeqId>, output: &Output, guesses: &[GuessedToken]) {
         let rows = Row::all(output, guesses, self.runner.n_vocab());
         let mut rest = rows.as_slice();
-        let mut wanted = Vec::with_capacity(step.plan.rows.len());
-        for scheduled in &step.plan.rows {
+        let mut wanted = Vec::with_capacity(plan.rows.len());
+        for scheduled in &plan.rows {
             let rows;
             (rows, rest) = rest.split_at(scheduled.n_logits);
-            if self.counts(step, scheduled.seq) {
+            if self.counts(dropped, scheduled.seq) {
                 self.commit_rows(scheduled, rows, &mut wanted);
             }
         }

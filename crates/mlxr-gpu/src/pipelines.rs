@@ -79,6 +79,7 @@ sources!(
     "unpack.wgsl",
     "weight_codes.wgsl",
     "weight_floats.wgsl",
+    "workgroup_max.wgsl",
     "workgroup_sum.wgsl",
 );
 

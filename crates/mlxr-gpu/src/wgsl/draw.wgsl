@@ -14,12 +14,12 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> tokens: array<u32>;
 
 // Of each subgroup's run.
-var<workgroup> maxima: array<f32, {{ n_subgroups }}>;
 var<workgroup> sums: array<f32, {{ n_subgroups }}>;
 var<workgroup> left_out: array<u32, 8>;
 
 //# include "grid.wgsl"
 //# include "guess_rows.wgsl"
+//# include "workgroup_max.wgsl"
 
 const NONE: u32 = 0xffffffffu;
 const LOWEST: f32 = -0x1.fffffep+127f;
@@ -83,14 +83,7 @@ fn main(
     for (var c = first + sublane; c < first + run; c += {{ subgroup }}u) {
         best = max(best, value_at(start, c, end, changes.y));
     }
-    best = subgroupMax(best);
-    if (sublane == 0u) {
-        maxima[subgroup] = best;
-    }
-    workgroupBarrier();
-    for (var i = 0u; i < {{ n_subgroups }}u; i += 1u) {
-        best = max(best, maxima[i]);
-    }
+    best = workgroup_max(best, subgroup, sublane);
     if (best == LOWEST) {
         return;
     }

@@ -11,9 +11,8 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;
 
-var<workgroup> maxima: array<f32, {{ n_subgroups }}>;
-
 //# include "grid.wgsl"
+//# include "workgroup_max.wgsl"
 //# include "workgroup_sum.wgsl"
 
 @compute @workgroup_size({{ lanes }})
@@ -35,14 +34,7 @@ fn main(
     for (var c = start + lane; c < end; c += {{ lanes }}u) {
         largest = max(largest, x[c]);
     }
-    largest = subgroupMax(largest);
-    if (sublane == 0u) {
-        maxima[subgroup] = largest;
-    }
-    workgroupBarrier();
-    for (var i = 0u; i < {{ n_subgroups }}u; i += 1u) {
-        largest = max(largest, maxima[i]);
-    }
+    largest = workgroup_max(largest, subgroup, sublane);
     var sum = 0.0;
     for (var c = start + lane; c < end; c += {{ lanes }}u) {
         let below = x[c] - largest;

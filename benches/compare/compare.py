@@ -7,7 +7,8 @@ The first run makes a virtual environment in the work folder and compiles llama.
 llama-cpp-python, for this processor (`--python PYTHON` names one that has it instead). GCC 12 miscompiles the tile
 configuration of its AMX code: on processors with AMX give a newer compiler in CC and CXX. Models are made from a seed by
 `golden/shape_model.py`. Every round measures one engine, then the other; figures are medians over the rounds, ratios are
-those of the medians, and the limit is the memory's read bandwidth that `mlxr bench` measures in the same round.
+those of the medians, and the limits are the memory's read bandwidth and the most that the processor multiplies, which
+`mlxr bench` measures in the same round. Of what is computed only multiplications with weights count.
 With `--bf16` prefill is measured once more with `--bf16-products`.
 Writes `compare.json`, `compare.md` and `compare.svg`.
 """
@@ -93,7 +94,7 @@ class Engines:
         self.args, self.python = args, python
 
     def ours(self, path, asked):
-        """Speed and bytes of weights and keys read per second by test, and the memory's bandwidth."""
+        """What `mlxr bench` says of each test, and the memory's bandwidth."""
         modes = {"": []}
         if self.args.bf16 and any(asked["prefill"]):
             modes[", bf16"] = ["--bf16-products"]
@@ -101,7 +102,7 @@ class Engines:
         for mode, flags in modes.items():
             report = output([self.args.mlxr, "bench", path, "--json", *arguments(asked), *flags])
             for test in report["results"]:
-                results[test["test"] + mode] = (test["tok_s"]["median"], test["gb_s"], report["backend"])
+                results[test["test"] + mode] = (test["tok_s"]["median"], test["gb_s"], test["peak_share"], report["backend"])
         return results, report["read_gb_s"]
 
     def theirs(self, path, asked):
@@ -120,9 +121,10 @@ def measure(engines, path, kind, asked, rounds):
             theirs.setdefault(name, []).append(peer[name.split(",")[0]])
     rows = []
     for name, results in ours.items():
-        speeds, rates, backends = zip(*results)
+        speeds, rates, peak_shares, backends = zip(*results)
         row = dict(type=kind, test=name, ours=statistics.median(speeds), theirs=statistics.median(theirs[name]))
         row.update(ratio=row["ours"] / row["theirs"], gb_s=statistics.median(rates), limit_gb_s=statistics.median(limits))
+        row.update(peak_share=statistics.median(peak_shares) if all(peak_shares) else None)
         row.update(all=dict(ours=speeds, theirs=theirs[name]), backend=backends[0])
         rows.append(row)
     return rows
@@ -137,15 +139,18 @@ def processor():
 
 
 def table(rows):
-    """The last column is what the ratio would be if all of the measured bandwidth were used."""
-    lines = ["| type | test | llama.cpp, tok/s | mlxr, tok/s | ratio | GB/s | of bandwidth | ratio at all of it |",
-             "|---|---|---|---|---|---|---|---|"]
+    """The last column is what the ratio would be if all were used of that limit of the two which is nearer: the largest
+    that any program reaches which computes as this one does."""
+    lines = ["| type | test | llama.cpp, tok/s | mlxr, tok/s | ratio | GB/s | of bandwidth | of peak | ratio at all of it |",
+             "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         decodes = row["test"].startswith("tg")
         rate = f"{row['gb_s']:.1f}" if decodes else ""
-        share = row["gb_s"] / row["limit_gb_s"] if decodes and row["limit_gb_s"] else None
-        of_limit = [f"{share:.0%}", f"{row['ratio'] / share:.2f}"] if share else ["", ""]
-        cells = [row["type"].upper(), row["test"], f"{row['theirs']:.1f}", f"{row['ours']:.1f}", f"{row['ratio']:.2f}", rate, *of_limit]
+        shares = [row["gb_s"] / row["limit_gb_s"] if decodes and row["limit_gb_s"] else None, row["peak_share"]]
+        at_all = f"{row['ratio'] / max(filter(None, shares)):.2f}" if any(shares) else ""
+        shares = [f"{share:.0%}" if share else "" for share in shares]
+        cells = [row["type"].upper(), row["test"], f"{row['theirs']:.1f}", f"{row['ours']:.1f}", f"{row['ratio']:.2f}"]
+        cells += [rate, *shares, at_all]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

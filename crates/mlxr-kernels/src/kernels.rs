@@ -12,6 +12,7 @@ use crate::linear::tiled::{PutInOrder, Tiles};
 use crate::linear::wide::{WideActs, WideRows};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
+use crate::peak::PeakLoop;
 use crate::scalar;
 use crate::weight::Matrix;
 #[cfg(target_arch = "x86_64")]
@@ -146,6 +147,7 @@ pub(crate) struct WideKernels {
     pub(crate) pack: unsafe fn(&[&[f32]], &mut [u8]),
     /// Attention of many queries, for rows of up to [`WIDE_COLS`] columns.
     pub(crate) attend: AttendKernels,
+    pub(crate) peak: PeakLoop,
 }
 
 impl CodeKernels {
@@ -219,6 +221,34 @@ pub enum Products {
     Bf16,
 }
 
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operands {
+    /// 8-bit codes, added up as integers.
+    Codes,
+    Floats,
+    Bf16,
+}
+
+impl Operands {
+    pub const ALL: [Operands; 3] = [Operands::Codes, Operands::Floats, Operands::Bf16];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operands::Codes => "codes",
+            Operands::Floats => "floats",
+            Operands::Bf16 => "bf16",
+        }
+    }
+}
+
+/// The most that the multiplying instructions for codes and for floats do.
+#[derive(Clone, Copy)]
+pub(crate) struct PeakLoops {
+    pub(crate) codes: PeakLoop,
+    pub(crate) floats: PeakLoop,
+}
+
 /// The kernels of one instruction set, chosen once; this CPU has what they need.
 #[derive(Clone, Copy)]
 pub struct Kernels {
@@ -236,6 +266,8 @@ pub struct Kernels {
     /// The unpacking kernel of a format, if it has one.
     pub(crate) unpack: fn(Format) -> Option<(CodeKind, Unpack)>,
     pub(crate) lanes: Lanes,
+    /// None for plain Rust, which names no instruction.
+    pub(crate) peaks: Option<PeakLoops>,
 }
 
 impl fmt::Debug for Kernels {
@@ -280,11 +312,7 @@ impl Kernels {
     /// What `n_rows` activation rows are turned into to meet a weight.
     pub(crate) fn meeting(&self, weight: &Matrix, n_rows: usize) -> Meeting<'_> {
         let format = weight.format();
-        let has_codes = (self.unpack)(format).is_some();
-        if let Some(wide) = &self.wide
-            && wide.from_rows <= n_rows
-            && (wide.unpacked.is_some() || !has_codes)
-        {
+        if let Some(wide) = self.wide_for(format, n_rows) {
             return Meeting::Wide(wide);
         }
         if let (Matrix::Tiled(_), CodeKernels::Tiles { blocks, .. }) = (weight, &self.codes)
@@ -292,7 +320,35 @@ impl Kernels {
         {
             return Meeting::Blocks(blocks, dot);
         }
-        if has_codes { Meeting::Codes } else { Meeting::Floats }
+        if self.has_codes(format) { Meeting::Codes } else { Meeting::Floats }
+    }
+
+    /// What is multiplied where `n_rows` activation rows meet a weight of some format.
+    pub fn operands(&self, format: Format, n_rows: usize, products: Products) -> Operands {
+        match products {
+            Products::Bf16 if self.wide_for(format, n_rows).is_some() => Operands::Bf16,
+            _ if self.has_codes(format) => Operands::Codes,
+            _ => Operands::Floats,
+        }
+    }
+
+    pub(crate) fn peak_loop(&self, operands: Operands) -> Option<PeakLoop> {
+        match operands {
+            Operands::Codes => self.peaks.map(|peaks| peaks.codes),
+            Operands::Floats => self.peaks.map(|peaks| peaks.floats),
+            Operands::Bf16 => self.wide.map(|wide| wide.peak),
+        }
+    }
+
+    fn has_codes(&self, format: Format) -> bool {
+        (self.unpack)(format).is_some()
+    }
+
+    fn wide_for(&self, format: Format, n_rows: usize) -> Option<&WideKernels> {
+        let suits = |wide: &&WideKernels| {
+            wide.from_rows <= n_rows && (wide.unpacked.is_some() || !self.has_codes(format))
+        };
+        self.wide.as_ref().filter(suits)
     }
 
     /// The kernels for super-blocks in tile order, if there are some.

@@ -32,6 +32,7 @@ mod linear;
 mod moe;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod peak;
 mod pool;
 mod room;
 mod rope;
@@ -41,5 +42,5 @@ mod unpack;
 mod weight;
 
 pub use backend::{CpuBackend, CpuOptions};
-pub use kernels::{Isa, Kernels, Products};
+pub use kernels::{Isa, Kernels, Operands, Products};
 pub use pool::ThreadPool;

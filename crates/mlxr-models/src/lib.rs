@@ -5,6 +5,7 @@
 //! [`Placement`] says which of the devices it is given computes which layers; nothing here names one, and no op knows
 //! whether a row is prefill or decode.
 
+mod arithmetic;
 mod config;
 mod decoder;
 mod embedder;
@@ -19,6 +20,7 @@ mod rope;
 mod upload;
 mod weights;
 
+pub use arithmetic::Multiplications;
 pub use config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
 pub use embedder::{Embedder, Text};
 pub use encoder::{EncoderConfig, EncoderMlp, ScoreConfig};

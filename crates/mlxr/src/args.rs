@@ -251,8 +251,9 @@ pub struct TokenizeArgs {
 
 /// Measure prefill and decode speed.
 ///
-/// tok/s come with GB/s: the bytes of weights and of keys and values that a token makes the processor read, and with
-/// their share of this machine's read bandwidth, measured in the same run.
+/// tok/s come with GB/s, the bytes of weights and of keys and values that a token makes the processor read, and with
+/// GFLOP/s, the multiplications with weights and their additions; each with its share of what this machine does at most,
+/// measured in the same run.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// A .gguf file, a Hugging Face folder or an MLX folder [default: the bundled model]

@@ -4,12 +4,13 @@
 //! sums of a group, scaled in the same order, so a row's result is the same bits either way, and equal to AVX-512's.
 
 mod panel;
+mod peak;
 mod super_blocks;
 mod unit;
 mod wide;
 
 use crate::avx512;
-use crate::kernels::{BlockKernels, CodeKernels, Isa, Kernels, WideKernels};
+use crate::kernels::{BlockKernels, CodeKernels, Isa, Kernels, PeakLoops, WideKernels};
 
 /// Whether this CPU, known to run the AVX-512 table, runs this one, and the system lets it.
 pub(crate) fn is_available() -> bool {
@@ -36,6 +37,7 @@ pub(crate) const TABLE: Kernels = Kernels {
         unpacked: panel::dot_unpacked,
         packs_from: TILES_FROM,
     },
+    peaks: Some(PeakLoops { codes: peak::codes, floats: avx512::peak::LOOPS.floats }),
     ..avx512::TABLE
 };
 

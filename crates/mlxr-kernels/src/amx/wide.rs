@@ -4,6 +4,7 @@ use core::arch::asm;
 
 use mlxr_tensor::{DType, Format};
 
+use super::peak;
 use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
 use crate::avx512::attend_bf16;
 use crate::avx512::layouts::Unpacked;
@@ -25,6 +26,7 @@ pub(super) const KERNELS: WideKernels = WideKernels {
     unpacked: Some(unpacked),
     pack: wide::pack,
     attend: attend_bf16::kernels::<TileUnit>(),
+    peak: peak::bf16,
 };
 
 /// The kernel of a format in tile order.

@@ -2,6 +2,7 @@
 
 mod dot;
 mod halves;
+mod peak;
 
 use core::arch::x86_64::{
     _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128,
@@ -55,4 +56,5 @@ pub(crate) const TABLE: Kernels = Kernels {
     attend: None,
     unpack,
     lanes: LANES,
+    peaks: Some(peak::LOOPS),
 };

@@ -6,8 +6,8 @@ use core::arch::x86_64::*;
 
 use mlxr_tensor::{DType, Format};
 
-use super::attend_bf16;
 use super::wide::{self, PANEL_TILE, Sums, Unit, wide_floats, wide_kernels};
+use super::{attend_bf16, peak};
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
@@ -26,6 +26,7 @@ pub(super) const KERNELS: WideKernels = WideKernels {
     unpacked: None,
     pack: wide::pack,
     attend: attend_bf16::kernels::<VectorUnit>(),
+    peak: peak::bf16,
 };
 
 wide_floats!(VectorUnit);

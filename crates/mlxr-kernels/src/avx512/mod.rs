@@ -8,6 +8,7 @@ mod dot;
 pub(crate) mod floats;
 mod halves;
 pub(crate) mod layouts;
+pub(crate) mod peak;
 pub(crate) mod quantise;
 pub(crate) mod rows;
 pub(crate) mod super_blocks;
@@ -55,6 +56,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     attend: Some(attend::KERNELS),
     unpack,
     lanes: Lanes { quantise: quantise::quantise, ..LANES },
+    peaks: Some(peak::LOOPS),
 };
 
 /// Products in bf16, where the CPU has them.

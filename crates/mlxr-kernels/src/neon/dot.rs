@@ -220,7 +220,7 @@ fn micro_groups<const W: usize, const X: usize, const GROUP: usize>(
 /// `sums + ` the products of four codes per lane. The intrinsic of `sdot` is not stable, the instruction is.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn dot_4(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) fn dot_4(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     let mut result = sums;
     // SAFETY: one register instruction without memory access, available by the function's target features.
     unsafe {

@@ -115,7 +115,7 @@ fn add_scaled(acc: float32x4_t, sums: int32x4_t, scales: float32x4_t) -> float32
 /// instruction is.
 #[inline]
 #[target_feature(enable = "neon,i8mm")]
-fn multiply(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(super) fn multiply(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     let mut result = sums;
     // SAFETY: one register instruction without memory access, available by the function's target features.
     unsafe {

@@ -3,8 +3,9 @@
 
 mod dot;
 mod i8mm;
+mod peak;
 
-use crate::kernels::{CodeKernels, Isa, Kernels};
+use crate::kernels::{CodeKernels, Isa, Kernels, PeakLoops};
 use crate::lanes::{self, lane_table};
 use crate::scalar;
 use crate::unpack::{Portable, unpack_table};
@@ -23,8 +24,12 @@ pub(crate) fn has_i8mm() -> bool {
 }
 
 /// As [`TABLE`], with twice the 8-bit products per instruction.
-pub(crate) const I8MM: Kernels =
-    Kernels { isa: Isa::NeonI8mm, codes: CodeKernels::Rows(i8mm::dot_codes), ..TABLE };
+pub(crate) const I8MM: Kernels = Kernels {
+    isa: Isa::NeonI8mm,
+    codes: CodeKernels::Rows(i8mm::dot_codes),
+    peaks: Some(PeakLoops { codes: peak::codes_i8mm, floats: peak::floats }),
+    ..TABLE
+};
 
 pub(crate) const TABLE: Kernels = Kernels {
     isa: Isa::Neon,
@@ -38,4 +43,5 @@ pub(crate) const TABLE: Kernels = Kernels {
     attend: None,
     unpack,
     lanes: LANES,
+    peaks: Some(PeakLoops { codes: peak::codes, floats: peak::floats }),
 };

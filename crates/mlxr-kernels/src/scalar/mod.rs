@@ -22,4 +22,5 @@ pub(crate) const TABLE: Kernels = Kernels {
     attend: None,
     unpack,
     lanes: LANES,
+    peaks: None,
 };

@@ -3,7 +3,7 @@
 use std::fs;
 
 use mlxr_checkpoint::Checkpoint;
-use mlxr_models::{MlpConfig, Model, RopeScaling};
+use mlxr_models::{MlpConfig, Model, Multiplications, RopeScaling};
 use serde_json::{Map, Value, json};
 
 use crate::harness::{Blocks, Session, load, open, tiny};
@@ -231,6 +231,21 @@ fn bytes_per_token_count_what_a_step_reads() {
         config.layers.len() * (n_experts - router.top_k) * 3 * intermediate * config.hidden * 4;
     let idle_table = (config.vocab - 1) * config.hidden * 4;
     assert_eq!(moe.weights_bytes() - moe.bytes_per_token(), idle_experts + idle_table);
+}
+
+#[test]
+fn multiplications_count_the_matrices_that_a_token_meets() {
+    for family in ["llama", "llama3", "qwen3_moe"] {
+        let ckpt = Checkpoint::open(&tiny(family).join("hf")).unwrap();
+        let model = load(&ckpt, None).unwrap();
+        let config = model.config();
+        let [counted] = Multiplications::of(config, &ckpt)[..] else { panic!("{family} has one format") };
+        assert_eq!(counted.of_logits, (config.vocab * config.hidden) as f64, "{family}");
+        // What a step reads is matrices and a few vectors.
+        let read = model.bytes_per_token() as f64 / 4.0;
+        let met = counted.of_token + counted.of_logits;
+        assert!(0.98 * read < met && met < read, "{family}: {met} of {read} weights");
+    }
 }
 
 /// Values no field expects in every place.

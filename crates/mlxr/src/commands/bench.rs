@@ -1,7 +1,8 @@
-//! `mlxr bench`: prefill and decode speed, beside what the machine's memory could do.
+//! `mlxr bench`: prefill and decode speed, beside what the machine's memory and arithmetic could do.
 //!
 //! A token makes the processor read the weights it touches and the keys and values stored so far; those bytes over the
-//! time taken are the GB/s printed beside tok/s. A step ends with the most likely token known, as a greedy one does. Steps
+//! time taken are the GB/s printed beside tok/s. Multiplications with weights and their additions are the GFLOP/s, and the
+//! share of the peak is that of the time which they take at least, as fast as a loop of nothing else. A step ends with the most likely token known, as a greedy one does. Steps
 //! are begun as the engine begins them: a GPU goes on with its own tokens while the host waits for the step before. On the
 //! CPU the next step decodes a token that is made up. Most keys and values of a long context are copies, see
 //! [`COMPUTED_TOKENS`].
@@ -11,6 +12,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use mlxr_engine::{EngineOptions, Started};
+use mlxr_kernels::{Kernels, Operands, Products, peak};
+use mlxr_models::Multiplications;
 use mlxr_tensor::{Batch, Fed, KernelTime};
 use serde_json::{Value, json};
 
@@ -24,6 +27,9 @@ use crate::{interrupt, progress, units};
 
 /// How long the bandwidth of the memory is measured.
 const BANDWIDTH_SECONDS: f64 = 0.5;
+
+/// How long each kind of multiplication is.
+const PEAK_SECONDS: f64 = 0.05;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let tests = Test::all(args)?;
@@ -39,19 +45,23 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         let model = loaded::model(&ckpt, placement, Some(n_ctx))?;
         Sequences::new(model, args.kv_type, n_seqs, n_ctx)
     })?;
-    drop(ckpt);
     let model = &sequences.model;
+    let multiplications = Multiplications::of(model.config(), &ckpt);
+    drop(ckpt);
     if args.profile {
         // Who cannot have it is told before anything is measured.
         model.backend().start_profile()?;
         model.backend().stop_profile();
     }
     let has_own_memory = model.backend().memory().is_some_and(|memory| !memory.is_shared);
+    let is_cpu = model.devices().all(|(backend, _)| backend.name() == "cpu");
     let description = mlxr_server::describe_devices(model.devices());
     let mut bench = Bench {
         n_vocab: model.config().vocab as u32,
         weights_bytes: model.weights_bytes(),
         bytes_per_token: model.bytes_per_token(),
+        multiplications,
+        products: device::products(args.bf16_products),
         batch_rows: args.batch_rows.unwrap_or_else(|| device::batch_rows(&**model.backend()) as u32),
         sequences,
     };
@@ -62,6 +72,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         true => None,
         false => mlxr_kernels::bandwidth::measure_read_gbps(n_threads(args), BANDWIDTH_SECONDS),
     };
+    let peaks = if is_cpu { Peaks::measure(n_threads(args)) } else { Peaks::default() };
     let mut results = Vec::new();
     for test in tests {
         bar.set_message(test.name());
@@ -79,7 +90,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             }
         }
         seconds.sort_by(f64::total_cmp);
-        results.push(Outcome { bytes: bench.bytes_read(&test), test, seconds, kernels: Vec::new() });
+        let (bytes, gflop) = (bench.bytes_read(&test), bench.gflop(&test));
+        results.push(Outcome { test, seconds, bytes, gflop, kernels: Vec::new() });
     }
     if args.profile {
         for outcome in &mut results {
@@ -87,7 +99,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         }
     }
     bar.finish_and_clear();
-    let report = Report { args, source, description, weights_bytes: bench.weights_bytes, read_gbps, results };
+    let report =
+        Report { args, source, description, weights_bytes: bench.weights_bytes, read_gbps, peaks, results };
     if args.json {
         output::json(&report.to_json())?
     } else {
@@ -196,6 +209,8 @@ struct Bench {
     n_vocab: u32,
     weights_bytes: usize,
     bytes_per_token: usize,
+    multiplications: Vec<Multiplications>,
+    products: Products,
     /// Rows of one prefill pass.
     batch_rows: u32,
 }
@@ -287,6 +302,27 @@ impl Bench {
         i.wrapping_mul(2_654_435_761).rotate_left(7) % self.n_vocab
     }
 
+    /// Multiplications with weights and their additions in one pass of a test, by what the CPU's kernels multiply, in 1e9.
+    fn gflop(&self, test: &Test) -> [f64; Operands::ALL.len()] {
+        let (n_rows, n_logits, n_passes) = match test.kind {
+            Kind::Prefill => {
+                (test.n_tokens.min(self.batch_rows), 1, f64::from(test.n_tokens.div_ceil(self.batch_rows)))
+            }
+            Kind::Decode => (test.batch, test.batch, f64::from(test.n_tokens)),
+        };
+        let kernels = Kernels::best();
+        let mut gflop = [0.0; Operands::ALL.len()];
+        for counted in &self.multiplications {
+            let mut add = |n_rows: u32, n: f64| {
+                let operands = kernels.operands(counted.format, n_rows as usize, self.products);
+                gflop[operands as usize] += 2.0 * n / 1e9;
+            };
+            add(n_rows, counted.of_token * test.n_total());
+            add(n_logits, counted.of_logits * f64::from(n_logits) * n_passes);
+        }
+        gflop
+    }
+
     /// Bytes of weights, keys and values read in one pass of a test.
     fn bytes_read(&self, test: &Test) -> f64 {
         let n = f64::from(test.n_tokens);
@@ -317,6 +353,8 @@ struct Outcome {
     test: Test,
     seconds: Vec<f64>,
     bytes: f64,
+    /// Multiplications with weights and their additions, for each of [`Operands::ALL`].
+    gflop: [f64; Operands::ALL.len()],
     /// What each kernel took in a pass, if that was asked for.
     kernels: Vec<KernelTime>,
 }
@@ -372,6 +410,37 @@ impl Outcome {
     fn gb_s(&self) -> f64 {
         self.bytes / self.median_seconds() / 1e9
     }
+
+    fn gflop_s(&self) -> f64 {
+        self.gflop.iter().sum::<f64>() / self.median_seconds()
+    }
+}
+
+/// The most GFLOP/s that this machine does with each of [`Operands::ALL`], where that was measured.
+#[derive(Default)]
+struct Peaks([Option<f64>; Operands::ALL.len()]);
+
+impl Peaks {
+    fn measure(n_threads: usize) -> Peaks {
+        let kernels = Kernels::best();
+        let measured = |operands| peak::measure_gflops(&kernels, operands, n_threads, PEAK_SECONDS);
+        Peaks(Operands::ALL.map(measured))
+    }
+
+    /// The share of its time that multiplying takes at least.
+    fn share(&self, outcome: &Outcome) -> Option<f64> {
+        let needed = outcome.gflop.iter().zip(self.0).filter(|(gflop, _)| **gflop > 0.0);
+        let seconds = needed.map(|(gflop, peak)| Some(gflop / peak?)).sum::<Option<f64>>()?;
+        Some(seconds / outcome.median_seconds())
+    }
+
+    fn to_json(&self) -> Value {
+        Operands::ALL
+            .iter()
+            .zip(self.0)
+            .map(|(operands, peak)| (operands.name().to_owned(), json!(peak)))
+            .collect()
+    }
 }
 
 struct Report<'a> {
@@ -380,6 +449,7 @@ struct Report<'a> {
     description: String,
     weights_bytes: usize,
     read_gbps: Option<f64>,
+    peaks: Peaks,
     results: Vec<Outcome>,
 }
 
@@ -389,21 +459,31 @@ impl Report<'_> {
         writeln!(out, "{DIM}model:{DIM:#} {}, {}", self.source, units::bytes(self.weights_bytes as u64))?;
         writeln!(out, "{DIM}backend:{DIM:#} {}, KV {}", self.description, self.args.kv_type)?;
         writeln!(out, "{DIM}memory read bandwidth:{DIM:#} {bandwidth}")?;
+        let peaks = Operands::ALL.iter().zip(self.peaks.0);
+        let peaks = peaks.filter_map(|(of, peak)| Some(format!("{:.0} GFLOP/s of {}", peak?, of.name())));
+        let peaks: Vec<String> = peaks.collect();
+        if !peaks.is_empty() {
+            writeln!(out, "{DIM}multiplications at most:{DIM:#} {}", peaks.join(", "))?;
+        }
         writeln!(
             out,
-            "{HEADING}{:<20} {:>10} {:>10} {:>10} {:>10} {:>12}{HEADING:#}",
-            "test", "tok/s", "min", "max", "GB/s", "of bandwidth"
+            "{HEADING}{:<20} {:>10} {:>10} {:>10} {:>10} {:>12} {:>10} {:>8}{HEADING:#}",
+            "test", "tok/s", "min", "max", "GB/s", "of bandwidth", "GFLOP/s", "of peak"
         )?;
+        let percent =
+            |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0));
         for outcome in &self.results {
-            let share = self.share(outcome).map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0));
             writeln!(
                 out,
-                "{:<20} {:>10.2} {:>10.2} {:>10.2} {:>10.2} {share:>12}",
+                "{:<20} {:>10.2} {:>10.2} {:>10.2} {:>10.2} {:>12} {:>10.1} {:>8}",
                 outcome.test.name(),
                 outcome.tok_s(outcome.median_seconds()),
                 outcome.tok_s(outcome.slowest()),
                 outcome.tok_s(outcome.fastest()),
                 outcome.gb_s(),
+                percent(self.share(outcome)),
+                outcome.gflop_s(),
+                percent(self.peaks.share(outcome)),
             )?;
         }
         if self.args.profile {
@@ -424,6 +504,7 @@ impl Report<'_> {
             "weights_bytes": self.weights_bytes,
             "kv_type": self.args.kv_type.name(),
             "read_gb_s": self.read_gbps,
+            "peak_gflop_s": self.peaks.to_json(),
             "results": results,
         })
     }
@@ -444,6 +525,8 @@ impl Report<'_> {
             },
             "gb_s": outcome.gb_s(),
             "bandwidth_share": self.share(outcome),
+            "gflop_s": outcome.gflop_s(),
+            "peak_share": self.peaks.share(outcome),
             "kernels": self.args.profile.then(|| kernels_json(&outcome.kernels)),
         })
     }
@@ -460,7 +543,7 @@ mod tests {
 
     fn outcome(seconds: &[f64]) -> Outcome {
         let test = Test { kind: Kind::Decode, n_tokens: 10, depth: 0, batch: 2, is_uneven: false };
-        Outcome { test, seconds: seconds.to_vec(), bytes: 4e9, kernels: Vec::new() }
+        Outcome { test, seconds: seconds.to_vec(), bytes: 4e9, gflop: [30.0, 4.0, 0.0], kernels: Vec::new() }
     }
 
     #[test]
@@ -470,6 +553,15 @@ mod tests {
         let outcome = outcome(&[1.0, 2.0, 4.0]);
         assert_eq!(outcome.tok_s(2.0), 10.0);
         assert_eq!(outcome.gb_s(), 2.0);
+    }
+
+    #[test]
+    fn the_share_of_the_peak_is_the_time_that_each_kind_takes_at_least() {
+        let outcome = outcome(&[2.0]);
+        assert_eq!(outcome.gflop_s(), 17.0);
+        // 0.3 s and 0.2 s of 2 s.
+        assert_eq!(Peaks([Some(100.0), Some(20.0), None]).share(&outcome), Some(0.25));
+        assert_eq!(Peaks([Some(100.0), None, None]).share(&outcome), None);
     }
 
     #[test]

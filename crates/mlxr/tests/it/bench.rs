@@ -25,6 +25,7 @@ fn the_report_has_every_number_and_they_agree() {
     assert!(report["backend"].as_str().unwrap().starts_with("cpu, "));
     assert!(report["weights_bytes"].as_u64().unwrap() > 20_000_000);
     assert!(report["read_gb_s"].as_f64().unwrap() > 0.0);
+    let peak = report["peak_gflop_s"]["codes"].as_f64();
     let results = report["results"].as_array().unwrap();
     let names: Vec<&str> = results.iter().map(|result| result["test"].as_str().unwrap()).collect();
     assert_eq!(names, ["pp16", "tg4 @ d20", "tg4 @ d20 x2", "tg4 @ d20 x2 uneven"]);
@@ -33,6 +34,15 @@ fn the_report_has_every_number_and_they_agree() {
         assert!(0.0 < speed("min") && speed("min") <= speed("median") && speed("median") <= speed("max"));
         let share = result["gb_s"].as_f64().unwrap() / report["read_gb_s"].as_f64().unwrap();
         assert!((result["bandwidth_share"].as_f64().unwrap() - share).abs() < 1e-9);
+        assert!(result["gflop_s"].as_f64().unwrap() > 0.0);
+        match peak {
+            // Its matrices are all in Q8_0, and nothing multiplies them faster than the loop of multiplications.
+            Some(peak) => {
+                let share = result["gflop_s"].as_f64().unwrap() / peak;
+                assert!(share < 1.0 && (result["peak_share"].as_f64().unwrap() - share).abs() < 1e-9);
+            }
+            None => assert!(result["peak_share"].is_null()),
+        }
         assert_eq!(result["repeats"], 2);
     }
 }

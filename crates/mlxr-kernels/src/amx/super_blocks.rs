@@ -1,8 +1,8 @@
-//! Super-blocks meet sixteen activation rows at a time in the tile unit.
+//! Super-blocks meet thirty-two activation rows at a time in the tile unit.
 //!
-//! A code times its group's scale has at most fourteen bits: the panel keeps its low byte and what is above it. So the
-//! unit adds up whole super-blocks, and vectors read two tiles of sums for 256 columns. The sums are those of
-//! AVX-512's kernels, and so are the products.
+//! A code less its zero, times its group's scale, has at most fourteen bits: the panel keeps its low byte and what is
+//! above it. So the unit adds up whole super-blocks, and vectors read two tiles of sums for 256 columns. The sums are
+//! those of AVX-512's kernels, and so are the products.
 
 use core::arch::asm;
 use core::arch::x86_64::*;
@@ -13,10 +13,10 @@ use crate::avx512::super_blocks::{Heads, SuperBlock, Visitor};
 use crate::avx512::super_tile::{
     HEADS_BYTES, Multiply, Panel, block_kernels, dot, heads_at, put_heads, put_lines, through_panel,
 };
-use crate::avx512::tile::{TILES, load, store};
+use crate::avx512::tile::TILES;
 use crate::kernels::{DotBlocks, TILE_ROWS as OUT_STRIDE};
 use crate::linear::blocks::{
-    BLOCK_COLS, BlockRows, PACKED_BYTES, PACKED_SCALES_AT, PACKED_SUMS16_AT, PACKED_SUMS32_AT, TILE_BYTES,
+    BLOCK_COLS, BlockRows, PACKED_BYTES, PACKED_SCALES_AT, PACKED_SUMS32_AT, TILE_BYTES,
 };
 use crate::linear::packed::PackedRows;
 use crate::linear::tile::TileScratch;
@@ -31,12 +31,16 @@ const PANEL_BYTES: usize = HEADS_AT + HEADS_BYTES;
 /// once for both tiles.
 const PANEL_BLOCKS: usize = 2;
 
-/// Two tiles of sums.
-const SUMS_BYTES: usize = 2 * TILE_ROWS * ROW_BYTES;
+/// Cache lines of a packed block of activations.
+const PACKED_LINES: usize = PACKED_BYTES / LINE_BYTES;
 
-/// Sums of the super-blocks under way; one page, see `panel::Ring`.
+/// A tile of sums, and those of a step: low and high ones of two blocks of activations.
+const SUMS_BYTES: usize = TILE_ROWS * ROW_BYTES;
+const STEP_BYTES: usize = 4 * SUMS_BYTES;
+
+/// Sums of the steps under way; whole pages, see `panel::Ring`.
 #[repr(C, align(4096))]
-struct Ring([u8; 2 * SUMS_BYTES]);
+struct Ring([u8; TILES * STEP_BYTES]);
 
 block_kernels! {
     fn tiled() -> DotBlocks, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
@@ -65,19 +69,31 @@ fn dot_packed<S: SuperBlock>(
     }
 }
 
-/// What multiplies tiles of sixteen rows by 64 columns.
+/// What multiplies tiles of sixteen rows by 64 columns, in eight registers.
 trait TileUnit {
-    /// Computes both sums of a super-block of weight tile `t`.
-    ///
     /// # Safety
-    /// The unit is set up; four tiles of activations, and the codes of a panel's super-block, are there.
-    unsafe fn multiply(t: usize, acts: *const u8, panel: *const u8);
+    /// The unit is set up, and a tile is there.
+    unsafe fn load<const TILE: u8>(from: *const u8);
 
-    /// Writes them.
+    /// # Safety
+    /// The unit is set up.
+    unsafe fn clear<const TILE: u8>();
+
+    /// Adds products of activations with low bytes, which are unsigned.
     ///
     /// # Safety
-    /// The unit is set up; there is room for two tiles.
-    unsafe fn store(t: usize, to: *mut u8);
+    /// The unit is set up.
+    unsafe fn add_low<const SUMS: u8, const ACTS: u8, const WEIGHTS: u8>();
+
+    /// Adds products of activations with what is above low bytes.
+    ///
+    /// # Safety
+    /// The unit is set up.
+    unsafe fn add_high<const SUMS: u8, const ACTS: u8, const WEIGHTS: u8>();
+
+    /// # Safety
+    /// The unit is set up, and there is room for a tile.
+    unsafe fn store<const TILE: u8>(to: *mut u8);
 }
 
 /// Multiplication by a tile unit.
@@ -103,7 +119,7 @@ impl<U: TileUnit> Multiply for InTiles<U> {
     }
 }
 
-/// Writes codes times scales.
+/// Writes codes, less their zero, times scales.
 struct Fill<'a> {
     out: &'a mut [u8],
 }
@@ -121,10 +137,12 @@ impl Visitor for Fill<'_> {
         let even = _mm512_and_si512(scale, _mm512_set1_epi32(0xff));
         let even = _mm512_or_si512(even, _mm512_slli_epi32::<16>(even));
         let odd = _mm512_slli_epi32::<8>(even);
+        let zero = _mm512_mullo_epi16(_mm512_srai_epi16::<8>(odd), _mm512_set1_epi16(S::ZERO as i16));
         let low_bytes = _mm512_set1_epi16(0xff);
         let (mut low, mut high) = (codes, codes);
         for ((low, high), code) in low.iter_mut().zip(&mut high).zip(codes) {
-            let (evens, odds) = (_mm512_maddubs_epi16(code, even), _mm512_maddubs_epi16(code, odd));
+            let evens = _mm512_sub_epi16(_mm512_maddubs_epi16(code, even), zero);
+            let odds = _mm512_sub_epi16(_mm512_maddubs_epi16(code, odd), zero);
             // The first where the mask is set, the second elsewhere.
             const CHOOSE: i32 = 0xe4;
             *low = _mm512_ternarylogic_epi32::<CHOOSE>(evens, _mm512_slli_epi16::<8>(odds), low_bytes);
@@ -141,80 +159,185 @@ impl Visitor for Fill<'_> {
     }
 }
 
-/// A super-block of weight tile `t` with a block of `n` activation rows.
+/// Sums of sixteen activation rows with sixteen weight rows that wait to be scaled.
 #[derive(Clone, Copy)]
-struct Sums {
-    t: usize,
-    /// Where its sums go.
-    ring: *mut u8,
-    weights: *const u8,
+struct Half {
     acts: *const u8,
+    /// Rows that are there.
     n: usize,
-    /// Where the results begin.
-    first: usize,
+    out: *mut f32,
 }
 
-/// A step multiplies a super-block, stores the sums of the one before, and scales those of the one before that: a load
-/// that looks like a store by its low address bits waits for it, so stores are issued when their sums are ready.
+/// A super-block of a weight tile with two blocks of activations: where it is, where its sums go, and what is fetched
+/// meanwhile.
+#[derive(Clone, Copy)]
+struct Step {
+    weights: *const u8,
+    halves: [Half; 2],
+    ring: *mut u8,
+    next: *const u8,
+}
+
+/// While a super-block is multiplied, the sums of the one before are scaled.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn multiply<S: SuperBlock, U: TileUnit>(panel: &Panel<'_>, xs: &PackedRows<'_>, out: &mut [f32]) {
     let mut ring = std::mem::MaybeUninit::<Ring>::uninit();
     let ring = ring.as_mut_ptr().cast::<u8>();
-    let lines = panel.ahead.lines_each(panel.n_blocks * xs.blocks().count());
-    let (mut multiplied, mut stored): (Option<Sums>, Option<Sums>) = (None, None);
-    let mut next = |sums: Option<Sums>| {
-        // SAFETY: the unit is set up; a packed block begins with four tiles, and a super-block in a panel with two times
-        // four; the ring has room for the sums of each tile.
-        unsafe {
-            sums.inspect(|sums| U::multiply(sums.t, sums.acts, sums.weights));
-            multiplied.inspect(|sums| U::store(sums.t, sums.ring));
-        }
-        stored.inspect(|sums| add_scaled::<S>(sums, &mut out[sums.first..]));
-        (multiplied, stored) = (sums, multiplied);
-    };
-    for (block, (n, acts)) in xs.blocks().enumerate() {
+    let lines = panel.ahead.lines_each(panel.n_blocks * xs.blocks().count().div_ceil(2));
+    let none = Half { acts: panel.bytes.as_ptr(), n: 0, out: out.as_mut_ptr() };
+    let mut before = Step { weights: panel.bytes.as_ptr(), halves: [none; 2], ring, next: none.acts };
+    let mut blocks = xs.blocks().zip(out.chunks_mut(TILE_ROWS * OUT_STRIDE));
+    while let Some(((n_0, acts_0), out_0)) = blocks.next() {
+        // A block that is not there is multiplied as the first, and nobody reads its sums.
+        let ((n_1, acts_1), out_1) = match blocks.next() {
+            Some(((n, acts), out)) => ((n, acts), out.as_mut_ptr()),
+            None => ((0, acts_0), out_0.as_mut_ptr()),
+        };
+        let out = [out_0.as_mut_ptr(), out_1];
         for (i, slots) in panel.bytes.chunks_exact(TILES * PANEL_BYTES).take(panel.n_blocks).enumerate() {
             panel.ahead.fetch(lines);
-            let acts = acts[(panel.first + i) * PACKED_BYTES..][..PACKED_BYTES].as_ptr();
-            for t in 0..TILES {
-                let weights = slots[t * PANEL_BYTES..].as_ptr();
-                let first = block * TILE_ROWS * OUT_STRIDE + t * N_ROWS;
-                next(Some(Sums { t, ring: ring.wrapping_add(t * SUMS_BYTES), weights, acts, n, first }));
+            let at = (panel.first + i) * PACKED_BYTES;
+            let acts = [&acts_0[at..][..PACKED_BYTES], &acts_1[at..][..PACKED_BYTES]].map(<[u8]>::as_ptr);
+            for (t, slot) in slots.chunks_exact(PANEL_BYTES).enumerate() {
+                // What the block of that number has next, or the one two further on has first.
+                let next = match i + 1 < panel.n_blocks {
+                    true => acts[t].wrapping_add(PACKED_BYTES),
+                    false => {
+                        acts_0.as_ptr().wrapping_add(panel.first * PACKED_BYTES + (2 + t) * xs.block_bytes())
+                    }
+                };
+                let half =
+                    |of: usize, n: usize| Half { acts: acts[of], n, out: out[of].wrapping_add(t * N_ROWS) };
+                let ring = ring.wrapping_add(t * STEP_BYTES);
+                let step = Step { weights: slot.as_ptr(), halves: [half(0, n_0), half(1, n_1)], ring, next };
+                // SAFETY: the unit is set up; a packed block begins with four tiles, and a super-block in a panel with
+                // two times four; the ring has room for the sums of each tile; rows of results are there (`blocks`).
+                unsafe { multiply_step::<S, U>(&step, &before) };
+                before = step;
             }
         }
     }
-    next(None);
-    next(None);
+    // SAFETY: the sums were stored, and the rest is as above.
+    unsafe { add_scaled::<S>(&before) };
 }
 
-/// Adds what sums stand for to `out`, rows `OUT_STRIDE` apart.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn add_scaled<S: SuperBlock>(of: &Sums, out: &mut [f32]) {
-    let pairs_at = if S::GROUP == 32 { PACKED_SUMS32_AT } else { PACKED_SUMS16_AT };
-    // SAFETY: heads, two tiles of sums and a packed block are there, as `multiply` put them together.
-    unsafe {
-        let heads = heads_at(of.weights.add(HEADS_AT));
-        let line = |at: usize| _mm512_loadu_si512(of.ring.add(at).cast());
-        let word = |at: usize| _mm512_set1_epi32(of.acts.add(at).cast::<i32>().read_unaligned());
-        for x in 0..of.n {
-            let (low, high) = (line(x * ROW_BYTES), line(SUMS_BYTES / 2 + x * ROW_BYTES));
+/// Adds what row `$x` of the sums of `$step`, both halves counted, stands for to the results.
+macro_rules! add_row {
+    ($format:ty, $step:expr, $heads:expr, $x:expr) => {{
+        let (half, x) = (&$step.halves[$x / TILE_ROWS], $x % TILE_ROWS);
+        if x < half.n {
+            let low = $step.ring.add($x / TILE_ROWS * 2 * SUMS_BYTES + x * ROW_BYTES);
+            let (low, high) = (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(low.add(SUMS_BYTES).cast()));
             let sum = _mm512_add_epi32(low, _mm512_slli_epi32::<8>(high));
             let mut of_minima = _mm512_setzero_si512();
-            for (i, &minima) in heads.minima[..S::PAIRS].iter().enumerate() {
-                of_minima = _mm512_dpwssd_epi32(of_minima, minima, word(pairs_at + i * LINE_BYTES + 4 * x));
+            // A zero that is not a minimum was taken off in the panel.
+            if <$format>::ZERO == 0 {
+                for (i, &minima) in $heads.minima[..<$format>::PAIRS].iter().enumerate() {
+                    // Assembly, since the compiler makes it three instructions.
+                    asm!(
+                        "vpdpwssd {sums:z}, {minima:z}, dword ptr [{pairs}]{{1to16}}",
+                        sums = inout(zmm_reg) of_minima,
+                        minima = in(zmm_reg) minima,
+                        pairs = in(reg) half.acts.add(PACKED_SUMS32_AT + i * LINE_BYTES + 4 * x),
+                        options(nostack, preserves_flags, readonly, pure),
+                    );
+                }
             }
-            let value = S::value(sum, of_minima, heads.d, heads.d_min);
-            let scale = _mm512_castsi512_ps(word(PACKED_SCALES_AT + 4 * x));
-            let out = &mut out[x * OUT_STRIDE..];
-            store(out, _mm512_fmadd_ps(value, scale, load(out)));
+            let value = <$format>::value(sum, of_minima, $heads.d, $heads.d_min);
+            let scale = half.acts.add(PACKED_SCALES_AT + 4 * x).cast::<f32>().read_unaligned();
+            let out = half.out.add(x * OUT_STRIDE);
+            _mm512_storeu_ps(out, _mm512_fmadd_ps(value, _mm512_set1_ps(scale), _mm512_loadu_ps(out)));
+        }
+    }};
+}
+
+/// Adds what all sums of a step stand for to the results, rows `OUT_STRIDE` apart.
+///
+/// # Safety
+/// The sums were stored; weights, activations and results are there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn add_scaled<S: SuperBlock>(step: &Step) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let heads = heads_at(step.weights.add(HEADS_AT));
+        for x in 0..2 * TILE_ROWS {
+            add_row!(S, step, heads, x);
         }
     }
 }
 
-/// The processor's. Registers 0 and 1 hold the sums of the first tile of weights, low ones first, 2 and 3 those of the
-/// second; 4 and 5 activations, 6 and 7 weights.
+/// Multiplies a super-block and stores its sums. Of the sums of `before` two rows are scaled after each of the sixteen
+/// multiplications: a processor looks some hundred instructions ahead, and has to find both kinds there. Registers 0 to
+/// 3 hold sums, low ones of both blocks, then high ones; 4 and 5 activations, 6 and 7 weights, low and high.
+///
+/// # Safety
+/// The unit is set up; both steps' weights, activations and results are there, and the sums of `before`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn multiply_step<S: SuperBlock, U: TileUnit>(step: &Step, before: &Step) {
+    // SAFETY: by the caller's promise; a fetch of an address that is not there does nothing.
+    unsafe {
+        let heads = heads_at(before.weights.add(HEADS_AT));
+        let tile = |from: *const u8, number: usize| from.wrapping_add(number * TILE_BYTES);
+        let [acts_0, acts_1] = step.halves.map(|half| half.acts);
+        let (low, high) = (step.weights, step.weights.add(HIGH_AT));
+        U::load::<4>(acts_0);
+        U::load::<6>(low);
+        macro_rules! meanwhile {
+            ($n:expr) => {
+                for line in $n * PACKED_LINES / 16..($n + 1) * PACKED_LINES / 16 {
+                    _mm_prefetch::<_MM_HINT_T0>(step.next.wrapping_add(line * LINE_BYTES).cast());
+                }
+                add_row!(S, before, heads, 2 * $n);
+                add_row!(S, before, heads, 2 * $n + 1);
+            };
+        }
+        macro_rules! columns {
+            ($number:literal) => {
+                U::load::<5>(tile(acts_1, $number));
+                if $number == 0 {
+                    U::clear::<0>();
+                }
+                U::add_low::<0, 4, 6>();
+                meanwhile!(4 * $number);
+                U::load::<7>(tile(high, $number));
+                if $number == 0 {
+                    U::clear::<1>();
+                }
+                U::add_low::<1, 5, 6>();
+                meanwhile!(4 * $number + 1);
+                if $number < 3 {
+                    U::load::<6>(tile(low, $number + 1));
+                }
+                if $number == 0 {
+                    U::clear::<2>();
+                }
+                U::add_high::<2, 4, 7>();
+                meanwhile!(4 * $number + 2);
+                if $number < 3 {
+                    U::load::<4>(tile(acts_0, $number + 1));
+                }
+                if $number == 0 {
+                    U::clear::<3>();
+                }
+                U::add_high::<3, 5, 7>();
+                meanwhile!(4 * $number + 3);
+            };
+        }
+        columns!(0);
+        columns!(1);
+        columns!(2);
+        columns!(3);
+        U::store::<0>(step.ring);
+        U::store::<1>(step.ring.add(2 * SUMS_BYTES));
+        U::store::<2>(step.ring.add(SUMS_BYTES));
+        U::store::<3>(step.ring.add(3 * SUMS_BYTES));
+    }
+}
+
+/// The processor's.
 struct Amx;
 
 impl Amx {
@@ -239,78 +362,66 @@ impl Amx {
 
 impl TileUnit for Amx {
     #[inline(always)]
-    unsafe fn multiply(t: usize, acts: *const u8, panel: *const u8) {
-        // SAFETY: passes the caller's promise on.
-        unsafe { if t == 0 { multiply_0(acts, panel) } else { multiply_1(acts, panel) } }
+    unsafe fn load<const TILE: u8>(from: *const u8) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            asm!(
+                "tileloadd tmm{tile}, [{from} + {line}]",
+                tile = const TILE,
+                from = in(reg) from,
+                line = in(reg) ROW_BYTES,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
     }
 
     #[inline(always)]
-    unsafe fn store(t: usize, to: *mut u8) {
-        // SAFETY: passes the caller's promise on.
-        unsafe { if t == 0 { store_0(to) } else { store_1(to) } }
+    unsafe fn clear<const TILE: u8>() {
+        // SAFETY: by the caller's promise.
+        unsafe { asm!("tilezero tmm{tile}", tile = const TILE, options(nomem, nostack, preserves_flags)) }
     }
-}
 
-/// Names what multiplies into two registers, and what stores them. Low bytes are unsigned, what is above them signed.
-macro_rules! slots {
-    ($($multiply:ident, $store:ident: $low:literal, $high:literal;)*) => {
-        $(
-            /// # Safety
-            /// As [`TileUnit::multiply`].
-            #[inline(always)]
-            unsafe fn $multiply(acts: *const u8, panel: *const u8) {
-                // SAFETY: by the caller's promise.
-                unsafe {
-                    asm!(
-                        concat!("tilezero ", $low),
-                        concat!("tilezero ", $high),
-                        slots!(@step "0", "tmm4", $low, $high),
-                        slots!(@step "1", "tmm5", $low, $high),
-                        slots!(@step "2", "tmm4", $low, $high),
-                        slots!(@step "3", "tmm5", $low, $high),
-                        acts = in(reg) acts,
-                        weights = in(reg) panel,
-                        line = in(reg) ROW_BYTES,
-                        tile = const TILE_BYTES,
-                        high = const HIGH_AT,
-                        options(nostack, preserves_flags, readonly),
-                    );
-                }
-            }
+    #[inline(always)]
+    unsafe fn add_low<const SUMS: u8, const ACTS: u8, const WEIGHTS: u8>() {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            asm!(
+                "tdpbsud tmm{sums}, tmm{acts}, tmm{weights}",
+                sums = const SUMS,
+                acts = const ACTS,
+                weights = const WEIGHTS,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
 
-            /// # Safety
-            /// As [`TileUnit::store`].
-            #[inline(always)]
-            unsafe fn $store(to: *mut u8) {
-                // SAFETY: by the caller's promise.
-                unsafe {
-                    asm!(
-                        concat!("tilestored [{to} + {line}], ", $low),
-                        concat!("tilestored [{to} + {line} + {tile}], ", $high),
-                        to = in(reg) to,
-                        line = in(reg) ROW_BYTES,
-                        tile = const TILE_ROWS * ROW_BYTES,
-                        options(nostack, preserves_flags),
-                    );
-                }
-            }
-        )*
-    };
-    // Sixty-four columns.
-    (@step $number:literal, $acts:literal, $low:literal, $high:literal) => {
-        concat!(
-            "tileloadd ", $acts, ", [{acts} + {line} + ", $number, " * {tile}]\n",
-            "tileloadd tmm6, [{weights} + {line} + ", $number, " * {tile}]\n",
-            "tdpbsud ", $low, ", ", $acts, ", tmm6\n",
-            "tileloadd tmm7, [{weights} + {line} + ", $number, " * {tile} + {high}]\n",
-            "tdpbssd ", $high, ", ", $acts, ", tmm7",
-        )
-    };
-}
+    #[inline(always)]
+    unsafe fn add_high<const SUMS: u8, const ACTS: u8, const WEIGHTS: u8>() {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            asm!(
+                "tdpbssd tmm{sums}, tmm{acts}, tmm{weights}",
+                sums = const SUMS,
+                acts = const ACTS,
+                weights = const WEIGHTS,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
 
-slots! {
-    multiply_0, store_0: "tmm0", "tmm1";
-    multiply_1, store_1: "tmm2", "tmm3";
+    #[inline(always)]
+    unsafe fn store<const TILE: u8>(to: *mut u8) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            asm!(
+                "tilestored [{to} + {line}], tmm{tile}",
+                tile = const TILE,
+                to = in(reg) to,
+                line = in(reg) ROW_BYTES,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
 }
 
 #[cfg(test)]
@@ -329,39 +440,53 @@ mod tests {
     use crate::pool::ThreadPool;
     use crate::weight::Matrix;
 
-    /// What the manual says of `tdpbsud` and `tdpbssd`, one product at a time.
+    /// What the manual says of the instructions, one product at a time.
     struct Model;
 
     thread_local! {
-        static SUMS: RefCell<[[i32; 512]; 2]> = const { RefCell::new([[0; 512]; 2]) };
+        static TILES: RefCell<[[u8; TILE_BYTES]; 8]> = const { RefCell::new([[0; TILE_BYTES]; 8]) };
+    }
+
+    /// Adds products of two tiles to a third; `weight` says what a byte of the second stands for.
+    fn add_products([sums, acts, weights]: [u8; 3], weight: impl Fn(u8) -> i32) {
+        TILES.with_borrow_mut(|tiles| {
+            let (acts, weights) = (tiles[acts as usize], tiles[weights as usize]);
+            for (i, sum) in tiles[sums as usize].chunks_exact_mut(4).enumerate() {
+                let (m, n) = (i / 16, i % 16);
+                let product = |k: usize| {
+                    i32::from(acts[64 * m + k] as i8) * weight(weights[k / 4 * 64 + 4 * n + k % 4])
+                };
+                let before = i32::from_ne_bytes(sum.try_into().expect("four bytes"));
+                let after = before + (0..64).map(product).sum::<i32>();
+                sum.copy_from_slice(&after.to_ne_bytes());
+            }
+        });
     }
 
     impl TileUnit for Model {
-        unsafe fn multiply(t: usize, acts: *const u8, panel: *const u8) {
-            // SAFETY: four tiles, and two times four, by the caller's promise.
-            let (acts, panel) = unsafe {
-                (
-                    std::slice::from_raw_parts(acts, 4 * TILE_BYTES),
-                    std::slice::from_raw_parts(panel, 8 * TILE_BYTES),
-                )
-            };
-            SUMS.with_borrow_mut(|sums| {
-                sums[t].fill(0);
-                for (step, acts) in acts.chunks_exact(TILE_BYTES).enumerate() {
-                    for i in 0..16 * 16 * 64 {
-                        let (m, n, k) = (i / 1024, i / 64 % 16, i % 64);
-                        let weight = step * TILE_BYTES + k / 4 * 64 + 4 * n + k % 4;
-                        let act = i32::from(acts[64 * m + k] as i8);
-                        sums[t][16 * m + n] += act * i32::from(panel[weight]);
-                        sums[t][256 + 16 * m + n] += act * i32::from(panel[HIGH_AT + weight] as i8);
-                    }
-                }
-            });
+        unsafe fn load<const TILE: u8>(from: *const u8) {
+            // SAFETY: a tile is there, by the caller's promise.
+            let tile = unsafe { from.cast::<[u8; TILE_BYTES]>().read_unaligned() };
+            TILES.with_borrow_mut(|tiles| tiles[TILE as usize] = tile);
         }
 
-        unsafe fn store(t: usize, to: *mut u8) {
-            // SAFETY: there is room for two tiles, by the caller's promise.
-            SUMS.with_borrow(|sums| unsafe { to.cast::<[i32; 512]>().write_unaligned(sums[t]) });
+        unsafe fn clear<const TILE: u8>() {
+            TILES.with_borrow_mut(|tiles| tiles[TILE as usize].fill(0));
+        }
+
+        unsafe fn add_low<const SUMS: u8, const ACTS: u8, const WEIGHTS: u8>() {
+            add_products([SUMS, ACTS, WEIGHTS], i32::from);
+        }
+
+        unsafe fn add_high<const SUMS: u8, const ACTS: u8, const WEIGHTS: u8>() {
+            add_products([SUMS, ACTS, WEIGHTS], |byte| i32::from(byte as i8));
+        }
+
+        unsafe fn store<const TILE: u8>(to: *mut u8) {
+            // SAFETY: there is room for a tile, by the caller's promise.
+            TILES.with_borrow(|tiles| unsafe {
+                to.cast::<[u8; TILE_BYTES]>().write_unaligned(tiles[TILE as usize])
+            });
         }
     }
 

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use bytemuck::{NoUninit, Pod, Zeroable};
 use mlxr_tensor::{
     Act, Activation, Ahead, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor,
-    KernelTime, KvCache, KvSpec, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight,
+    KernelTime, KvCache, KvSpec, LinearLayer, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError,
+    Weight,
 };
 
 use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
+use crate::fused::GatedProduct;
 use crate::half::padded_rows;
 use crate::kernels::{
     Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows, LayerNorm,
@@ -327,6 +329,12 @@ impl GpuBackend {
     }
 }
 
+/// A linear layer on `x`.
+fn product_of<'a>(x: &Act, (w, bias): LinearLayer<'a>) -> Product<'a> {
+    assert_eq!(x.cols(), w.cols(), "columns of the input and of {w:?}");
+    Product { weight: w.handle(), bias, routing: None, n_rows: x.rows() }
+}
+
 /// Bindings with those of codes behind them.
 pub(crate) fn with_codes<'a>(bound: &[Bound<'a>], codes: Option<[Bound<'a>; 2]>) -> Vec<Bound<'a>> {
     bound.iter().copied().chain(codes.into_iter().flatten()).collect()
@@ -504,11 +512,10 @@ impl Backend for GpuBackend {
         self.linear_each(x, &[(w, bias)]).pop().expect("one layer, one result")
     }
 
-    fn linear_each(&self, x: &Act, layers: &[(&Weight, Option<&Weight>)]) -> Vec<Act> {
-        let each = layers.iter().map(|&(w, bias)| {
-            assert_eq!(x.cols(), w.cols(), "columns of the input and of {w:?}");
-            let weight = w.handle::<GpuWeight>();
-            let product = Product { weight, bias, routing: None, n_rows: x.rows() };
+    fn linear_each(&self, x: &Act, layers: &[LinearLayer<'_>]) -> Vec<Act> {
+        let each = layers.iter().map(|&layer| {
+            let product = product_of(x, layer);
+            let weight = product.weight;
             if self.is_half(&product) {
                 let room = padded_rows(x.rows());
                 return self.new_act_in(room, x.rows(), weight.n_out, |y| self.half_product(x, weight, y));
@@ -603,6 +610,16 @@ impl Backend for GpuBackend {
             let kernel = Gated { kind, is_quantising: codes.is_some() };
             self.elementwise(&kernel, &with_codes(&[act(gate_act), act(up), y], codes), &params, n_items)
         })
+    }
+
+    fn linear_gated(&self, x: &Act, gate: LinearLayer<'_>, up: LinearLayer<'_>, kind: Gate) -> Act {
+        let both = GatedProduct { gate: product_of(x, gate), up: product_of(x, up), kind };
+        if !both.is_fused() {
+            let both = self.linear_each(x, &[gate, up]);
+            return self.gated(&both[0], &both[1], kind);
+        }
+        let n_out = both.gate.weight.n_out;
+        self.new_act_with_codes([x.rows(), n_out], n_out, |y, codes| both.run(self, x, y, codes))
     }
 
     fn activate(&self, x: &mut Act, kind: Activation) {

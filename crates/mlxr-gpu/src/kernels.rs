@@ -98,6 +98,26 @@ kernels! {
         #[serde(flatten)]
         shape: MatvecShape,
     }
+    /// As `MatvecCodes`, then `up codes, up high, up scales, up bias`, and the codes of y with their scales
+    GatedMatvecCodes = "matvec_codes.wgsl"
+        [Read, Read, Read, Read, Read, Read, Read, Write, Read, Read, Read, Read] + is_quantising [Write, Write] {
+        #[serde(flatten)]
+        layout: Codes,
+        #[serde(flatten)]
+        shape: MatvecShape,
+        kind: &'static str,
+        is_quantising: bool,
+    }
+    /// As `MatvecFloats`, then `up codes, up scales, up bias`, and the codes of y with their scales
+    GatedMatvecFloats = "matvec_floats.wgsl"
+        [Read, Read, Read, Read, Read, Write, Read, Read, Read] + is_quantising [Write, Write] {
+        #[serde(flatten)]
+        layout: Floats,
+        #[serde(flatten)]
+        shape: MatvecShape,
+        kind: &'static str,
+        is_quantising: bool,
+    }
     HalfRows = "half_rows.wgsl" [Read, Write] {}
     /// `codes, high, scales, y`
     UnpackCodes = "unpack.wgsl" [Read, Read, Read, Write] {
@@ -241,6 +261,24 @@ impl MatvecShape {
         };
         let subgroup_bits = subgroup.ilog2();
         Self { n_chunks, n_ahead, subgroup, subgroup_bits, n_split, n_sets, n_out, n_rows, is_routed }
+    }
+
+    /// For gated products of matrices of so many chunks to a row. A workgroup whose results are quantised has a chunk of
+    /// them; others are divided as products of one matrix, a row of each matrix taking the place of two rows.
+    pub(crate) fn gated(
+        subgroup: u32,
+        layout: &Layout,
+        size: [u32; 2],
+        n_rows: u32,
+        is_quantising: bool,
+    ) -> Self {
+        let usual = Self::new(subgroup, layout, size, n_rows, false);
+        if is_quantising { Self { n_ahead: 1, n_out: 8, n_sets: 8, ..usual } } else { usual }
+    }
+
+    /// Columns of a gated product that a workgroup computes.
+    pub(crate) fn gated_columns(&self) -> u32 {
+        self.n_sets * self.n_out / 2
     }
 
     pub(crate) fn division(&self) -> Division {

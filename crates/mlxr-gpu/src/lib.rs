@@ -16,6 +16,7 @@ mod batch;
 mod bindings;
 mod buffers;
 mod device;
+mod fused;
 mod half;
 mod half_attention;
 mod kernels;

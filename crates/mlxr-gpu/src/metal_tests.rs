@@ -113,8 +113,12 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         [(1, false), (2, false), (4, false), (8, false), (16, false), (1, true)]
             .map(|(n_rows, is_routed)| MatvecShape::new(SUBGROUP, layout, [4096, 448], n_rows, is_routed))
     };
+    let kind = "silu";
     for layout in layouts {
         let shapes = shapes(&layout);
+        let is_quantising = matches!(layout, Layout::Codes(_));
+        let gated =
+            [1, 4].map(|n_rows| MatvecShape::gated(SUBGROUP, &layout, [4096, 448], n_rows, is_quantising));
         match layout {
             Layout::Codes(layout) => {
                 printed.print(pipelines, &EmbedCodes { layout });
@@ -122,12 +126,19 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
                 for shape in shapes {
                     printed.print(pipelines, &MatvecCodes { layout, shape });
                 }
+                for shape in gated {
+                    printed.print(pipelines, &GatedMatvecCodes { layout, shape, kind, is_quantising: true });
+                }
             }
             Layout::Floats(layout) => {
                 printed.print(pipelines, &EmbedFloats { layout });
                 printed.print(pipelines, &UnpackFloats { layout });
                 for shape in shapes {
                     printed.print(pipelines, &MatvecFloats { layout, shape });
+                }
+                for shape in gated {
+                    printed
+                        .print(pipelines, &GatedMatvecFloats { layout, shape, kind, is_quantising: false });
                 }
             }
         }

@@ -91,7 +91,7 @@ pub(crate) struct Matvec<'a> {
 }
 
 /// Rows of x that a workgroup meets. What does not divide evenly is computed and thrown away.
-fn row_tile(n_rows: usize) -> u32 {
+pub(crate) fn row_tile(n_rows: usize) -> u32 {
     match n_rows {
         0..=1 => 1,
         2 => 2,
@@ -113,6 +113,14 @@ impl GpuBackend {
         Ok(padded)
     }
 
+    /// An activation of whole chunks as a weight of some layout meets it.
+    pub(crate) fn input<'a>(&self, x: &'a Act, layout: &Layout) -> Result<Input<'a>, TensorError> {
+        Ok(match *layout {
+            Layout::Codes(layout) => Input::Codes(layout, self.codes(x)?),
+            Layout::Floats(layout) => Input::Floats(layout, act(x)),
+        })
+    }
+
     /// One product of `x` into `y`.
     pub(crate) fn product(&self, x: &Act, product: &Product<'_>, y: Bound<'_>) -> Result<(), TensorError> {
         let Product { weight, routing, n_rows, .. } = *product;
@@ -121,12 +129,11 @@ impl GpuBackend {
         let usual = MatvecShape::new(self.subgroup(), &weight.layout, size, n_tile, routing.is_some());
         let padded;
         let input = match weight.layout {
-            Layout::Codes(layout) => Input::Codes(layout, self.codes(x)?),
-            Layout::Floats(layout) if x.cols().is_multiple_of(FLOATS_CHUNK) => Input::Floats(layout, act(x)),
-            Layout::Floats(layout) => {
+            Layout::Floats(layout) if !x.cols().is_multiple_of(FLOATS_CHUNK) => {
                 padded = self.padded(x)?;
                 Input::Floats(layout, padded.bound())
             }
+            layout => self.input(x, &layout)?,
         };
         for part in &weight.parts {
             let planes = [&part.codes, &part.high, &part.scales];

@@ -50,6 +50,7 @@ sources!(
     "feed_tokens.wgsl",
     "float_key.wgsl",
     "functions.wgsl",
+    "gate.wgsl",
     "gated.wgsl",
     "gather_rows.wgsl",
     "grid.wgsl",

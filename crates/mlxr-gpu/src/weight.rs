@@ -75,6 +75,11 @@ impl Part {
         Ok(Self { first_row, n_rows, codes: codes?, high: high?, scales: scales? })
     }
 
+    /// Codes, high bits and scales.
+    pub(crate) fn planes(&self) -> [Bound<'_>; 3] {
+        [self.codes.bound(), self.high.bound(), self.scales.bound()]
+    }
+
     /// Writes the rows of a tensor, from row `at` on.
     fn fill(&self, gpu: &Gpu, tensor: &HostTensor, layout: &Layout, row: &Planes, at: usize) {
         let buffers = [&self.codes, &self.high, &self.scales];

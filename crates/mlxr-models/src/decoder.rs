@@ -292,8 +292,8 @@ pub struct DenseMlp {
 
 impl DenseMlp {
     fn forward(&self, cx: &Cx<'_>, x: &Act) -> Act {
-        let [gate, up] = cx.linear_each(x, [&self.gate, &self.up]); // [rows, intermediate]
-        cx.linear(&cx.backend.gated(&gate, &up, self.kind), &self.down)
+        let [gate, up] = [&self.gate, &self.up].map(|layer| (&layer.weight, layer.bias.as_ref()));
+        cx.linear(&cx.backend.linear_gated(x, gate, up, self.kind), &self.down)
     }
 }
 

@@ -118,7 +118,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn linear(&self, x: &Act, w: &Weight, bias: Option<&Weight>) -> Act;
 
     /// Several linear layers on the same input (q/k/v, gate/up), so that the input is prepared once.
-    fn linear_each(&self, x: &Act, layers: &[(&Weight, Option<&Weight>)]) -> Vec<Act> {
+    fn linear_each(&self, x: &Act, layers: &[LinearLayer<'_>]) -> Vec<Act> {
         layers.iter().map(|&(w, bias)| self.linear(x, w, bias)).collect()
     }
 
@@ -151,6 +151,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// The gated MLP's middle: `activation(gate) * up`, see [`Gate`].
     fn gated(&self, gate: &Act, up: &Act, kind: Gate) -> Act;
+
+    /// [`Self::gated`] of two linear layers on the same input.
+    fn linear_gated(&self, x: &Act, gate: LinearLayer<'_>, up: LinearLayer<'_>, kind: Gate) -> Act {
+        let both = self.linear_each(x, &[gate, up]);
+        self.gated(&both[0], &both[1], kind)
+    }
 
     /// An ungated MLP's middle: `x = activation(x)`, see [`Activation`].
     fn activate(&self, x: &mut Act, kind: Activation);
@@ -231,6 +237,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
         Ok(self.read(x)?.chunks_exact(x.cols()).map(|row| Ranked::of(row, n)).collect())
     }
 }
+
+/// A linear layer's weight `[out, in]` and bias `[out]`.
+pub type LinearLayer<'a> = (&'a Weight, Option<&'a Weight>);
 
 /// The memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

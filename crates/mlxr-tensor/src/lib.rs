@@ -17,7 +17,8 @@ pub use ahead::{
 };
 pub use backend::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, DeviceCache, DeviceMemory, Gate, KernelTime,
-    KvCache, KvLayerSpec, KvSpec, MAX_LARGEST, Reach, Rope, RopePairing, RouterSpec, Routing, Span, Weight,
+    KvCache, KvLayerSpec, KvSpec, LinearLayer, MAX_LARGEST, Reach, Rope, RopePairing, RouterSpec, Routing,
+    Span, Weight,
 };
 pub use dtype::DType;
 pub use error::TensorError;

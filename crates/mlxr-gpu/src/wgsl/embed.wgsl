@@ -50,7 +50,7 @@ fn main(
     if (token < p.first_out || token >= p.first_out + p.n_out) {
         return;
     }
-    let chunk = load_chunk(token - p.first_out, c);
+    let chunk = w_chunk(token - p.first_out, c);
     //# if bits is defined
     for (var j = 0u; j < 4u; j++) {
         let low = vec4<f32>(unpack4xI8(chunk.low[j]));

@@ -18,16 +18,7 @@ var<immediate> p: Params;
 //# include "quantise.wgsl"
 //# endif
 //# include "grid.wgsl"
-//# include "functions.wgsl"
-
-fn gated(gate: f32, up: f32) -> f32 {
-    //# if kind == "clamped_swiglu"
-    let g = min(gate, p.limit);
-    return g * sigmoid(p.alpha * g) * (clamp(up, -p.limit, p.limit) + 1.0);
-    //# else
-    return {{ kind }}(gate) * up;
-    //# endif
-}
+//# include "gate.wgsl"
 
 @compute @workgroup_size(256)
 fn main(

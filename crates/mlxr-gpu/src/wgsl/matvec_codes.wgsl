@@ -1,4 +1,5 @@
-// y[n][o] = sum over columns of x[n] * w[o] (+ bias[o]), weights in quantised chunks, activations in 8-bit chunks.
+// y[n][o] = sum over columns of x[n] * w[o] (+ bias[o]), or gated(that, the same with up[o]);
+// weights in quantised chunks, activations in 8-bit chunks.
 //
 // {{ n_split }} subgroups share the columns of {{ n_out }} rows of w and meet {{ n_rows }} rows of x; the order in which a result's parts
 // are added is the same for every number of rows.
@@ -10,7 +11,12 @@
 @group(0) @binding(4) var<storage, read> x_scales: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read> routing: array<u32>;
-@group(0) @binding(7) var<storage, read_write> y: array<f32>;
+//# set y_item = "vec4<f32>" if kind is defined else "f32"
+@group(0) @binding(7) var<storage, read_write> y: array<{{ y_item }}>;
+//# if kind is defined
+@group(0) @binding(11) var<storage, read> up_bias: array<f32>;
+//# set first_of_codes = 12
+//# endif
 
 fn dot4(start: i32, a: vec4<u32>, b: vec4<u32>) -> i32 {
     var sum = start + dot4I8Packed(a.x, b.x);

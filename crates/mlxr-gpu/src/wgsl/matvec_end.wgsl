@@ -1,6 +1,5 @@
     // The end of a matvec: lanes in pairs, then subgroups, then the bias. Where there are several results, each half of
     // a pair goes on with half of them; what is added to what does not depend on how many there are.
-    //# set n_results = n_out * n_rows
     //# for step in range(subgroup_bits)
     //# set mask = subgroup // 2 ** (step + 1)
     //# set n_left = n_results // 2 ** (step + 1)
@@ -23,17 +22,46 @@
     }
     //# endif
     workgroupBarrier();
+    //# if kind is defined
+    // A lane has four columns of a row of y.
+    //# set n_quads = n_sets * n_y // 4
+    let quad = index % {{ n_quads }}u;
+    let n = min(index / {{ n_quads }}u, {{ n_rows - 1 }}u);
+    let column = workgroup_index(wg, n_wg) * {{ 4 * n_quads }}u + 4u * quad;
+    let row = first_row + n;
+    //# for j in range(4)
+    var gate{{ j }} = joined((4u * quad + {{ j }}u) / {{ n_y }}u, (4u * quad + {{ j }}u) % {{ n_y }}u * {{ n_rows }}u + n);
+    var up{{ j }} = joined((4u * quad + {{ j }}u) / {{ n_y }}u, ((4u * quad + {{ j }}u) % {{ n_y }}u + {{ n_y }}u) * {{ n_rows }}u + n);
+    //# endfor
+    if (p.has_bias != 0u && column < p.n_out) {
+        //# for j in range(4)
+        gate{{ j }} += bias[column + {{ j }}u];
+        //# endfor
+    }
+    if (p.has_up_bias != 0u && column < p.n_out) {
+        //# for j in range(4)
+        up{{ j }} += up_bias[column + {{ j }}u];
+        //# endfor
+    }
+    let v = vec4(gated(gate0, up0), gated(gate1, up1), gated(gate2, up2), gated(gate3, up3));
+    let is_there = index < {{ n_quads * n_rows }}u && column < p.n_out && row < p.n_rows;
+    let at = (row * p.y_stride + column) / 4u;
+    //# if is_quantising
+    quantise(at, v, is_there);
+    //# endif
+    if (is_there) {
+        y[at] = v;
+    }
+    //# else
     for (var i = lane; i < {{ n_results }}u; i += {{ lanes }}u) {
         let o = first + i / {{ n_rows }}u;
         let n = first_row + i % {{ n_rows }}u;
         if (o < p.n_out && n < p.n_rows) {
-            var total = 0.0;
-            for (var s = 0u; s < {{ n_split }}u; s++) {
-                total += partial[(set_idx * {{ n_split }}u + s) * {{ n_results }}u + i];
-            }
+            var total = joined(set_idx, i);
             if (p.has_bias != 0u) {
                 total += bias[base + p.first_out + o];
             }
             y[n * p.y_stride + p.y_start + o] = total;
         }
     }
+    //# endif

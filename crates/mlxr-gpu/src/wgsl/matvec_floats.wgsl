@@ -1,4 +1,5 @@
-// y[n][o] = sum over columns of x[n] * w[o] (+ bias[o]), weights and activations as floats in chunks of 8 columns.
+// y[n][o] = sum over columns of x[n] * w[o] (+ bias[o]), or gated(that, the same with up[o]);
+// weights and activations as floats in chunks of 8 columns.
 //
 // {{ n_split }} subgroups share the columns of {{ n_out }} rows of w and meet {{ n_rows }} rows of x; the order in which a result's parts
 // are added is the same for every number of rows.
@@ -9,7 +10,12 @@
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> routing: array<u32>;
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;
+//# set y_item = "vec4<f32>" if kind is defined else "f32"
+@group(0) @binding(5) var<storage, read_write> y: array<{{ y_item }}>;
+//# if kind is defined
+@group(0) @binding(8) var<storage, read> up_bias: array<f32>;
+//# set first_of_codes = 9
+//# endif
 
 // In this order everywhere, which a built-in product of vectors does not promise.
 fn add_products(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {

@@ -5,6 +5,6 @@
         let c{{ u }} = c0 + {{ u * lanes }}u;
         //# endif
         //# for o in range(n_out)
-        let w{{ u }}_{{ o }} = load_chunk(w_row{{ o }}, c{{ u }});
+        let w{{ u }}_{{ o }} = {{ "w" if o < n_y else "up" }}_chunk(w_row{{ o % n_y }}, c{{ u }});
         //# endfor
         //# endfor

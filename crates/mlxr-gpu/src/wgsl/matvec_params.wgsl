@@ -11,5 +11,10 @@ struct Params {
     choices_per_row: u32,
     first_out: u32,
     group: u32,
+    //# if kind is defined
+    has_up_bias: u32,
+    alpha: f32,
+    limit: f32,
+    //# endif
 }
 var<immediate> p: Params;

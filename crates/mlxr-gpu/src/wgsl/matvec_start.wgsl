@@ -1,9 +1,27 @@
 // The start of a matvec: which rows of w and x a lane meets.
 
 //# set lanes = subgroup * n_split
-var<workgroup> partial: array<f32, {{ n_sets * n_split * n_out * n_rows }}>;
+// Columns of y that a set computes: of each, n_out has a row of w, or one of w and one of up.
+//# set n_y = n_out // 2 if kind is defined else n_out
+//# set n_results = n_out * n_rows
+var<workgroup> partial: array<f32, {{ n_sets * n_split * n_results }}>;
+
+// Result i of a set, of which each of its subgroups has a part.
+fn joined(set_idx: u32, i: u32) -> f32 {
+    var total = 0.0;
+    for (var s = 0u; s < {{ n_split }}u; s++) {
+        total += partial[(set_idx * {{ n_split }}u + s) * {{ n_results }}u + i];
+    }
+    return total;
+}
 
 //# include "grid.wgsl"
+//# if kind is defined
+//# include "gate.wgsl"
+//# if is_quantising
+//# include "quantise.wgsl"
+//# endif
+//# endif
 
 @compute @workgroup_size({{ lanes * n_sets }})
 fn main(
@@ -16,7 +34,7 @@ fn main(
     prepare_weights(index, {{ lanes * n_sets }}u);
     let set_idx = subgroup / {{ n_split }}u;
     let lane = (subgroup % {{ n_split }}u) * {{ subgroup }}u + sublane;
-    let first = (workgroup_index(wg, n_wg) * {{ n_sets }}u + set_idx) * {{ n_out }}u;
+    let first = (workgroup_index(wg, n_wg) * {{ n_sets }}u + set_idx) * {{ n_y }}u;
     let first_row = wg.z * {{ n_rows }}u;
     //# if is_routed
     let base = routing[first_row] * p.n_out;
@@ -27,6 +45,6 @@ fn main(
     let x_row{{ n }} = min(first_row + {{ n }}u, p.n_rows - 1u);
     //# endfor
     //# endif
-    //# for o in range(n_out)
+    //# for o in range(n_y)
     let w_row{{ o }} = base + min(first + {{ o }}u, p.n_out - 1u);
     //# endfor

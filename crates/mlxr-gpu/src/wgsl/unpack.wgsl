@@ -35,7 +35,7 @@ fn main(
     }
     //# if bits is defined
     let at = i / 4u;
-    let chunk = load_chunk(at / p.n_chunks, at % p.n_chunks);
+    let chunk = w_chunk(at / p.n_chunks, at % p.n_chunks);
     let is_high = (i & 2u) != 0u;
     let words = select(chunk.low, chunk.high, is_high);
     let two = select(words.xy, words.zw, (i & 1u) != 0u);
@@ -46,7 +46,7 @@ fn main(
         fma(scale, vec4<f32>(unpack4xI8(two.y)), offset),
     );
     //# else
-    let chunk = load_chunk(i / p.n_chunks, i % p.n_chunks);
+    let chunk = w_chunk(i / p.n_chunks, i % p.n_chunks);
     y[i] = halves(chunk.low, chunk.high);
     //# endif
 }

@@ -1,13 +1,13 @@
-// Weights that are floats: chunks of 8 columns as two vectors. Layouts are described in layout.rs.
+// Weights that are floats: chunks of 8 columns as two vectors. Layouts are described in layout.rs. A gated product has a
+// second matrix, `up`.
 
-//# if element == "f32" or element == "f16" or element == "bf16"
-@group(0) @binding(0) var<storage, read> w_codes: array<vec4<u32>>;
-//# elif element == "table"
-@group(0) @binding(0) var<storage, read> w_codes: array<u32>;
-//# else
-@group(0) @binding(0) var<storage, read> w_codes: array<vec2<u32>>;
-//# endif
+//# set code_words = "vec4<u32>" if element in ["f32", "f16", "bf16"] else "u32" if element == "table" else "vec2<u32>"
+@group(0) @binding(0) var<storage, read> w_codes: array<{{ code_words }}>;
 @group(0) @binding(1) var<storage, read> w_scales: array<f32>;
+//# if kind is defined
+@group(0) @binding(6) var<storage, read> up_codes: array<{{ code_words }}>;
+@group(0) @binding(7) var<storage, read> up_scales: array<f32>;
+//# endif
 
 struct Chunk {
     low: vec4<f32>,
@@ -56,34 +56,36 @@ fn four(words: vec2<u32>) -> vec4<f32> {
 }
 //# endif
 
+//# for w in ["w", "up"] if w == "w" or kind is defined
 // Chunk c of a row.
-fn load_chunk(row: u32, c: u32) -> Chunk {
+fn {{ w }}_chunk(row: u32, c: u32) -> Chunk {
     let at = row * p.n_chunks + c;
     var chunk: Chunk;
     //# if element == "f32"
-    chunk.low = bitcast<vec4<f32>>(w_codes[2u * at]);
-    chunk.high = bitcast<vec4<f32>>(w_codes[2u * at + 1u]);
+    chunk.low = bitcast<vec4<f32>>({{ w }}_codes[2u * at]);
+    chunk.high = bitcast<vec4<f32>>({{ w }}_codes[2u * at + 1u]);
     //# elif element == "f16"
-    let words = w_codes[at];
+    let words = {{ w }}_codes[at];
     chunk.low = vec4(unpack2x16float(words.x), unpack2x16float(words.y));
     chunk.high = vec4(unpack2x16float(words.z), unpack2x16float(words.w));
     //# elif element == "bf16"
-    let words = w_codes[at];
+    let words = {{ w }}_codes[at];
     chunk.low = four(words.xy);
     chunk.high = four(words.zw);
     //# elif element == "table"
-    let word = w_codes[at];
+    let word = {{ w }}_codes[at];
     chunk.low = four(word);
     chunk.high = four(word >> 16u);
     //# else
-    let words = w_codes[at];
+    let words = {{ w }}_codes[at];
     chunk.low = four(words.x);
     chunk.high = four(words.y);
     //# endif
     //# if has_scales
-    let scale = w_scales[row * p.n_groups + c * 8u / p.group];
+    let scale = {{ w }}_scales[row * p.n_groups + c * 8u / p.group];
     chunk.low *= scale;
     chunk.high *= scale;
     //# endif
     return chunk;
 }
+//# endfor

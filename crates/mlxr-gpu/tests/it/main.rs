@@ -44,6 +44,7 @@ checks! {
     linear_in_every_format: "linear in every format";
     linear_of_ragged_shapes: "linear of ragged shapes";
     linear_each_equals_linear: "linear_each equals linear";
+    gated_linear_layers: "gated linear layers";
     embed: "embed";
     weights_at_odd_addresses: "weights at odd addresses";
     rms_norms: "rms norms";

@@ -47,6 +47,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "linear in every format", run: products::formats },
     Check { name: "linear of ragged shapes", run: products::ragged },
     Check { name: "linear_each equals linear", run: products::several },
+    Check { name: "gated linear layers", run: products::gated },
     Check { name: "embed", run: products::embed },
     Check { name: "weights at odd addresses", run: products::unaligned },
     Check { name: "rms norms", run: rows::norms },

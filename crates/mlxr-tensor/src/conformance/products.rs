@@ -2,7 +2,7 @@
 
 use super::data::{self, Noise};
 use super::{F16_TOLERANCE, F32_TOLERANCE, INT8_TOLERANCE, assert_close, assert_same_bits, read, reference};
-use crate::{Backend, Batch, DType, Format, HostTensor, TensorError, Weight};
+use crate::{Act, Backend, Batch, DType, Format, Gate, HostTensor, TensorError, Weight};
 
 /// Formats every backend computes with.
 const REQUIRED: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0];
@@ -110,6 +110,37 @@ pub(super) fn several(backend: &dyn Backend) {
         assert_eq!((act.rows(), act.cols()), (n_rows, weight.shape()[0]));
         let alone = read(backend, &backend.linear(&x, weight, None));
         assert_same_bits(&read(backend, act), &alone, &format!("{weight:?}"));
+    }
+}
+
+/// Gated layers in one op, against the ops they stand for: few rows and many, and a product of the result.
+pub(super) fn gated(backend: &dyn Backend) {
+    let mut noise = Noise::new(8);
+    let swiglu = Gate::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
+    let cases = [(DType::Q4_0, 128, Gate::Silu), (DType::Q6_K, 96, swiglu), (DType::F16, 64, Gate::GeluTanh)];
+    for ((dtype, n_out, kind), with_bias) in cases.into_iter().flat_map(|c| [(c, false), (c, true)]) {
+        let mut matrix = |dtype: DType, shape: [usize; 2]| {
+            let tensor = data::tensor(Format::Plain(dtype), &shape, &mut noise);
+            backend.upload(&tensor).expect("a required format")
+        };
+        let (gate, up) = (matrix(dtype, [n_out, 256]), matrix(dtype, [n_out, 256]));
+        let down = matrix(DType::Q8_0, [40, n_out]);
+        let biases = [n_out, n_out].map(|n| {
+            let tensor = HostTensor::from_f32("bias", &[n], &noise.values(n)).expect("sizes fit");
+            backend.upload(&tensor).expect("a vector of f32")
+        });
+        let [gate_bias, up_bias] = biases.each_ref().map(|bias| with_bias.then_some(bias));
+        let (gate, up) = ((&gate, gate_bias), (&up, up_bias));
+        for n_rows in [1, 2, 3, 5, 20] {
+            let x = backend.act(n_rows, 256, &noise.values(n_rows * 256));
+            let both = backend.linear_each(&x, &[gate, up]);
+            let apart = backend.gated(&both[0], &both[1], kind);
+            let together = backend.linear_gated(&x, gate, up, kind);
+            let case = format!("{n_rows} rows of {dtype}, {kind:?}");
+            assert_same_bits(&read(backend, &together), &read(backend, &apart), &case);
+            let down = |x: &Act| read(backend, &backend.linear(x, &down, None));
+            assert_same_bits(&down(&together), &down(&apart), &format!("{case}: then a product"));
+        }
     }
 }
 

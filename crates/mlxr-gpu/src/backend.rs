@@ -4,18 +4,19 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bytemuck::{NoUninit, Pod, Zeroable};
+use bytemuck::NoUninit;
 use mlxr_tensor::{
     Act, Activation, Ahead, AttentionSpec, Backend, Batch, BlockCopy, DeviceMemory, Gate, HostTensor,
     KernelTime, KvCache, KvSpec, LinearLayer, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError,
     Weight,
 };
 
+use crate::attention::{MAX_JOINED, Unturned};
 use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
-use crate::fused::GatedProduct;
+use crate::fused::{GatedProduct, NormedProduct};
 use crate::half::padded_rows;
 use crate::kernels::{
     Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows, LayerNorm,
@@ -24,7 +25,8 @@ use crate::kernels::{
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
-use crate::ops::{Attention, Product};
+use crate::ops::Product;
+use crate::params::{EmbedParams, GatedParams, LayerNormParams, NormParams, ScaleParams};
 use crate::pipelines::{Kernel, Pipelines};
 use crate::recorder::{Dispatch, Grid, Recorder};
 use crate::tuner::Tuner;
@@ -49,6 +51,8 @@ pub struct GpuBackend {
     wants_codes: AtomicBool,
     /// Bound where a kernel has a place for something the call lacks.
     none: Numbered,
+    /// Counts workgroups that are done, for the last of them to do more; zero between kernels.
+    arrivals: Numbered,
 }
 
 impl fmt::Debug for GpuBackend {
@@ -117,8 +121,10 @@ impl GpuBackend {
     pub fn new(choice: AdapterChoice) -> Result<Self, GpuError> {
         let gpu = Gpu::new(choice)?;
         let buffers = Arc::<Buffers>::default();
-        let none = Numbered::empty(&gpu, &buffers, "none", 16)
-            .map_err(|e| GpuError::Device { name: gpu.info.name.clone(), reason: e.to_string() })?;
+        let failed = |e: TensorError| GpuError::Device { name: gpu.info.name.clone(), reason: e.to_string() };
+        let none = Numbered::empty(&gpu, &buffers, "none", 16).map_err(failed)?;
+        let zeros = vec![0; 4 * MAX_JOINED];
+        let arrivals = Numbered::new(&gpu, &buffers, "arrivals", &zeros).map_err(failed)?;
         Ok(Self {
             gpu,
             buffers,
@@ -129,6 +135,7 @@ impl GpuBackend {
             tuner: None,
             wants_codes: AtomicBool::new(false),
             none,
+            arrivals,
         })
     }
 
@@ -157,6 +164,10 @@ impl GpuBackend {
 
     pub(crate) fn none(&self) -> Bound<'_> {
         self.none.bound()
+    }
+
+    pub(crate) fn arrivals(&self) -> Bound<'_> {
+        self.arrivals.bound()
     }
 
     /// A vector's values as f32.
@@ -194,7 +205,7 @@ impl GpuBackend {
     }
 
     /// An activation that `fill` writes. A failure shows at the next read.
-    fn new_act(
+    pub(crate) fn new_act(
         &self,
         rows: usize,
         cols: usize,
@@ -219,7 +230,7 @@ impl GpuBackend {
 
     /// As [`Self::new_act`]; where products may want the activation in eight bits, `fill`, which writes columns in runs
     /// of `run`, writes that as well.
-    fn new_act_with_codes(
+    pub(crate) fn new_act_with_codes(
         &self,
         [rows, cols]: [usize; 2],
         run: usize,
@@ -316,7 +327,7 @@ impl GpuBackend {
     }
 
     /// How a norm over `cols` columns is divided.
-    fn norm_shape(&self, cols: usize) -> NormShape {
+    pub(crate) fn norm_shape(&self, cols: usize) -> NormShape {
         let has_quads = cols.is_multiple_of(CODES_CHUNK);
         let n_items = if has_quads { cols / 4 } else { cols } as u32;
         let lanes = n_items.next_power_of_two().clamp(64, self.max_lanes());
@@ -342,60 +353,6 @@ pub(crate) fn with_codes<'a>(bound: &[Bound<'a>], codes: Option<[Bound<'a>; 2]>)
 
 /// What stands for the column of a row that has none, in `argmax.wgsl` and `largest.wgsl`.
 pub(crate) const NO_COLUMN: u32 = u32::MAX;
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct NormParams {
-    n_groups: u32,
-    n_items: u32,
-    cols: f32,
-    eps: f32,
-    scale: f32,
-}
-
-impl NormParams {
-    fn new(shape: NormShape, n_groups: usize, cols: usize, eps: f32, scale: f32) -> Self {
-        let n_items = if shape.has_quads { cols / 4 } else { cols } as u32;
-        Self { n_groups: n_groups as u32, n_items, cols: cols as f32, eps, scale }
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct LayerNormParams {
-    n_rows: u32,
-    cols: u32,
-    eps: f32,
-    has_bias: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct ScaleParams {
-    n: u32,
-    factor: f32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct GatedParams {
-    n: u32,
-    alpha: f32,
-    limit: f32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct EmbedParams {
-    n: u32,
-    n_chunks: u32,
-    n_groups: u32,
-    group: u32,
-    cols: u32,
-    scale: f32,
-    first_out: u32,
-    n_out: u32,
-}
 
 impl Backend for GpuBackend {
     fn name(&self) -> &'static str {
@@ -556,6 +513,25 @@ impl Backend for GpuBackend {
         })
     }
 
+    fn linear_add_rms_norm(
+        &self,
+        residual: &mut Act,
+        (x, layer): (&Act, LinearLayer<'_>),
+        scale: f32,
+        norm: &Weight,
+        eps: f32,
+    ) -> Act {
+        let normed = NormedProduct { product: product_of(x, layer), scale, norm, eps };
+        if !normed.is_fused(self) {
+            let y = self.linear(x, layer.0, layer.1);
+            return self.add_rms_norm(residual, &y, scale, norm, eps);
+        }
+        assert_eq!((x.rows(), layer.0.shape()[0]), (residual.rows(), residual.cols()), "shapes of a sum");
+        let (shape, cols) = ([residual.rows(), residual.cols()], residual.cols());
+        let residual = act_mut(residual);
+        self.new_act_with_codes(shape, cols, |y, codes| normed.run(self, x, [residual, y], codes))
+    }
+
     fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act {
         assert_eq!(x.cols(), weight.cols(), "columns of the input and of the norm");
         self.new_act(x.rows(), x.cols(), |y| {
@@ -614,7 +590,7 @@ impl Backend for GpuBackend {
 
     fn linear_gated(&self, x: &Act, gate: LinearLayer<'_>, up: LinearLayer<'_>, kind: Gate) -> Act {
         let both = GatedProduct { gate: product_of(x, gate), up: product_of(x, up), kind };
-        if !both.is_fused() {
+        if !both.is_fused(self) {
             let both = self.linear_each(x, &[gate, up]);
             return self.gated(&both[0], &both[1], kind);
         }
@@ -632,7 +608,7 @@ impl Backend for GpuBackend {
         let n_heads = x.cols() / head_dim;
         let n = x.rows() * n_heads * n_pairs;
         let mut run = || {
-            let angles = self.tables(batch)?.angles(&self.gpu, &self.buffers, rope, batch)?;
+            let angles = self.tables(batch)?.angles(self, rope, batch)?;
             let kernel = RotateHeads { is_interleaved: rope.pairing == RopePairing::Interleaved };
             let params = [n as u32, n_heads as u32, head_dim as u32, n_pairs as u32];
             self.elementwise(&kernel, &[angles.bound(), act_mut(x)], &params, n)
@@ -681,7 +657,7 @@ impl Backend for GpuBackend {
         }
         let mut run = || {
             let tables = self.tables(batch)?;
-            let angles = tables.angles(&self.gpu, &self.buffers, rope, batch)?;
+            let angles = tables.angles(self, rope, batch)?;
             let is_interleaved = rope.pairing == RopePairing::Interleaved;
             let n_units = n_pairs / if is_interleaved { 4 } else { 8 };
             let (k_octets, v_octets) = (heads.k_dim as usize / 8, heads.v_dim as usize / 8);
@@ -699,18 +675,24 @@ impl Backend for GpuBackend {
 
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act {
         let layer = &kv.handle::<GpuKv>().layers[layer_idx];
-        assert_eq!(q.cols(), spec.n_heads * layer.shape.k_dim as usize, "columns of the queries");
-        let v_dim = layer.shape.v_dim as usize;
-        let (rows, cols) = (q.rows(), spec.n_heads * v_dim);
-        let tables = match self.tables(batch) {
-            Ok(tables) => tables,
-            Err(error) => return self.new_act(rows, cols, |_| Err(error)),
-        };
-        let attention = Attention { q, layer, batch, tables, spec };
-        if attention.has_tiles(self) {
-            return self.new_act(rows, cols, |y| attention.run_tiles(self, y));
+        self.attend(q, layer, batch, spec, None)
+    }
+
+    fn rotate_and_attend(
+        &self,
+        (mut q, k, v): (Act, Act, &Act),
+        (rope, spec): (&Rope, &AttentionSpec),
+        kv: &mut KvCache,
+        layer_idx: usize,
+        batch: &Batch,
+    ) -> Act {
+        let layer = &kv.handle::<GpuKv>().layers[layer_idx];
+        let unturned = Unturned { k: &k, v, rope };
+        if unturned.is_fused(self, layer, batch) {
+            return self.attend(&q, layer, batch, spec, Some(unturned));
         }
-        self.new_act_with_codes([rows, cols], v_dim, |y, codes| attention.run(self, 0..rows, y, codes))
+        self.rope_and_store((&mut q, k, v), rope, kv, layer_idx, batch);
+        self.attention(&q, kv, layer_idx, batch, spec)
     }
 
     fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]) {

@@ -68,8 +68,7 @@ impl BatchTables {
     /// Cosine and sine of each row's angles, times the rope's magnitude: `[rows, n_pairs]`.
     pub(crate) fn angles(
         &self,
-        gpu: &Gpu,
-        buffers: &Arc<Buffers>,
+        backend: &GpuBackend,
         rope: &Rope,
         batch: &Batch,
     ) -> Result<Arc<Pooled>, TensorError> {
@@ -87,7 +86,7 @@ impl BatchTables {
                 [cos, sin].map(|v| (v * f64::from(rope.magnitude)) as f32)
             }));
         }
-        let table = Arc::new(buffers.take_with(gpu, bytemuck::cast_slice(&table))?);
+        let table = Arc::new(backend.buffers().take_with(backend.gpu(), bytemuck::cast_slice(&table))?);
         angles.insert(key, table.clone());
         Ok(table)
     }

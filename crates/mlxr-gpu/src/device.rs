@@ -176,7 +176,8 @@ impl Gpu {
             return Err(GpuError::Unusable { name: info.name, reason });
         }
         let limits = Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
-        let wanted = Features::TIMESTAMP_QUERY | Features::SUBGROUP_BARRIER;
+        let wanted =
+            Features::TIMESTAMP_QUERY | Features::SUBGROUP_BARRIER | Features::MEMORY_DECORATION_COHERENT;
         let has_matrices = has_matrices(&adapter);
         let (more, experimental_features) = if has_matrices {
             // SAFETY: what is experimental are cooperative matrices, which are used after their results have been
@@ -211,6 +212,19 @@ impl Gpu {
         });
         let written_bytes = AtomicUsize::new(0);
         Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, has_matrices, failure, written_bytes })
+    }
+
+    /// Whether a kernel that does what otherwise several do may bind all that they need.
+    pub(crate) fn binds_many(&self) -> bool {
+        /// The most that any of them has.
+        const MOST: u32 = 15;
+        self.limits.max_storage_buffers_per_shader_stage >= MOST
+    }
+
+    /// Whether a workgroup sees what another of the same kernel has written and then counted. On Metal a barrier orders what
+    /// one workgroup does and no more.
+    pub(crate) fn is_coherent(&self) -> bool {
+        self.info.api == "vulkan" && self.device.features().contains(Features::MEMORY_DECORATION_COHERENT)
     }
 
     /// Fails once anything on the device has failed.

@@ -1,17 +1,19 @@
 //! Ops of few rows in one kernel that otherwise take several, each of which waits for the one before: the same bits.
 
 use bytemuck::{Pod, Zeroable};
-use mlxr_tensor::{Act, Gate, TensorError};
+use mlxr_tensor::{Act, Gate, TensorError, Weight};
 
 use crate::backend::{GpuBackend, with_codes};
 use crate::bindings::Bound;
-use crate::kernels::{GatedMatvecCodes, GatedMatvecFloats, MatvecShape, gate};
+use crate::kernels::{
+    GatedMatvecCodes, GatedMatvecFloats, MatvecShape, NormedMatvecCodes, NormedMatvecFloats, gate,
+};
 use crate::layout::CODES_CHUNK;
-use crate::ops::{Input, MatvecParams, Product, row_tile};
+use crate::ops::{Input, Matvec, MatvecParams, Product, row_tile};
 use crate::recorder::Grid;
 
-/// Rows up to which this is done. Where there are more, kernels work longer than they wait, and have less to spare.
-pub(crate) const FEW_ROWS: usize = 4;
+/// Rows up to which this is done, measured with one on an H200. Where there are more, kernels work longer than they wait.
+const FEW_ROWS: usize = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -31,9 +33,10 @@ pub(crate) struct GatedProduct<'a> {
 
 impl GatedProduct<'_> {
     /// Whether one kernel computes all.
-    pub(crate) fn is_fused(&self) -> bool {
+    pub(crate) fn is_fused(&self, backend: &GpuBackend) -> bool {
         let (gate, up) = (self.gate.weight, self.up.weight);
-        self.gate.n_rows <= FEW_ROWS
+        backend.gpu().binds_many()
+            && self.gate.n_rows <= FEW_ROWS
             && gate.layout == up.layout
             && gate.cols.is_multiple_of(gate.layout.chunk())
             && (gate.cols, gate.n_out) == (up.cols, up.n_out)
@@ -80,6 +83,76 @@ impl GatedProduct<'_> {
             Input::Floats(layout, x) => {
                 let bound = [w_codes, w_scales, x, bias, none, y, up_codes, up_scales, up_bias];
                 let kernel = GatedMatvecFloats { layout, shape, kind, is_quantising };
+                backend.run(&kernel, &with_codes(&bound, codes), &params, grid)
+            }
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormedMatvecParams {
+    product: MatvecParams,
+    scale: f32,
+    eps: f32,
+}
+
+/// A product that is added to a residual, and the norm of that.
+pub(crate) struct NormedProduct<'a> {
+    pub(crate) product: Product<'a>,
+    pub(crate) scale: f32,
+    pub(crate) norm: &'a Weight,
+    pub(crate) eps: f32,
+}
+
+impl NormedProduct<'_> {
+    /// Whether one kernel computes all.
+    pub(crate) fn is_fused(&self, backend: &GpuBackend) -> bool {
+        let Product { weight, n_rows, .. } = self.product;
+        backend.gpu().is_coherent()
+            && backend.gpu().binds_many()
+            && n_rows <= FEW_ROWS
+            && weight.cols.is_multiple_of(weight.layout.chunk())
+            && weight.n_out.is_multiple_of(CODES_CHUNK)
+            && weight.parts.len() == 1
+    }
+
+    /// Adds to the residual, writes the norm and its codes.
+    pub(crate) fn run(
+        &self,
+        backend: &GpuBackend,
+        x: &Act,
+        [residual, y]: [Bound<'_>; 2],
+        codes: Option<[Bound<'_>; 2]>,
+    ) -> Result<(), TensorError> {
+        let NormedProduct { product, scale, norm, eps } = self;
+        let Product { weight, bias, n_rows, .. } = *product;
+        let part = &weight.parts[0];
+        let input = backend.input(x, &weight.layout)?;
+        let params = product.params(part);
+        let size = [weight.n_out, weight.cols / weight.layout.chunk()].map(|n| n as u32);
+        let usual = MatvecShape::new(backend.subgroup(), &weight.layout, size, row_tile(n_rows), false);
+        let matvec = Matvec { input, product, params, shape: usual };
+        let tuned = backend.tuned(&matvec, [&part.codes, &part.high, &part.scales])?;
+        // A lane has four columns.
+        let shape = if (tuned.n_sets * tuned.n_out).is_multiple_of(4) { tuned } else { usual };
+        let lanes = backend.norm_shape(weight.n_out);
+        let (norm_lanes, norm_per_lane, is_quantising) = (lanes.lanes, lanes.per_lane, codes.is_some());
+        let params = NormedMatvecParams { product: params, scale: *scale, eps: *eps };
+        let grid = Grid::flat(weight.n_out.div_ceil((shape.n_sets * shape.n_out) as usize));
+        let (bias, norm) = (backend.values_or_none(bias)?, backend.values(norm)?);
+        let [w_codes, w_high, w_scales] = part.planes();
+        let (none, arrivals) = (backend.none(), backend.arrivals());
+        match input {
+            Input::Codes(layout, [x_codes, x_scales]) => {
+                let bound =
+                    [w_codes, w_high, w_scales, x_codes, x_scales, bias, none, residual, norm, arrivals, y];
+                let kernel = NormedMatvecCodes { layout, shape, norm_lanes, norm_per_lane, is_quantising };
+                backend.run(&kernel, &with_codes(&bound, codes), &params, grid)
+            }
+            Input::Floats(layout, x) => {
+                let bound = [w_codes, w_scales, x, bias, none, residual, norm, arrivals, y];
+                let kernel = NormedMatvecFloats { layout, shape, norm_lanes, norm_per_lane, is_quantising };
                 backend.run(&kernel, &with_codes(&bound, codes), &params, grid)
             }
         }

@@ -6,13 +6,13 @@ use mlxr_tensor::{
     AttentionSpec, Backend, Batch, DType, HostTensor, KvLayerSpec, KvSpec, Reach, Span, TensorError,
 };
 
+use crate::attention::Attention;
 use crate::backend::{GpuBackend, act};
 use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::half::TOLERANCE;
 use crate::kernels::{AttendTiles, KvShape};
-use crate::kv::GpuKv;
-use crate::ops::Attention;
+use crate::kv::{GpuKv, GpuKvLayer};
 use crate::recorder::Grid;
 
 /// Rows of a sequence from which its attention goes this way.
@@ -86,7 +86,7 @@ impl GpuBackend {
         let n = N_ROWS * n_heads * dim;
         let (ours, theirs) = (self.take(n * 4)?, self.take(n * 4)?);
         for spec in [plain, special] {
-            let attention = Attention { q: &q, layer, batch: &batch, tables, spec: &spec };
+            let attention = Attention { q: &q, layer, batch: &batch, tables, spec: &spec, turn: None };
             attention.run_tiles(self, ours.bound())?;
             attention.run(self, 0..N_ROWS, theirs.bound(), None)?;
             if !self.are_alike(ours.bound(), theirs.bound(), n)? {
@@ -94,6 +94,11 @@ impl GpuBackend {
             }
         }
         Ok(true)
+    }
+
+    /// Whether attention of any of a batch's rows goes this way.
+    pub(crate) fn has_tiles(&self, layer: &GpuKvLayer, batch: &Batch) -> bool {
+        self.has_half_attention && fits(&layer.shape) && batch.spans.iter().any(is_long)
     }
 
     /// Whether two results are the same but for roundings.
@@ -111,11 +116,6 @@ impl GpuBackend {
 }
 
 impl Attention<'_> {
-    /// Whether any of the rows goes this way.
-    pub(crate) fn has_tiles(&self, backend: &GpuBackend) -> bool {
-        backend.has_half_attention && fits(&self.layer.shape) && self.batch.spans.iter().any(is_long)
-    }
-
     /// Writes the result, `[rows, n_heads * v_dim]`: sequences with many rows this way, the others as [`Self::run`] does.
     pub(crate) fn run_tiles(&self, backend: &GpuBackend, y: Bound<'_>) -> Result<(), TensorError> {
         let (layer, spec) = (self.layer, self.spec);

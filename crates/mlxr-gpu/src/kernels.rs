@@ -118,6 +118,29 @@ kernels! {
         kind: &'static str,
         is_quantising: bool,
     }
+    /// `codes, high, scales, x codes, x scales, bias, routing, residual, norm, arrivals, y`, and the codes of y with their
+    /// scales
+    NormedMatvecCodes = "matvec_codes.wgsl"
+        [Read, Read, Read, Read, Read, Read, Read, Write, Read, Write, Write] + is_quantising [Write, Write] {
+        #[serde(flatten)]
+        layout: Codes,
+        #[serde(flatten)]
+        shape: MatvecShape,
+        norm_lanes: u32,
+        norm_per_lane: u32,
+        is_quantising: bool,
+    }
+    /// `codes, scales, x, bias, routing, residual, norm, arrivals, y`, and the codes of y with their scales
+    NormedMatvecFloats = "matvec_floats.wgsl"
+        [Read, Read, Read, Read, Read, Write, Read, Write, Write] + is_quantising [Write, Write] {
+        #[serde(flatten)]
+        layout: Floats,
+        #[serde(flatten)]
+        shape: MatvecShape,
+        norm_lanes: u32,
+        norm_per_lane: u32,
+        is_quantising: bool,
+    }
     HalfRows = "half_rows.wgsl" [Read, Write] {}
     /// `codes, high, scales, y`
     UnpackCodes = "unpack.wgsl" [Read, Read, Read, Write] {
@@ -164,20 +187,6 @@ kernels! {
         n_pairs: u32,
         is_interleaved: bool,
     }
-    /// `rows, block tables, q, k cache, v cache, parts, stats`
-    Attend = "attention.wgsl" [Read, Read, Read, Read, Read, Write, Write] {
-        #[serde(flatten)]
-        heads: KvShape,
-        #[serde(flatten)]
-        shape: AttentionShape,
-    }
-    /// and `k scales, v scales`
-    AttendQ8 = "attention.wgsl" [Read, Read, Read, Read, Read, Write, Write, Read, Read] {
-        #[serde(flatten)]
-        heads: KvShape,
-        #[serde(flatten)]
-        shape: AttentionShape,
-    }
     /// `rows, block tables, tiles, q, k cache, v cache, sinks, y`
     AttendTiles = "attention_tiles.wgsl" [Read, Read, Read, Read, Write, Write, Read, Write] {
         #[serde(flatten)]
@@ -190,9 +199,47 @@ kernels! {
     MergeAttention = "attention_merge.wgsl" [Read, Read, Read, Read, Write] + is_quantising [Write, Write] {
         split: u32,
         v_dim: u32,
+        /// Query heads of a workgroup.
+        n_heads: u32,
         lanes: u32,
-        subgroup: u32,
         is_quantising: bool,
+    }
+}
+
+/// `rows, block tables, q, k cache, v cache, parts, stats`; of a cache in q8_0 `k scales, v scales`, or with pairs that turn
+/// `angles, k, v`; where splits are joined `arrivals, sinks, y`, and the codes of y with their scales
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct Attend {
+    #[serde(flatten)]
+    pub(crate) heads: KvShape,
+    #[serde(flatten)]
+    pub(crate) shape: AttentionShape,
+    /// Pairs of a head that are still to be rotated; 0: queries are rotated, keys and values stored.
+    pub(crate) n_pairs: u32,
+    pub(crate) is_interleaved: bool,
+    pub(crate) is_joining: bool,
+    pub(crate) is_quantising: bool,
+}
+
+impl Kernel for Attend {
+    const FILE: &'static str = "attention.wgsl";
+
+    fn bindings(&self) -> Vec<Access> {
+        let cache = if self.n_pairs > 0 { Write } else { Read };
+        let mut bindings = vec![Read, Read, Read, cache, cache, Write, Write];
+        if self.heads.dtype == "q8_0" {
+            bindings.extend([Read; 2]);
+        }
+        if self.n_pairs > 0 {
+            bindings.extend([Read; 3]);
+        }
+        if self.is_joining {
+            bindings.extend([Write, Read, Write]);
+        }
+        if self.is_quantising {
+            bindings.extend([Write; 2]);
+        }
+        bindings
     }
 }
 
@@ -264,7 +311,8 @@ impl MatvecShape {
     }
 
     /// For gated products of matrices of so many chunks to a row. A workgroup whose results are quantised has a chunk of
-    /// them; others are divided as products of one matrix, a row of each matrix taking the place of two rows.
+    /// them, divided by measurements on an H200; others are divided as products of one matrix, a row of each matrix taking
+    /// the place of two rows.
     pub(crate) fn gated(
         subgroup: u32,
         layout: &Layout,
@@ -273,7 +321,7 @@ impl MatvecShape {
         is_quantising: bool,
     ) -> Self {
         let usual = Self::new(subgroup, layout, size, n_rows, false);
-        if is_quantising { Self { n_ahead: 1, n_out: 8, n_sets: 8, ..usual } } else { usual }
+        if is_quantising { Self { n_ahead: 1, n_out: 16, n_sets: 4, ..usual } } else { usual }
     }
 
     /// Columns of a gated product that a workgroup computes.

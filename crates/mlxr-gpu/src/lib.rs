@@ -11,6 +11,7 @@
     reason = "shaders without run-time checks, and what only Vulkan and Metal know of an adapter"
 )]
 
+mod attention;
 mod backend;
 mod batch;
 mod bindings;
@@ -26,6 +27,7 @@ mod memory;
 #[cfg(test)]
 mod metal_tests;
 mod ops;
+mod params;
 mod pipelines;
 mod profile;
 mod read_back;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use mlxr_tensor::conformance::data;
+use mlxr_tensor::{DType, Format};
 use naga::back::{msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -152,10 +153,12 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
             for n_heads in [1, 4] {
                 let split = if n_heads == 1 { 256 } else { 128 };
                 let shape = AttentionShape { n_heads, split, lanes: 256, n_subgroups: 256 / SUBGROUP };
-                if dtype == "q8_0" {
-                    printed.print(pipelines, &AttendQ8 { heads, shape });
-                } else {
-                    printed.print(pipelines, &Attend { heads, shape });
+                let plain = attend(heads, shape);
+                printed.print(pipelines, &plain);
+                if dtype != "q8_0" {
+                    for (n_pairs, is_interleaved) in [(dim / 2, false), (dim / 4, true)] {
+                        printed.print(pipelines, &Attend { n_pairs, is_interleaved, ..plain });
+                    }
                 }
             }
             if dtype == "q8_0" {
@@ -166,16 +169,17 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
                     printed.print(pipelines, &RotateAndStore { heads, n_pairs, is_interleaved });
                 }
             }
-            for is_quantising in [false, true] {
-                let v_dim = dim;
-                let subgroup = SUBGROUP;
-                printed.print(
-                    pipelines,
-                    &MergeAttention { split: 128, v_dim, lanes: 256, subgroup, is_quantising },
-                );
+            for (n_heads, is_quantising) in [(1, false), (4, true)] {
+                let merge = MergeAttention { split: 128, v_dim: dim, n_heads, lanes: 256, is_quantising };
+                printed.print(pipelines, &merge);
             }
         }
     }
+}
+
+fn attend(heads: KvShape, shape: AttentionShape) -> Attend {
+    let (is_joining, is_quantising) = (false, false);
+    Attend { heads, shape, n_pairs: 0, is_interleaved: false, is_joining, is_quantising }
 }
 
 /// No software driver has matrices, so that this is the only check of their kernels off a device that does.
@@ -197,12 +201,42 @@ fn kernels_on_matrices_can_be_printed_for_vulkan() {
         pipelines.render(&AttendTiles { heads, n_heads, n_queries: 64 / n_heads }).unwrap()
     });
     for source in [pipelines.render(&product).unwrap()].into_iter().chain(attention) {
-        let module =
-            naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
-        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
-            .validate(&module)
-            .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
-        let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
-        assert!(!spv::write_vec(&module, &info, &options, None).unwrap().is_empty());
+        print_for_vulkan(&source);
     }
+}
+
+/// Kernels whose last workgroup goes on with what all have written, which Metal does not promise to show it.
+#[test]
+fn kernels_that_join_can_be_printed_for_vulkan() {
+    let pipelines = Pipelines::new();
+    let heads = KvShape { dtype: "f16", k_dim: 128, v_dim: 128, block_tokens: 16 };
+    let shape = AttentionShape { n_heads: 4, split: 128, lanes: 256, n_subgroups: 256 / SUBGROUP };
+    let joining = Attend { is_joining: true, is_quantising: true, ..attend(heads, shape) };
+    print_for_vulkan(&pipelines.render(&joining).unwrap());
+    print_for_vulkan(&pipelines.render(&Attend { n_pairs: 64, ..joining }).unwrap());
+    let (norm_lanes, norm_per_lane) = (1024, 1);
+    for n_rows in [1, 2] {
+        let codes = Layout::of(Format::Plain(DType::Q4_0)).unwrap();
+        let shape = MatvecShape::new(SUBGROUP, &codes, [4096, 128], n_rows, false);
+        let Layout::Codes(layout) = codes else { panic!("{codes:?}") };
+        let is_quantising = true;
+        let kernel = NormedMatvecCodes { layout, shape, norm_lanes, norm_per_lane, is_quantising };
+        print_for_vulkan(&pipelines.render(&kernel).unwrap());
+        let floats = Layout::of(Format::Plain(DType::F16)).unwrap();
+        let shape = MatvecShape::new(SUBGROUP, &floats, [4096, 512], n_rows, false);
+        let Layout::Floats(layout) = floats else { panic!("{floats:?}") };
+        let is_quantising = false;
+        let kernel = NormedMatvecFloats { layout, shape, norm_lanes, norm_per_lane, is_quantising };
+        print_for_vulkan(&pipelines.render(&kernel).unwrap());
+    }
+}
+
+fn print_for_vulkan(source: &str) {
+    let module =
+        naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)));
+    let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
+    assert!(!spv::write_vec(&module, &info, &options, None).unwrap().is_empty());
 }

@@ -1,35 +1,15 @@
-//! Ops that take more than one dispatch or some thought: products and attention.
-
-use std::ops::Range;
+//! Products of few rows, which are the same bits for any number of them.
 
 use bytemuck::{Pod, Zeroable};
-use mlxr_tensor::{Act, AttentionSpec, Batch, Reach, TensorError, Weight};
+use mlxr_tensor::{Act, TensorError, Weight};
 
-use crate::backend::{GpuBackend, act, with_codes};
-use crate::batch::BatchTables;
+use crate::backend::{GpuBackend, act};
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
-use crate::kernels::{
-    Attend, AttendQ8, AttentionShape, MatvecCodes, MatvecFloats, MatvecShape, MergeAttention, PadRows,
-};
-use crate::kv::GpuKvLayer;
+use crate::kernels::{MatvecCodes, MatvecFloats, MatvecShape, PadRows};
 use crate::layout::{Codes, FLOATS_CHUNK, Floats, Layout};
 use crate::recorder::Grid;
 use crate::weight::{GpuWeight, Numbered, Part};
-
-/// Tokens of a split of attention, for rows that see few and many: more at a time read memory faster, but make fewer
-/// workgroups. Splits start at multiples of it, so it may depend on nothing but what the row sees.
-const SPLITS: [usize; 2] = [128, 256];
-/// Tokens from which a row sees many.
-const MANY: usize = 4096;
-/// Lanes of an attention workgroup.
-const ATTENTION_LANES: u32 = 256;
-/// Lanes of a workgroup that joins splits.
-const MERGE_LANES: u32 = 256;
-/// Query heads that share a workgroup.
-const MAX_HEADS: usize = 8;
-/// Scratch for the parts of attention; more rows go in several rounds.
-const MAX_PART_BYTES: usize = 64 << 20;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -166,172 +146,5 @@ impl GpuBackend {
                 self.run(&MatvecFloats { layout, shape }, &bound, &params, grid)
             }
         }
-    }
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct AttentionParams {
-    first_row: u32,
-    n_rows: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    max_splits: u32,
-    window: u32,
-    scale: f32,
-    softcap: f32,
-    sees_both: u32,
-    first_split: u32,
-    /// Rows that see fewer or more are not served.
-    least_seen: u32,
-    most_seen: u32,
-}
-
-/// Attention of a batch over one layer of the cache.
-pub(crate) struct Attention<'a> {
-    pub(crate) q: &'a Act,
-    pub(crate) layer: &'a GpuKvLayer,
-    pub(crate) batch: &'a Batch,
-    pub(crate) tables: &'a BatchTables,
-    pub(crate) spec: &'a AttentionSpec,
-}
-
-impl Attention<'_> {
-    /// First and last position that a row sees, as `reach.wgsl` has it.
-    fn reach(&self, row: usize) -> (usize, usize) {
-        let position = self.batch.positions[row] as usize;
-        let mut last = if self.spec.reach == Reach::Both { self.tables.ends[row] as usize } else { position };
-        let mut first = 0;
-        if let Some(window) = self.spec.window {
-            first = (position + 1).saturating_sub(window as usize);
-            last = last.min(position + window as usize - 1);
-        }
-        (first, last)
-    }
-
-    /// Tokens that a row sees.
-    fn n_seen(&self, row: usize) -> usize {
-        let (first, last) = self.reach(row);
-        last + 1 - first
-    }
-
-    /// The splits of so many tokens that rows from `rows.start` on need, for as many of them as fit in the scratch: first
-    /// split, number of splits, number of rows.
-    fn round(&self, rows: Range<usize>, split: usize) -> (usize, usize, usize) {
-        let per_split = self.spec.n_heads * self.layer.shape.v_dim as usize * 4;
-        let (mut first, mut end) = (usize::MAX, 0);
-        for row in rows.clone() {
-            let seen = self.reach(row);
-            let with = (first.min(seen.0 / split), end.max(seen.1 / split + 1));
-            let n_rows = row - rows.start + 1;
-            if n_rows > 1 && n_rows * (with.1 - with.0) * per_split > MAX_PART_BYTES {
-                return (first, end - first, n_rows - 1);
-            }
-            (first, end) = with;
-        }
-        (first, end - first, rows.len())
-    }
-
-    /// The sinks, or what is bound in their place.
-    pub(crate) fn sinks<'a>(&'a self, backend: &'a GpuBackend) -> Result<Bound<'a>, TensorError> {
-        backend.values_or_none(self.spec.sinks.as_ref())
-    }
-
-    /// Writes the result of some rows, `[rows, n_heads * v_dim]`, and its codes.
-    pub(crate) fn run(
-        &self,
-        backend: &GpuBackend,
-        rows: Range<usize>,
-        y: Bound<'_>,
-        codes: Option<[Bound<'_>; 2]>,
-    ) -> Result<(), TensorError> {
-        for (split, least_seen, most_seen) in [(SPLITS[0], 0, MANY - 1), (SPLITS[1], MANY, u32::MAX as usize)]
-        {
-            let is_served = |row: &usize| (least_seen..=most_seen).contains(&self.n_seen(*row));
-            let (first, last) = (rows.clone().find(is_served), rows.clone().rev().find(is_served));
-            if let (Some(first), Some(last)) = (first, last) {
-                let seen = [least_seen, most_seen].map(|n| n as u32);
-                self.run_split(backend, first..last + 1, (split, seen), y, codes)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the result of those of some rows that see at least and at most so many tokens, in splits.
-    fn run_split(
-        &self,
-        backend: &GpuBackend,
-        rows: Range<usize>,
-        (split, [least_seen, most_seen]): (usize, [u32; 2]),
-        y: Bound<'_>,
-        codes: Option<[Bound<'_>; 2]>,
-    ) -> Result<(), TensorError> {
-        let (layer, spec) = (self.layer, self.spec);
-        let v_dim = layer.shape.v_dim as usize;
-        let group = spec.n_heads / layer.n_kv_heads;
-        let n_heads = (1..=MAX_HEADS.min(group)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
-        let shape = AttentionShape {
-            n_heads: n_heads as u32,
-            split: split as u32,
-            lanes: ATTENTION_LANES,
-            n_subgroups: ATTENTION_LANES / backend.subgroup(),
-        };
-        let sinks = self.sinks(backend)?;
-        let mut first_row = rows.start;
-        while first_row < rows.end {
-            let (first_split, max_splits, n_rows) = self.round(first_row..rows.end, split);
-            let n_parts = n_rows * spec.n_heads * max_splits;
-            let (parts, stats) = (backend.take(n_parts * v_dim * 4)?, backend.take(n_parts * 8)?);
-            let params = AttentionParams {
-                first_row: first_row as u32,
-                n_rows: n_rows as u32,
-                n_heads: spec.n_heads as u32,
-                n_kv_heads: layer.n_kv_heads as u32,
-                max_splits: max_splits as u32,
-                window: spec.window.unwrap_or(0),
-                scale: spec.scale,
-                softcap: spec.softcap.unwrap_or(0.0),
-                sees_both: (spec.reach == Reach::Both).into(),
-                first_split: first_split as u32,
-                least_seen,
-                most_seen,
-            };
-            let (table, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
-            let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
-            let grid = Grid::tiles(n_rows * spec.n_heads / n_heads, max_splits);
-            let bound = [table, tables, act(self.q), keys, values, parts.bound(), stats.bound()];
-            match &layer.scales {
-                None => backend.run(&Attend { heads: layer.shape, shape }, &bound, &params, grid)?,
-                Some((k, v)) => {
-                    let [a, b, c, d, e, f, g] = bound;
-                    let bound = [a, b, c, d, e, f, g, k.buffer.bound(), v.buffer.bound()];
-                    backend.run(&AttendQ8 { heads: layer.shape, shape }, &bound, &params, grid)?;
-                }
-            }
-            let params = [
-                first_row as u32,
-                n_rows as u32,
-                spec.n_heads as u32,
-                max_splits as u32,
-                params.window,
-                params.sees_both,
-                spec.sinks.is_some().into(),
-                first_split as u32,
-                least_seen,
-                most_seen,
-            ];
-            let merge = MergeAttention {
-                split: split as u32,
-                v_dim: layer.shape.v_dim,
-                lanes: MERGE_LANES,
-                subgroup: backend.subgroup(),
-                is_quantising: codes.is_some(),
-            };
-            let grid = Grid::flat(n_rows * spec.n_heads);
-            let bound = [table, parts.bound(), stats.bound(), sinks, y];
-            backend.run(&merge, &with_codes(&bound, codes), &params, grid)?;
-            first_row += n_rows;
-        }
-        Ok(())
     }
 }

@@ -3,7 +3,9 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use mlxr_tensor::{Act, AttentionSpec, Backend, Batch, Gate, KvCache, Rope, RouterSpec, TensorError, Weight};
+use mlxr_tensor::{
+    Act, AttentionSpec, Backend, Batch, Gate, KvCache, LinearLayer, Rope, RouterSpec, TensorError, Weight,
+};
 
 use crate::placement::ModelKv;
 
@@ -27,12 +29,13 @@ pub enum KvLayers {
 
 impl Cx<'_> {
     fn linear(&self, x: &Act, layer: &Linear) -> Act {
-        self.backend.linear(x, &layer.weight, layer.bias.as_ref())
+        let (weight, bias) = layer.parts();
+        self.backend.linear(x, weight, bias)
     }
 
     /// Several layers on one input.
     fn linear_each<const N: usize>(&self, x: &Act, layers: [&Linear; N]) -> [Act; N] {
-        let layers = layers.map(|layer| (&layer.weight, layer.bias.as_ref()));
+        let layers = layers.map(Linear::parts);
         let acts = self.backend.linear_each(x, &layers);
         acts.try_into().expect("one activation per layer")
     }
@@ -50,6 +53,12 @@ impl Cx<'_> {
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Weight>,
+}
+
+impl Linear {
+    fn parts(&self) -> LinearLayer<'_> {
+        (&self.weight, self.bias.as_ref())
+    }
 }
 
 /// The decoder's weights.
@@ -138,10 +147,10 @@ impl Stage {
             let h = residual.normed(cx, layer.attn_norm.as_ref());
             let kv_layer = if cx.kv_layers == KvLayers::Own { layer_idx } else { 0 };
             let h = layer.attn.forward(cx, kv, kv_layer, &h);
-            residual.push(cx.norm(h, layer.post_attn_norm.as_ref()));
+            residual.push(h.normed(cx, layer.post_attn_norm.as_ref()));
             let h = residual.normed(cx, layer.mlp_norm.as_ref());
             let h = layer.mlp.forward(cx, &h);
-            residual.push(cx.norm(h, layer.post_mlp_norm.as_ref()));
+            residual.push(h.normed(cx, layer.post_mlp_norm.as_ref()));
         }
         residual.finish(cx)
     }
@@ -156,15 +165,39 @@ fn output_rows(cx: &Cx<'_>, x: Act) -> Act {
 }
 
 /// The residual stream: what has been summed, and the last sublayer's output still to be added, so that a backend
-/// can add and normalise in one op.
-struct Residual {
+/// can compute its last product, add and normalise in one op.
+struct Residual<'a> {
     x: Act,
-    pending: Option<Act>,
+    pending: Option<Output<'a>>,
     scale: f32,
 }
 
-impl Residual {
-    fn push(&mut self, output: Act) {
+/// What a sublayer adds to the residual stream.
+enum Output<'a> {
+    Whole(Act),
+    /// A linear layer on this.
+    Linear(Act, &'a Linear),
+}
+
+impl<'a> Output<'a> {
+    fn settled(self, cx: &Cx<'_>) -> Act {
+        match self {
+            Output::Whole(x) => x,
+            Output::Linear(x, layer) => cx.linear(&x, layer),
+        }
+    }
+
+    /// Through an optional norm.
+    fn normed(self, cx: &Cx<'_>, weight: Option<&Weight>) -> Output<'a> {
+        match weight {
+            Some(_) => Output::Whole(cx.norm(self.settled(cx), weight)),
+            None => self,
+        }
+    }
+}
+
+impl<'a> Residual<'a> {
+    fn push(&mut self, output: Output<'a>) {
         debug_assert!(self.pending.is_none(), "the stream is read between two sublayers");
         self.pending = Some(output);
     }
@@ -176,7 +209,13 @@ impl Residual {
             return Stream::Bare(&self.x);
         };
         Stream::Normed(match self.pending.take() {
-            Some(output) => cx.backend.add_rms_norm(&mut self.x, &output, self.scale, weight, cx.norm_eps),
+            Some(Output::Whole(output)) => {
+                cx.backend.add_rms_norm(&mut self.x, &output, self.scale, weight, cx.norm_eps)
+            }
+            Some(Output::Linear(x, layer)) => {
+                let output = (&x, layer.parts());
+                cx.backend.linear_add_rms_norm(&mut self.x, output, self.scale, weight, cx.norm_eps)
+            }
             None => cx.backend.rms_norm(&self.x, weight, cx.norm_eps),
         })
     }
@@ -188,7 +227,7 @@ impl Residual {
 
     fn settle(&mut self, cx: &Cx<'_>) {
         if let Some(output) = self.pending.take() {
-            cx.backend.add(&mut self.x, &output, self.scale);
+            cx.backend.add(&mut self.x, &output.settled(cx), self.scale);
         }
     }
 }
@@ -239,16 +278,19 @@ pub enum QkNormWeights {
 
 impl Attention {
     /// `x: [rows, hidden]`, returns the same shape.
-    fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, layer_idx: usize, x: &Act) -> Act {
+    fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, layer_idx: usize, x: &Act) -> Output<'_> {
         let Cx { backend, batch, .. } = *cx;
         let [q, k, v] = cx.linear_each(x, [&self.q, &self.k, &self.v]); // [rows, n_heads or n_kv_heads * head_dim]
-        let (mut q, k) = self.norm_qk(cx, q, k);
-        match &self.rope {
-            Some(rope) => backend.rope_and_store((&mut q, k, &v), rope, kv, layer_idx, batch),
-            None => backend.store_kv(kv, layer_idx, &k, &v, batch),
-        }
-        let attn = backend.attention(&q, kv, layer_idx, batch, &self.spec); // [rows, n_heads * head_dim]
-        cx.linear(&attn, &self.o)
+        let (q, k) = self.norm_qk(cx, q, k);
+        // [rows, n_heads * head_dim]
+        let attn = match &self.rope {
+            Some(rope) => backend.rotate_and_attend((q, k, &v), (rope, &self.spec), kv, layer_idx, batch),
+            None => {
+                backend.store_kv(kv, layer_idx, &k, &v, batch);
+                backend.attention(&q, kv, layer_idx, batch, &self.spec)
+            }
+        };
+        Output::Linear(attn, &self.o)
     }
 
     fn norm_qk(&self, cx: &Cx<'_>, mut q: Act, mut k: Act) -> (Act, Act) {
@@ -274,10 +316,10 @@ pub enum Mlp {
 
 impl Mlp {
     /// `x: [rows, hidden]`, returns the same shape.
-    fn forward(&self, cx: &Cx<'_>, x: &Act) -> Act {
+    fn forward(&self, cx: &Cx<'_>, x: &Act) -> Output<'_> {
         match self {
             Mlp::Dense(mlp) => mlp.forward(cx, x),
-            Mlp::Experts(mlp) => mlp.forward(cx, x),
+            Mlp::Experts(mlp) => Output::Whole(mlp.forward(cx, x)),
         }
     }
 }
@@ -291,9 +333,9 @@ pub struct DenseMlp {
 }
 
 impl DenseMlp {
-    fn forward(&self, cx: &Cx<'_>, x: &Act) -> Act {
-        let [gate, up] = [&self.gate, &self.up].map(|layer| (&layer.weight, layer.bias.as_ref()));
-        cx.linear(&cx.backend.linear_gated(x, gate, up, self.kind), &self.down)
+    fn forward(&self, cx: &Cx<'_>, x: &Act) -> Output<'_> {
+        let h = cx.backend.linear_gated(x, self.gate.parts(), self.up.parts(), self.kind); // [rows, intermediate]
+        Output::Linear(h, &self.down)
     }
 }
 

@@ -134,6 +134,19 @@ pub trait Backend: fmt::Debug + Send + Sync {
         self.rms_norm(residual, weight, eps)
     }
 
+    /// [`Self::add_rms_norm`] of a linear layer on `x`: from the end of a sublayer to the next.
+    fn linear_add_rms_norm(
+        &self,
+        residual: &mut Act,
+        (x, layer): (&Act, LinearLayer<'_>),
+        scale: f32,
+        norm: &Weight,
+        eps: f32,
+    ) -> Act {
+        let y = self.linear(x, layer.0, layer.1);
+        self.add_rms_norm(residual, &y, scale, norm, eps)
+    }
+
     /// `(x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias` for each row.
     fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act;
 
@@ -188,6 +201,19 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Attention of `q: [rows, n_heads * k_dim]` over what `spec` lets each row see of its sequence in the cache, whose
     /// keys and values are stored up to the end of the row's span. Returns `[rows, n_heads * v_dim]`.
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act;
+
+    /// [`Self::rope_and_store`], then [`Self::attention`].
+    fn rotate_and_attend(
+        &self,
+        (mut q, k, v): (Act, Act, &Act),
+        (rope, spec): (&Rope, &AttentionSpec),
+        kv: &mut KvCache,
+        layer_idx: usize,
+        batch: &Batch,
+    ) -> Act {
+        self.rope_and_store((&mut q, k, v), rope, kv, layer_idx, batch);
+        self.attention(&q, kv, layer_idx, batch, spec)
+    }
 
     /// Copies whole blocks inside the arena, in order: copy-on-write.
     fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]);

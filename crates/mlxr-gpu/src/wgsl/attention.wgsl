@@ -1,48 +1,54 @@
 // Attention of a row's query heads over one split of its sequence: largest score, sum of exponentials, weighted values.
 //
 // A workgroup serves {{ n_heads }} query heads that share a key head, of one row, over {{ split }} tokens at a fixed multiple of the
-// position, so that the same numbers meet in the same order in every batch. attention_merge.wgsl joins the splits.
+// position, so that the same numbers meet in the same order in every batch. Of a row's splits the last workgroup to be
+// done joins all, or attention_merge.wgsl does.
+//
+// Where every sequence has one row, queries may come as they are before rotation: then the workgroup that sees the row's
+// own position rotates its key as well, stores key and value, and meets them in workgroup memory.
 
-struct Params {
-    first_row: u32,
-    n_rows: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    max_splits: u32,
-    // 0: none.
-    window: u32,
-    scale: f32,
-    // 0: none.
-    softcap: f32,
-    sees_both: u32,
-    first_split: u32,
-    // Rows that see fewer or more are not served.
-    least_seen: u32,
-    most_seen: u32,
-}
-var<immediate> p: Params;
-
+//# include "attention_params.wgsl"
 //# include "kv_types.wgsl"
 //# include "functions.wgsl"
 //# include "grid.wgsl"
 //# include "reach.wgsl"
 
+//# set is_q8 = dtype == "q8_0"
+//# set kv_access = "read_write" if n_pairs else "read"
+//# set seen_by_all = "@coherent " if is_joining else ""
 @group(0) @binding(0) var<storage, read> rows: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> block_tables: array<u32>;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> k_cache: array<Octet>;
-@group(0) @binding(4) var<storage, read> v_cache: array<Octet>;
+@group(0) @binding(3) var<storage, {{ kv_access }}> k_cache: array<Octet>;
+@group(0) @binding(4) var<storage, {{ kv_access }}> v_cache: array<Octet>;
 // Per row, head and split: the weighted values; the largest score and the sum of exponentials.
-@group(0) @binding(5) var<storage, read_write> parts: array<mat2x4<f32>>;
-@group(0) @binding(6) var<storage, read_write> stats: array<vec2<f32>>;
-//# if dtype == "q8_0"
+@group(0) @binding(5) {{ seen_by_all }}var<storage, read_write> parts: array<vec4<f32>>;
+@group(0) @binding(6) {{ seen_by_all }}var<storage, read_write> stats: array<vec2<f32>>;
+//# if is_q8
 @group(0) @binding(7) var<storage, read> k_scales: array<f32>;
 @group(0) @binding(8) var<storage, read> v_scales: array<f32>;
+//# endif
+//# if n_pairs
+// Cosine and sine, [rows, n_pairs].
+@group(0) @binding(7) var<storage, read> angles: array<vec2<f32>>;
+@group(0) @binding(8) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(9) var<storage, read> v: array<vec4<f32>>;
+//# include "turn.wgsl"
+//# endif
+//# if is_joining
+//# set at = 9 if is_q8 else 10 if n_pairs else 7
+// By row and workgroup of heads: workgroups that are done, zero before and after.
+@group(0) @binding({{ at }}) var<storage, read_write> arrivals: array<atomic<u32>>;
+@group(0) @binding({{ at + 1 }}) var<storage, read> sinks: array<f32>;
+@group(0) @binding({{ at + 2 }}) var<storage, read_write> y: array<vec4<f32>>;
+//# if is_quantising
+//# set first_of_codes = at + 3
+//# include "quantise.wgsl"
+//# endif
 //# endif
 
 //# set k_octets = k_dim // 8
 //# set v_octets = v_dim // 8
-//# set is_q8 = dtype == "q8_0"
 // Lanes that share a token's scores, and octets of each.
 //# set n_shares = lanes // split if k_octets % (lanes // split * (4 if is_q8 else 1)) == 0 else 1
 //# set share_octets = k_octets // n_shares
@@ -61,15 +67,50 @@ var<immediate> p: Params;
 // Groups of a subgroup, which join before they meet the others.
 //# set n_joined = subgroup // v_octets if v_octets in [1, 2, 4, 8, 16, 32] and subgroup > v_octets else 1
 //# set n_sums = n_groups // n_joined
+//# set v_quads = v_dim // 4
+// Groups that join splits, each four columns a lane.
+//# set n_joiners = lanes // v_quads
+//# set own_octets = k_octets + v_octets if n_pairs else 0
 var<workgroup> blocks: array<u32, {{ n_blocks }}>;
 var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
 // Scores by share, head and token; then weights by head and token.
 var<workgroup> weights: array<f32, {{ n_shares * n_heads * split }}>;
 var<workgroup> partial: array<f32, {{ n_scores * n_subgroups }}>;
 // Heads whose values are summed at a time, in the memory that is left of what every device has.
-//# set room = 32256 - 4 * (n_blocks + n_heads * k_dim + n_shares * n_heads * split + n_scores * n_subgroups)
+//# set room = 32256 - 4 * (n_blocks + n_heads * k_dim + n_shares * n_heads * split + n_scores * n_subgroups + 8 * own_octets + 2 * n_joiners + 1)
 //# set n_summed = [[n_heads, lanes // v_octets, room // (32 * n_sums * v_octets)] | min, 1] | max
-var<workgroup> sums: array<mat2x4<f32>, {{ n_summed * n_sums * v_octets }}>;
+//# set n_quads = [2 * n_summed * n_sums * v_octets, lanes] | max
+var<workgroup> sums: array<vec4<f32>, {{ n_quads }}>;
+//# if is_joining
+var<workgroup> joined: array<vec2<f32>, {{ n_joiners }}>;
+var<workgroup> is_last: u32;
+//# endif
+//# if n_pairs
+// The row's own key and value.
+var<workgroup> own_key: array<Octet, {{ k_octets }}>;
+var<workgroup> own_value: array<Octet, {{ v_octets }}>;
+
+//# for x in ["q", "k"]
+// Four columns of a head that starts at a number of fours, rotated.
+fn turned_{{ x }}(start: u32, quad: u32, row: u32) -> vec4<f32> {
+    let own = {{ x }}[start + quad];
+    //# if is_interleaved
+    if (quad >= {{ n_pairs // 2 }}u) {
+        return own;
+    }
+    return turn(own, row * {{ n_pairs }}u + 2u * quad);
+    //# else
+    if (quad >= {{ n_pairs // 2 }}u) {
+        return own;
+    }
+    let is_second = quad >= {{ n_pairs // 4 }}u;
+    let first = quad % {{ n_pairs // 4 }}u;
+    let other = {{ x }}[start + select(first + {{ n_pairs // 4 }}u, first, is_second)];
+    return turn(own, other, row * {{ n_pairs }}u + 4u * first, is_second);
+    //# endif
+}
+//# endfor
+//# endif
 
 @compute @workgroup_size({{ lanes }})
 fn main(
@@ -88,7 +129,12 @@ fn main(
     let first_head = place % tiles * {{ n_heads }}u;
     let q_start = ((p.first_row + local_row) * p.n_heads + first_head) * {{ k_dim // 4 }}u;
     //# for i in range(n_q)
-    let q{{ i }} = q[q_start + min(lane + {{ i * lanes }}u, {{ n_heads * k_dim // 4 - 1 }}u)];
+    let q_idx{{ i }} = min(lane + {{ i * lanes }}u, {{ n_heads * k_dim // 4 - 1 }}u);
+    //# if n_pairs
+    let q{{ i }} = turned_q(q_start + q_idx{{ i }} / {{ k_dim // 4 }}u * {{ k_dim // 4 }}u, q_idx{{ i }} % {{ k_dim // 4 }}u, p.first_row + local_row);
+    //# else
+    let q{{ i }} = q[q_start + q_idx{{ i }}];
+    //# endif
     //# endfor
     let info = rows[p.first_row + local_row];
     let kv_head = first_head / (p.n_heads / p.n_kv_heads);
@@ -112,6 +158,31 @@ fn main(
         queries[lane + {{ i * lanes }}u] = q{{ i }};
     }
     //# endfor
+    //# if n_pairs
+    // The row's own position, counted as well; beyond the split where others see it.
+    let own = select(0xffffffffu, info.x - start, info.x - start < {{ split }}u);
+    if (own < {{ split }}u) {
+        let row = p.first_row + local_row;
+        let kv_row = row * p.n_kv_heads + kv_head;
+        let block = info.w / {{ block_tokens }}u * p.n_kv_heads + kv_head;
+        let place = info.w % {{ block_tokens }}u;
+        let is_first = first_head % (p.n_heads / p.n_kv_heads) == 0u;
+        for (var i = lane; i < {{ k_octets }}u; i += {{ lanes }}u) {
+            let key = encode(turned_k(kv_row * {{ 2 * k_octets }}u, 2u * i, row), turned_k(kv_row * {{ 2 * k_octets }}u, 2u * i + 1u, row));
+            own_key[i] = key;
+            if (is_first) {
+                k_cache[(block * {{ k_octets }}u + i) * {{ block_tokens }}u + place] = key;
+            }
+        }
+        for (var i = lane; i < {{ v_octets }}u; i += {{ lanes }}u) {
+            let value = encode(v[kv_row * {{ v_quads }}u + 2u * i], v[kv_row * {{ v_quads }}u + 2u * i + 1u]);
+            own_value[i] = value;
+            if (is_first) {
+                v_cache[(block * {{ block_tokens }}u + place) * {{ v_octets }}u + i] = value;
+            }
+        }
+    }
+    //# endif
     workgroupBarrier();
 
     // Values: a lane has eight columns, and every {{ n_groups }}th token. The first are on their way while scores are computed.
@@ -132,8 +203,15 @@ fn main(
         //# endfor
         for (var d = first; d < first + {{ share_octets }}u; d += {{ k_ahead }}u) {
             //# for i in range(k_ahead)
-            let octet{{ i }} = k_cache[(block * {{ k_octets }}u + d + {{ i }}u) * {{ block_tokens }}u + place];
+            {{ "var" if n_pairs else "let" }} octet{{ i }} = k_cache[(block * {{ k_octets }}u + d + {{ i }}u) * {{ block_tokens }}u + place];
             //# endfor
+            //# if n_pairs
+            if (token == own) {
+                //# for i in range(k_ahead)
+                octet{{ i }} = own_key[d + {{ i }}u];
+                //# endfor
+            }
+            //# endif
             //# if is_q8
             // Four octets share a scale.
             let scale = k_scales[(block * {{ k_dim // 32 }}u + d / 4u) * {{ block_tokens }}u + place];
@@ -238,18 +316,37 @@ fn main(
     //# endif
     //# endfor
     if (group % {{ n_joined }}u == 0u && group < {{ n_groups }}u) {
-        sums[({{ h - first }}u * {{ n_sums }}u + group / {{ n_joined }}u) * {{ v_octets }}u + column] = value{{ h }};
+        let to = ({{ h - first }}u * {{ n_sums }}u + group / {{ n_joined }}u) * {{ v_quads }}u + 2u * column;
+        sums[to] = value{{ h }}[0];
+        sums[to + 1u] = value{{ h }}[1];
     }
     //# endfor
     workgroupBarrier();
-    if (lane < {{ n * v_octets }}u) {
-        let h = lane / {{ v_octets }}u;
-        var total = sums[h * {{ n_sums * v_octets }}u + column];
+    for (var i = lane; i < {{ n * v_quads }}u; i += {{ lanes }}u) {
+        let h = i / {{ v_quads }}u;
+        let quad = i % {{ v_quads }}u;
+        var total = sums[h * {{ n_sums * v_quads }}u + quad];
         for (var g = 1u; g < {{ n_sums }}u; g++) {
-            total += sums[(h * {{ n_sums }}u + g) * {{ v_octets }}u + column];
+            total += sums[(h * {{ n_sums }}u + g) * {{ v_quads }}u + quad];
         }
         let part = (local_row * p.n_heads + first_head + {{ first }}u + h) * p.max_splits + wg.z;
-        parts[part * {{ v_octets }}u + column] = total;
+        parts[part * {{ v_quads }}u + quad] = total;
     }
     //# endfor
+    //# if is_joining
+    // What all lanes have written is there for everybody before this is counted.
+    storageBarrier();
+    if (lane == 0u) {
+        let n_before = atomicAdd(&arrivals[place], 1u);
+        is_last = u32(n_before == seen.y / {{ split }}u - seen.x / {{ split }}u);
+        if (is_last == 1u) {
+            atomicStore(&arrivals[place], 0u);
+        }
+    }
+    if (workgroupUniformLoad(&is_last) == 0u) {
+        return;
+    }
+    storageBarrier();
+    //# include "attention_join.wgsl"
+    //# endif
 }

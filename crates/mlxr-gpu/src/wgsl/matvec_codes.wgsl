@@ -11,11 +11,19 @@
 @group(0) @binding(4) var<storage, read> x_scales: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read> routing: array<u32>;
-//# set y_item = "vec4<f32>" if kind is defined else "f32"
-@group(0) @binding(7) var<storage, read_write> y: array<{{ y_item }}>;
-//# if kind is defined
+//# if norm_lanes is defined
+@group(0) @binding(7) @coherent var<storage, read_write> residual: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>;
+// Workgroups that are done, zero before and after.
+@group(0) @binding(9) var<storage, read_write> arrivals: array<atomic<u32>>;
+@group(0) @binding(10) var<storage, read_write> y: array<vec4<f32>>;
+//# set first_of_codes = 11
+//# elif kind is defined
+@group(0) @binding(7) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(11) var<storage, read> up_bias: array<f32>;
 //# set first_of_codes = 12
+//# else
+@group(0) @binding(7) var<storage, read_write> y: array<f32>;
 //# endif
 
 fn dot4(start: i32, a: vec4<u32>, b: vec4<u32>) -> i32 {

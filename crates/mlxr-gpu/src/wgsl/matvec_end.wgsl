@@ -22,36 +22,37 @@
     }
     //# endif
     workgroupBarrier();
-    //# if kind is defined
+    //# if kind is defined or norm_lanes is defined
     // A lane has four columns of a row of y.
     //# set n_quads = n_sets * n_y // 4
     let quad = index % {{ n_quads }}u;
     let n = min(index / {{ n_quads }}u, {{ n_rows - 1 }}u);
     let column = workgroup_index(wg, n_wg) * {{ 4 * n_quads }}u + 4u * quad;
     let row = first_row + n;
-    //# for j in range(4)
-    var gate{{ j }} = joined((4u * quad + {{ j }}u) / {{ n_y }}u, (4u * quad + {{ j }}u) % {{ n_y }}u * {{ n_rows }}u + n);
-    var up{{ j }} = joined((4u * quad + {{ j }}u) / {{ n_y }}u, ((4u * quad + {{ j }}u) % {{ n_y }}u + {{ n_y }}u) * {{ n_rows }}u + n);
-    //# endfor
-    if (p.has_bias != 0u && column < p.n_out) {
-        //# for j in range(4)
-        gate{{ j }} += bias[column + {{ j }}u];
-        //# endfor
-    }
-    if (p.has_up_bias != 0u && column < p.n_out) {
-        //# for j in range(4)
-        up{{ j }} += up_bias[column + {{ j }}u];
-        //# endfor
-    }
-    let v = vec4(gated(gate0, up0), gated(gate1, up1), gated(gate2, up2), gated(gate3, up3));
     let is_there = index < {{ n_quads * n_rows }}u && column < p.n_out && row < p.n_rows;
     let at = (row * p.y_stride + column) / 4u;
+    //# for m in range(2 if kind is defined else 1)
+    var own{{ m }} = vec4(
+        //# for j in range(4)
+        joined((4u * quad + {{ j }}u) / {{ n_y }}u, ((4u * quad + {{ j }}u) % {{ n_y }}u + {{ m * n_y }}u) * {{ n_rows }}u + n),
+        //# endfor
+    );
+    //# set of_up = "up_" if m > 0 else ""
+    if (p.has_{{ of_up }}bias != 0u && column < p.n_out) {
+        own{{ m }} += vec4({{ of_up }}bias[column], {{ of_up }}bias[column + 1u], {{ of_up }}bias[column + 2u], {{ of_up }}bias[column + 3u]);
+    }
+    //# endfor
+    //# if kind is defined
+    let v = vec4(gated(own0.x, own1.x), gated(own0.y, own1.y), gated(own0.z, own1.z), gated(own0.w, own1.w));
     //# if is_quantising
     quantise(at, v, is_there);
     //# endif
     if (is_there) {
         y[at] = v;
     }
+    //# else
+    //# include "matvec_norm.wgsl"
+    //# endif
     //# else
     for (var i = lane; i < {{ n_results }}u; i += {{ lanes }}u) {
         let o = first + i / {{ n_rows }}u;

@@ -10,11 +10,19 @@
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> routing: array<u32>;
-//# set y_item = "vec4<f32>" if kind is defined else "f32"
-@group(0) @binding(5) var<storage, read_write> y: array<{{ y_item }}>;
-//# if kind is defined
+//# if norm_lanes is defined
+@group(0) @binding(5) @coherent var<storage, read_write> residual: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> norm: array<vec4<f32>>;
+// Workgroups that are done, zero before and after.
+@group(0) @binding(7) var<storage, read_write> arrivals: array<atomic<u32>>;
+@group(0) @binding(8) var<storage, read_write> y: array<vec4<f32>>;
+//# set first_of_codes = 9
+//# elif kind is defined
+@group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read> up_bias: array<f32>;
 //# set first_of_codes = 9
+//# else
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;
 //# endif
 
 // In this order everywhere, which a built-in product of vectors does not promise.

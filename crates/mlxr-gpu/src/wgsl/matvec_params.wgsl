@@ -15,6 +15,9 @@ struct Params {
     has_up_bias: u32,
     alpha: f32,
     limit: f32,
+    //# elif norm_lanes is defined
+    scale: f32,
+    eps: f32,
     //# endif
 }
 var<immediate> p: Params;

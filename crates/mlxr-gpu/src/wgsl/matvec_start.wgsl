@@ -18,9 +18,15 @@ fn joined(set_idx: u32, i: u32) -> f32 {
 //# include "grid.wgsl"
 //# if kind is defined
 //# include "gate.wgsl"
-//# if is_quantising
-//# include "quantise.wgsl"
 //# endif
+//# if norm_lanes is defined
+//# set n_lanes = lanes * n_sets
+//# set n_turns = [norm_lanes // n_lanes, 1] | max
+var<workgroup> is_last: u32;
+var<workgroup> squares: array<f32, {{ n_turns * n_lanes // subgroup }}>;
+//# endif
+//# if is_quantising is defined and is_quantising
+//# include "quantise.wgsl"
 //# endif
 
 @compute @workgroup_size({{ lanes * n_sets }})

@@ -26,31 +26,21 @@ var<immediate> p: Params;
 //# set n_units = n_pairs // (4 if is_interleaved else 8)
 //# set n_rest = k_octets - n_pairs // 4
 
+//# include "turn.wgsl"
+
 //# if is_interleaved
 alias Unit = mat2x4<f32>;
 
-fn turn(x: Unit, at: u32) -> Unit {
-    let a = vec4(x[0].xz, x[1].xz);
-    let b = vec4(x[0].yw, x[1].yw);
-    let c = vec4(angles[at].x, angles[at + 1u].x, angles[at + 2u].x, angles[at + 3u].x);
-    let s = vec4(angles[at].y, angles[at + 1u].y, angles[at + 2u].y, angles[at + 3u].y);
-    let first = fma(a, c, -(b * s));
-    let second = fma(b, c, a * s);
-    return Unit(first.x, second.x, first.y, second.y, first.z, second.z, first.w, second.w);
+fn turn_unit(x: Unit, at: u32) -> Unit {
+    return Unit(turn(x[0], at), turn(x[1], at + 2u));
 }
 //# else
 alias Unit = mat4x4<f32>;
 
-fn turn(x: Unit, at: u32) -> Unit {
-    var y: Unit;
-    for (var i = 0u; i < 2u; i++) {
-        let j = at + 4u * i;
-        let c = vec4(angles[j].x, angles[j + 1u].x, angles[j + 2u].x, angles[j + 3u].x);
-        let s = vec4(angles[j].y, angles[j + 1u].y, angles[j + 2u].y, angles[j + 3u].y);
-        y[i] = fma(x[i], c, -(x[2u + i] * s));
-        y[2u + i] = fma(x[2u + i], c, x[i] * s);
-    }
-    return y;
+fn turn_unit(x: Unit, at: u32) -> Unit {
+    let low = mat2x4<f32>(turn(x[0], x[2], at, false), turn(x[1], x[3], at + 4u, false));
+    let high = mat2x4<f32>(turn(x[2], x[0], at, true), turn(x[3], x[1], at + 4u, true));
+    return Unit(low[0], low[1], high[0], high[1]);
 }
 //# endif
 
@@ -74,11 +64,11 @@ fn main(
         let unit = j % {{ n_units }}u;
         let at = (row * p.n_heads + j / {{ n_units }}u) * {{ k_octets }}u + unit;
         //# if is_interleaved
-        q[at] = turn(q[at], row * {{ n_pairs }}u + 4u * unit);
+        q[at] = turn_unit(q[at], row * {{ n_pairs }}u + 4u * unit);
         //# else
         let low = q[at];
         let high = q[at + {{ n_units }}u];
-        let y = turn(Unit(low[0], low[1], high[0], high[1]), row * {{ n_pairs }}u + 8u * unit);
+        let y = turn_unit(Unit(low[0], low[1], high[0], high[1]), row * {{ n_pairs }}u + 8u * unit);
         q[at] = mat2x4<f32>(y[0], y[1]);
         q[at + {{ n_units }}u] = mat2x4<f32>(y[2], y[3]);
         //# endif
@@ -94,12 +84,12 @@ fn main(
         let at = (row * p.n_kv_heads + head) * {{ k_octets }}u + unit;
         let to = ((block + head) * {{ k_octets }}u + unit) * {{ block_tokens }}u + t;
         //# if is_interleaved
-        let y = turn(k[at], row * {{ n_pairs }}u + 4u * unit);
+        let y = turn_unit(k[at], row * {{ n_pairs }}u + 4u * unit);
         k_cache[to] = encode(y[0], y[1]);
         //# else
         let low = k[at];
         let high = k[at + {{ n_units }}u];
-        let y = turn(Unit(low[0], low[1], high[0], high[1]), row * {{ n_pairs }}u + 8u * unit);
+        let y = turn_unit(Unit(low[0], low[1], high[0], high[1]), row * {{ n_pairs }}u + 8u * unit);
         k_cache[to] = encode(y[0], y[1]);
         k_cache[to + {{ n_units * block_tokens }}u] = encode(y[2], y[3]);
         //# endif

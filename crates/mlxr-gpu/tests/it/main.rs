@@ -45,6 +45,7 @@ checks! {
     linear_of_ragged_shapes: "linear of ragged shapes";
     linear_each_equals_linear: "linear_each equals linear";
     gated_linear_layers: "gated linear layers";
+    linear_layers_added_and_normed: "linear layers added and normed";
     embed: "embed";
     weights_at_odd_addresses: "weights at odd addresses";
     rms_norms: "rms norms";
@@ -56,6 +57,7 @@ checks! {
     guessed_tokens: "guessed tokens";
     rope: "rope";
     rope_and_store: "rope and store";
+    rotate_and_attend: "rotate and attend";
     attention_over_head_sizes: "attention over head sizes";
     attention_variants: "attention variants";
     attention_over_long_contexts: "attention over long contexts";

@@ -345,3 +345,47 @@ pub(super) fn rotated_and_stored(backend: &dyn Backend) {
         }
     }
 }
+
+/// Rotating, storing and attending in one op, against the ops it stands for: tokens one by one, some sequences a step.
+pub(super) fn rotated_and_attended(backend: &dyn Backend) {
+    let cases = [
+        (Case::default(), 32),
+        (Case { dtype: DType::F16, n_heads: 14, n_kv_heads: 1, ..Case::default() }, 16),
+        (Case { dtype: DType::BF16, k_dim: 128, v_dim: 96, window: Some(20), ..Case::default() }, 64),
+        (Case { dtype: DType::F16, sinks: true, lens: vec![300, 3, 140], ..Case::default() }, 24),
+        (Case { dtype: DType::Q8_0, ..Case::default() }, 32),
+    ];
+    for ((case, n_pairs), pairing) in
+        cases.into_iter().flat_map(|c| [(c.clone(), RopePairing::Half), (c, RopePairing::Interleaved)])
+    {
+        let rope = Rope::new(pairing, (0..n_pairs).map(|i| 0.7f32.powi(i)).collect(), 1.25);
+        let scene = Scene::new(backend, case.clone());
+        let (mut apart, mut together) = (scene.cache(), scene.cache());
+        let longest = scene.sequences.iter().map(|s| s.n_tokens).max().unwrap_or(0);
+        // The first half as prompts.
+        let steps = std::iter::once(0..longest / 2).chain((longest / 2..longest).map(|t| t..t + 1));
+        for tokens in steps {
+            let mut batch = Batch::new();
+            let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+            for s in scene.sequences.iter().filter(|s| s.n_tokens > tokens.start) {
+                let tokens = tokens.start..tokens.end.min(s.n_tokens);
+                let ids = vec![0; tokens.len()];
+                batch.push(&ids, tokens.start as u32, &s.block_table, case.block_tokens);
+                let cut = |values: &[f32], per_token: usize| {
+                    values[tokens.start * per_token..tokens.end * per_token].to_vec()
+                };
+                q.extend(cut(&s.q, case.n_heads * case.k_dim));
+                k.extend(cut(&s.k, case.n_kv_heads * case.k_dim));
+                v.extend(cut(&s.v, case.n_kv_heads * case.v_dim));
+            }
+            let act = |values: &[f32]| backend.act(batch.n_rows(), values.len() / batch.n_rows(), values);
+            let mut turned = act(&q);
+            backend.rope_and_store((&mut turned, act(&k), &act(&v)), &rope, &mut apart, 1, &batch);
+            let expected = read(backend, &backend.attention(&turned, &apart, 1, &batch, &scene.spec));
+            let rows = (act(&q), act(&k), &act(&v));
+            let got = backend.rotate_and_attend(rows, (&rope, &scene.spec), &mut together, 1, &batch);
+            let what = format!("{case:?}, {n_pairs} pairs, {pairing:?}: tokens {tokens:?}");
+            assert_same_bits(&read(backend, &got), &expected, &what);
+        }
+    }
+}

@@ -144,6 +144,39 @@ pub(super) fn gated(backend: &dyn Backend) {
     }
 }
 
+/// A product, a sum and a norm in one op, against the ops they stand for: few rows and many, and a product of the result.
+pub(super) fn added_and_normed(backend: &dyn Backend) {
+    let mut noise = Noise::new(9);
+    let cases =
+        [(DType::Q4_0, 64), (DType::Q6_K, 288), (DType::F16, 96), (DType::F16, 1056), (DType::Q8_0, 5120)];
+    for ((dtype, n_out), with_bias) in cases.into_iter().flat_map(|c| [(c, false), (c, true)]) {
+        let mut matrix = |dtype: DType, shape: [usize; 2]| {
+            let tensor = data::tensor(Format::Plain(dtype), &shape, &mut noise);
+            backend.upload(&tensor).expect("a required format")
+        };
+        let (weight, next) = (matrix(dtype, [n_out, 256]), matrix(DType::Q8_0, [40, n_out]));
+        let [bias, norm] = [n_out, n_out].map(|n| {
+            let tensor = HostTensor::from_f32("vector", &[n], &noise.values(n)).expect("sizes fit");
+            backend.upload(&tensor).expect("a vector of f32")
+        });
+        let layer = (&weight, with_bias.then_some(&bias));
+        for n_rows in [1, 2, 3, 5] {
+            let x = backend.act(n_rows, 256, &noise.values(n_rows * 256));
+            let before = noise.values(n_rows * n_out);
+            let (mut apart, mut together) =
+                (backend.act(n_rows, n_out, &before), backend.act(n_rows, n_out, &before));
+            let y = backend.linear(&x, layer.0, layer.1);
+            let expected = backend.add_rms_norm(&mut apart, &y, 0.5, &norm, 1e-5);
+            let got = backend.linear_add_rms_norm(&mut together, (&x, layer), 0.5, &norm, 1e-5);
+            let case = format!("{n_rows} rows of {n_out} in {dtype}");
+            assert_same_bits(&read(backend, &together), &read(backend, &apart), &format!("{case}: sum"));
+            assert_same_bits(&read(backend, &got), &read(backend, &expected), &format!("{case}: norm"));
+            let next = |x: &Act| read(backend, &backend.linear(x, &next, None));
+            assert_same_bits(&next(&got), &next(&expected), &format!("{case}: then a product"));
+        }
+    }
+}
+
 pub(super) fn embed(backend: &dyn Backend) {
     for format in data::formats() {
         let table = data::tensor(format, &[40, 256], &mut Noise::new(5));

@@ -1,11 +1,11 @@
 //! `mlxr bench`: prefill and decode speed, beside what the machine's memory and arithmetic could do.
 //!
 //! A token makes the processor read the weights it touches and the keys and values stored so far; those bytes over the
-//! time taken are the GB/s printed beside tok/s. Multiplications with weights and their additions are the GFLOP/s, and the
-//! share of the peak is that of the time which they take at least, as fast as a loop of nothing else. A step ends with the most likely token known, as a greedy one does. Steps
-//! are begun as the engine begins them: a GPU goes on with its own tokens while the host waits for the step before. On the
-//! CPU the next step decodes a token that is made up. Most keys and values of a long context are copies, see
-//! [`COMPUTED_TOKENS`].
+//! time taken are the GB/s printed beside tok/s. Multiplications with weights and their additions are the GFLOP/s, and
+//! the share of the peak is that of the time which they take at least, as fast as a loop of nothing else. A step ends
+//! with the most likely token known, as a greedy one does. Steps are begun as the engine begins them: a GPU goes on with
+//! its own tokens while the host waits for the step before. On the CPU the next step decodes a token that is made up.
+//! Most keys and values of a long context are copies, see [`COMPUTED_TOKENS`].
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -221,8 +221,9 @@ impl Gpu {
         self.limits.max_storage_buffers_per_shader_stage >= MOST
     }
 
-    /// Whether a workgroup sees what another of the same kernel has written and then counted. On Metal a barrier orders what
-    /// one workgroup does and no more.
+    /// Whether a workgroup sees what another of the same kernel has written and then counted. WGSL promises nothing of the
+    /// kind; in SPIR-V a storage barrier acquires and releases for the whole device, and such buffers are coherent. On
+    /// Metal a barrier orders what one workgroup does and no more.
     pub(crate) fn is_coherent(&self) -> bool {
         self.info.api == "vulkan" && self.device.features().contains(Features::MEMORY_DECORATION_COHERENT)
     }

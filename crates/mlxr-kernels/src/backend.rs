@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{
-    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec, Ranked,
-    Rope, RouterSpec, Routing, TensorError, Weight, argmax, largest,
+    Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec,
+    LinearLayer, Ranked, Rope, RouterSpec, Routing, TensorError, Weight, argmax, largest,
 };
 
 use crate::acts::{ActPool, inputs, set_coded, values, values_mut};
@@ -216,7 +216,7 @@ impl Backend for CpuBackend {
         self.linear_each(x, &[(w, bias)]).pop().expect("one layer, one result")
     }
 
-    fn linear_each(&self, x: &Act, layers: &[(&Weight, Option<&Weight>)]) -> Vec<Act> {
+    fn linear_each(&self, x: &Act, layers: &[LinearLayer<'_>]) -> Vec<Act> {
         let mut products = Vec::with_capacity(layers.len());
         let mut results = Vec::with_capacity(layers.len());
         for (result, &(w, bias)) in layers.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::data::{self, Noise};
 use super::{F16_TOLERANCE, F32_TOLERANCE, INT8_TOLERANCE, assert_close, assert_same_bits, read, reference};
-use crate::{Act, Backend, Batch, DType, Format, Gate, HostTensor, TensorError, Weight};
+use crate::{Act, Backend, Batch, DType, Format, Gate, HostTensor, LinearLayer, TensorError, Weight};
 
 /// Formats every backend computes with.
 const REQUIRED: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0];
@@ -103,7 +103,7 @@ pub(super) fn several(backend: &dyn Backend) {
             backend.upload(&tensor).expect("a required format")
         })
         .collect();
-    let layers: Vec<(&Weight, Option<&Weight>)> = weights.iter().map(|w| (w, None)).collect();
+    let layers: Vec<LinearLayer<'_>> = weights.iter().map(|w| (w, None)).collect();
     let together = backend.linear_each(&x, &layers);
     assert_eq!(together.len(), weights.len());
     for (weight, act) in weights.iter().zip(&together) {

@@ -1,7 +1,7 @@
-//! Products and attention of a Llama-3-8B-like model on the GPU: microseconds, GB/s of what is read from memory, and
-//! TFLOP/s where many rows meet a weight.
+//! Products and attention of a Llama-3-8B-like model, and experts of a Qwen3-30B-A3B-like one, on the GPU: microseconds,
+//! GB/s of what is read from memory, and TFLOP/s where many rows meet a weight.
 //!
-//! `cargo bench -p mlxr-gpu --bench kernels [-- FORMAT...]`
+//! `cargo bench -p mlxr-gpu --bench kernels [-- attention|experts|products... FORMAT...]`
 
 use std::time::Instant;
 
@@ -9,9 +9,10 @@ use bytes::Bytes;
 use mlxr_gpu::{AdapterChoice, GpuBackend};
 use mlxr_tensor::conformance::data::Noise;
 use mlxr_tensor::{
-    Act, AttentionSpec, Backend, Batch, DType, HostTensor, KvLayerSpec, KvSpec, Reach, Weight,
+    Act, AttentionSpec, Backend, Batch, DType, HostTensor, KvLayerSpec, KvSpec, Reach, RouterSpec, Weight,
 };
 
+const SECTIONS: [&str; 3] = ["attention", "experts", "products"];
 /// Rows and columns of the weights.
 const SHAPES: [(usize, usize); 4] = [(4096, 4096), (14336, 4096), (4096, 14336), (128_256, 4096)];
 const ROW_COUNTS: [usize; 6] = [1, 2, 4, 8, 16, 512];
@@ -26,6 +27,11 @@ const N_HEADS: usize = 32;
 const N_KV_HEADS: usize = 8;
 const HEAD_DIM: usize = 128;
 const BLOCK_TOKENS: usize = 16;
+/// Rows and columns of an expert, experts of a layer, and how many a row goes to.
+const EXPERT_SHAPES: [(usize, usize); 2] = [(768, 2048), (2048, 768)];
+const N_EXPERTS: usize = 128;
+const TOP_K: usize = 8;
+const EXPERT_ROW_COUNTS: [usize; 8] = [1, 4, 16, 32, 64, 128, 512, 2048];
 /// Stored tokens and sequences.
 const CONTEXTS: [(usize, usize); 4] = [(4096, 1), (32_768, 1), (4096, 16), (1024, 1)];
 /// Layers of the cache, read in turn.
@@ -85,8 +91,41 @@ fn products(backend: &dyn Backend, dtype: DType) {
     }
 }
 
+/// The products of a layer's experts with rows that were routed at random, each time anew.
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
-fn attention(backend: &dyn Backend) {
+fn experts(backend: &dyn Backend, dtype: DType) {
+    for (n_out, cols) in EXPERT_SHAPES {
+        let n_bytes = dtype.bytes_for(cols).expect("whole blocks") * n_out;
+        let mut noise = Noise::new(1);
+        let words = std::iter::repeat_with(|| noise.next_u64());
+        let data: Vec<u8> = words.flat_map(u64::to_le_bytes).take(n_bytes).collect();
+        let tensor = HostTensor::new("expert", &[n_out, cols], dtype, Bytes::from(data)).expect("sizes fit");
+        let stack = vec![tensor; N_EXPERTS];
+        let n_copies = (SET_BYTES / (n_bytes * N_EXPERTS)).clamp(2, MAX_COPIES);
+        let weights: Vec<Weight> =
+            (0..n_copies).map(|_| backend.upload_experts(&stack).expect("room for the weights")).collect();
+        for n_rows in EXPERT_ROW_COUNTS {
+            let x = values(backend, n_rows, cols);
+            let logits = values(backend, n_rows, N_EXPERTS);
+            let spec = RouterSpec { top_k: TOP_K, softmax_over_all: false };
+            let n_ops = MAX_COPIES.next_multiple_of(n_copies);
+            let time = seconds(backend, n_ops, || {
+                for weight in weights.iter().cycle().take(n_ops) {
+                    let routing = backend.route(&logits, &spec);
+                    drop(backend.expert_linear(&x, weight, None, &routing));
+                }
+            });
+            println!(
+                "{dtype} {N_EXPERTS} experts of {n_out}x{cols}, {TOP_K} of them, rows {n_rows}: {:.1} us, {:.2} TFLOP/s",
+                time * 1e6,
+                2.0 * (n_rows * TOP_K * n_out * cols) as f64 / time / 1e12,
+            );
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
+fn attention(backend: &dyn Backend, dtype: DType) {
     let spec = AttentionSpec {
         n_heads: N_HEADS,
         scale: 0.09,
@@ -101,7 +140,7 @@ fn attention(backend: &dyn Backend) {
         let kv_spec = KvSpec {
             n_blocks: n_blocks * n_seqs,
             block_tokens: BLOCK_TOKENS,
-            dtype: DType::F16,
+            dtype,
             layers: vec![layer; N_LAYERS],
         };
         let kv = backend.kv_cache(&kv_spec).expect("room for the cache");
@@ -116,9 +155,9 @@ fn attention(backend: &dyn Backend) {
                 drop(backend.attention(&q, &kv, i % N_LAYERS, &batch, &spec));
             }
         });
-        let n_bytes = n_tokens * n_seqs * N_KV_HEADS * HEAD_DIM * 2 * 2;
+        let n_bytes = kv_spec.bytes_per_token().expect("whole blocks") / N_LAYERS * n_tokens * n_seqs;
         println!(
-            "attention over {n_tokens} tokens of {n_seqs}: {:.1} us, {:.0} GB/s",
+            "attention over {n_tokens} tokens of {n_seqs} in {dtype}: {:.1} us, {:.0} GB/s",
             time * 1e6,
             n_bytes as f64 / time / 1e9
         );
@@ -142,14 +181,24 @@ fn chain(backend: &dyn Backend) {
 
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
 fn main() {
-    let wanted: Vec<DType> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted: Vec<DType> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     let formats = [DType::Q4_0, DType::Q8_0, DType::F16, DType::Q4_K, DType::Q6_K];
     let formats = if wanted.is_empty() { formats.to_vec() } else { wanted };
+    let has_section = args.iter().any(|arg| SECTIONS.contains(&arg.as_str()));
+    let is_wanted = |section: &str| !has_section || args.iter().any(|arg| arg == section);
     let backend = GpuBackend::new(AdapterChoice::BestOrSoftware).expect("a GPU");
     println!("{}", backend.describe());
-    chain(&backend);
-    attention(&backend);
+    if is_wanted("attention") {
+        chain(&backend);
+        attention(&backend, DType::F16);
+    }
     for dtype in formats {
-        products(&backend, dtype);
+        if is_wanted("experts") {
+            experts(&backend, dtype);
+        }
+        if is_wanted("products") {
+            products(&backend, dtype);
+        }
     }
 }

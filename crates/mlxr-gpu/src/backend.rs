@@ -16,6 +16,7 @@ use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
+use crate::experts::GpuRouting;
 use crate::fused::{GatedProduct, NormedProduct};
 use crate::half::padded_rows;
 use crate::kernels::{
@@ -86,12 +87,6 @@ impl ActCodes {
     pub(crate) fn bound(&self) -> [Bound<'_>; 2] {
         [self.codes.bound(), self.scales.bound()]
     }
-}
-
-/// What stands behind a routing.
-struct GpuRouting {
-    experts: Pooled,
-    weights: Pooled,
 }
 
 impl Pooled {
@@ -719,11 +714,10 @@ impl Backend for GpuBackend {
     }
 
     fn route(&self, logits: &Act, spec: &RouterSpec) -> Routing {
-        let n_choices = logits.rows() * spec.top_k;
-        let routing = GpuRouting {
-            experts: self.take_or_fail(n_choices * 4),
-            weights: self.take_or_fail(n_choices * 4),
-        };
+        let (n_experts, n_choices) = (logits.cols(), logits.rows() * spec.top_k);
+        assert!(spec.top_k <= n_experts, "{} of {n_experts} experts", spec.top_k);
+        let take = || self.take_or_fail(n_choices * 4);
+        let routing = GpuRouting::new(take(), take(), n_choices, n_experts);
         let params = [logits.rows() as u32, logits.cols() as u32, spec.top_k as u32];
         let bound = [act(logits), routing.experts.bound(), routing.weights.bound()];
         let kernel = Route { softmax_over_all: spec.softmax_over_all };
@@ -738,7 +732,7 @@ impl Backend for GpuBackend {
         assert_eq!(x.rows() * per_row, n_choices, "rows of the input and of the routing");
         let weight = experts.handle::<GpuWeight>();
         self.new_act(n_choices, weight.n_out, |y| {
-            let routing = Some((&routing.handle::<GpuRouting>().experts, per_row));
+            let routing = Some((self.choices(routing.handle())?, per_row));
             let product = Product { weight, bias, routing, n_rows: n_choices };
             self.product(x, &product, y)
         })

@@ -72,6 +72,8 @@ kernels! {
     /// `pairs, chosen, tokens`
     FeedTokens = "feed_tokens.wgsl" [Read, Read, Write] {}
     Route = "route.wgsl" [Read, Write, Write] { softmax_over_all: bool }
+    /// `experts, tiles`
+    Group = "group.wgsl" [Read, Write] { n_experts: u32, tile: u32 }
     Combine = "combine.wgsl" [Read, Read, Write] {}
     QuantiseRows = "quantise_rows.wgsl" [Read, Write, Write] {}
     /// `codes, high, scales, tokens, y`
@@ -272,7 +274,7 @@ pub(crate) struct MatvecShape {
     pub(crate) n_out: u32,
     /// Rows of the input that a set meets.
     pub(crate) n_rows: u32,
-    /// Whether the row of the weight depends on the row of the input (experts).
+    /// Whether the row of the weight depends on the row of the input (experts); rows that are met together have the same.
     pub(crate) is_routed: bool,
 }
 

@@ -17,6 +17,7 @@ mod batch;
 mod bindings;
 mod buffers;
 mod device;
+mod experts;
 mod fused;
 mod half;
 mod half_attention;

@@ -69,6 +69,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &DrawTokens { lanes: 1024, subgroup: SUBGROUP, n_subgroups: 32 });
     printed.print(pipelines, &FeedTokens {});
     printed.print(pipelines, &Combine {});
+    printed.print(pipelines, &Group { n_experts: 128, tile: 16 });
     printed.print(pipelines, &QuantiseRows {});
     printed.print(pipelines, &HalfRows {});
     // Metal's matrices are 8 by 8, and came with 2.3.
@@ -111,8 +112,8 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
 fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     let layouts: Vec<Layout> = data::formats().into_iter().filter_map(Layout::of).collect();
     let shapes = |layout: &Layout| {
-        [(1, false), (2, false), (4, false), (8, false), (16, false), (1, true)]
-            .map(|(n_rows, is_routed)| MatvecShape::new(SUBGROUP, layout, [4096, 448], n_rows, is_routed))
+        let of = |n_rows, is_routed| MatvecShape::new(SUBGROUP, layout, [4096, 448], n_rows, is_routed);
+        [1, 2, 4, 8, 16].map(|n_rows| [of(n_rows, false), of(n_rows, true)]).concat()
     };
     let kind = "silu";
     for layout in layouts {

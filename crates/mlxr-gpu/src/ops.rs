@@ -6,6 +6,7 @@ use mlxr_tensor::{Act, TensorError, Weight};
 use crate::backend::{GpuBackend, act};
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
+use crate::experts::Choices;
 use crate::kernels::{MatvecCodes, MatvecFloats, MatvecShape, PadRows};
 use crate::layout::{Codes, FLOATS_CHUNK, Floats, Layout};
 use crate::recorder::Grid;
@@ -31,7 +32,7 @@ pub(crate) struct Product<'a> {
     pub(crate) weight: &'a GpuWeight,
     pub(crate) bias: Option<&'a Weight>,
     /// Expert of each row of the result, and rows of the result per row of the input.
-    pub(crate) routing: Option<(&'a Pooled, usize)>,
+    pub(crate) routing: Option<(Choices<'a>, usize)>,
     pub(crate) n_rows: usize,
 }
 
@@ -104,7 +105,11 @@ impl GpuBackend {
     /// One product of `x` into `y`.
     pub(crate) fn product(&self, x: &Act, product: &Product<'_>, y: Bound<'_>) -> Result<(), TensorError> {
         let Product { weight, routing, n_rows, .. } = *product;
-        let n_tile = if routing.is_some() { 1 } else { row_tile(n_rows) };
+        let n_tile = match routing {
+            None => row_tile(n_rows),
+            Some((Choices::Each(_), _)) => 1,
+            Some((Choices::Tiles { tile, .. }, _)) => tile,
+        };
         let size = [weight.n_out, weight.cols.div_ceil(weight.layout.chunk())].map(|n| n as u32);
         let usual = MatvecShape::new(self.subgroup(), &weight.layout, size, n_tile, routing.is_some());
         let padded;
@@ -133,9 +138,13 @@ impl GpuBackend {
     ) -> Result<(), TensorError> {
         let Matvec { input, product, params, shape } = *matvec;
         let n_groups = (params.n_out as usize).div_ceil((shape.n_sets * shape.n_out) as usize);
-        let grid = Grid::tiles(n_groups, product.n_rows.div_ceil(shape.n_rows as usize));
         let bias = self.values_or_none(product.bias)?;
-        let routing = product.routing.map_or(self.none(), |(experts, _)| experts.bound());
+        let (routing, n_tiles) = match product.routing {
+            None => (self.none(), product.n_rows.div_ceil(shape.n_rows as usize)),
+            Some((Choices::Each(experts), _)) => (experts, product.n_rows),
+            Some((Choices::Tiles { tiles, n_tiles, .. }, _)) => (tiles, n_tiles),
+        };
+        let grid = Grid::tiles(n_groups, n_tiles);
         match input {
             Input::Codes(layout, [x_codes, x_scales]) => {
                 let bound = [codes, high, scales, x_codes, x_scales, bias, routing, y];

@@ -56,6 +56,7 @@ sources!(
     "gated.wgsl",
     "gather_rows.wgsl",
     "grid.wgsl",
+    "group.wgsl",
     "guess.wgsl",
     "guess_rows.wgsl",
     "half_rows.wgsl",

@@ -56,7 +56,7 @@
     //# else
     for (var i = lane; i < {{ n_results }}u; i += {{ lanes }}u) {
         let o = first + i / {{ n_rows }}u;
-        let n = first_row + i % {{ n_rows }}u;
+        let n = {{ "routing[tile + 1u + i %% %du]"|format(n_rows) if is_grouped else "first_row + i %% %du"|format(n_rows) }};
         if (o < p.n_out && n < p.n_rows) {
             var total = joined(set_idx, i);
             if (p.has_bias != 0u) {

@@ -4,6 +4,8 @@
 // Columns of y that a set computes: of each, n_out has a row of w, or one of w and one of up.
 //# set n_y = n_out // 2 if kind is defined else n_out
 //# set n_results = n_out * n_rows
+// Rows of x that chose the same expert, or just one.
+//# set is_grouped = is_routed and n_rows > 1
 var<workgroup> partial: array<f32, {{ n_sets * n_split * n_results }}>;
 
 // Result i of a set, of which each of its subgroups has a part.
@@ -37,10 +39,24 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) sublane: u32,
 ) {
+    //# if is_grouped
+    // See group.wgsl.
+    let tile = wg.z * {{ n_rows + 1 }}u;
+    let expert = routing[tile];
+    if (expert == 0xffffffffu) {
+        return;
+    }
+    //# endif
     prepare_weights(index, {{ lanes * n_sets }}u);
     let set_idx = subgroup / {{ n_split }}u;
     let lane = (subgroup % {{ n_split }}u) * {{ subgroup }}u + sublane;
     let first = (workgroup_index(wg, n_wg) * {{ n_sets }}u + set_idx) * {{ n_y }}u;
+    //# if is_grouped
+    let base = expert * p.n_out;
+    //# for n in range(n_rows)
+    let x_row{{ n }} = min(routing[tile + {{ n + 1 }}u], p.n_rows - 1u) / p.choices_per_row;
+    //# endfor
+    //# else
     let first_row = wg.z * {{ n_rows }}u;
     //# if is_routed
     let base = routing[first_row] * p.n_out;
@@ -50,6 +66,7 @@ fn main(
     //# for n in range(n_rows)
     let x_row{{ n }} = min(first_row + {{ n }}u, p.n_rows - 1u);
     //# endfor
+    //# endif
     //# endif
     //# for o in range(n_y)
     let w_row{{ o }} = base + min(first + {{ o }}u, p.n_out - 1u);

@@ -65,6 +65,7 @@ checks! {
     copied_blocks: "copied blocks";
     routing: "routing";
     expert_linear_and_combine: "expert_linear and combine";
+    uneven_experts: "experts of many rows, of one and of none";
 }
 
 #[test]

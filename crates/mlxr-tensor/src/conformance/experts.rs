@@ -97,3 +97,61 @@ pub(super) fn linear(backend: &dyn Backend) {
         assert_same_bits(&forward(0..n_rows, true).0, &choices, &format!("{dtype}, a row per choice"));
     }
 }
+
+/// Rows that fall on experts as unevenly as they may: one expert has all of them, one has a single row, one has none.
+pub(super) fn uneven(backend: &dyn Backend) {
+    const N_OUT: usize = 20;
+    let spec = RouterSpec { top_k: 2, softmax_over_all: false };
+    for (dtype, n_experts) in [(DType::F16, 6), (DType::Q4_K, 6), (DType::Q4_0, 6), (DType::MXFP4, 3)] {
+        let mut noise = Noise::new(3);
+        let stack = data::tensor(Format::Plain(dtype), &[n_experts, N_OUT, COLS], &mut noise);
+        let experts: Vec<HostTensor> = (0..n_experts).map(|e| stack.stack_item(e)).collect();
+        let Ok(weight) = backend.upload_experts(&experts) else { continue };
+        let values = stack.to_f32().expect("numbers");
+        let bias = noise.values(n_experts * N_OUT);
+        let bias_tensor = HostTensor::from_f32("bias", &[n_experts, N_OUT], &bias).expect("sizes fit");
+        let bias_weight = backend.upload(&bias_tensor).expect("a small matrix");
+        for n_rows in [4, 7, 13, 26, 67, 300] {
+            let logits: Vec<f32> = (0..n_rows)
+                .flat_map(|row| {
+                    let mut logits = noise.values(n_experts);
+                    // Expert 1 is everybody's, 0 the middle row's alone, 2 nobody's.
+                    (logits[0], logits[1]) = (if row == n_rows / 2 { 50.0 } else { -50.0 }, 20.0);
+                    if n_experts > 3 {
+                        logits[2] = -60.0;
+                    }
+                    logits
+                })
+                .collect();
+            let x = noise.values(n_rows * COLS);
+            let forward = |rows: std::ops::Range<usize>| -> Vec<f32> {
+                let act = |values: &[f32], cols: usize| -> Act {
+                    backend.act(rows.len(), cols, &values[rows.start * cols..rows.end * cols])
+                };
+                let routing = backend.route(&act(&logits, n_experts), &spec);
+                let choices = backend.expert_linear(&act(&x, COLS), &weight, Some(&bias_weight), &routing);
+                read(backend, &choices)
+            };
+            let choices = forward(0..n_rows);
+            let tolerance = if dtype.is_quantised() { INT8_TOLERANCE } else { FUNCTION_TOLERANCE };
+            for (i, got) in choices.chunks_exact(N_OUT).enumerate() {
+                let (row, j) = (i / 2, i % 2);
+                let (e, _) = reference::route(&logits[row * n_experts..][..n_experts], 2, false)[j];
+                let expert = &values[e * N_OUT * COLS..(e + 1) * N_OUT * COLS];
+                let bias = &bias[e * N_OUT..(e + 1) * N_OUT];
+                let expected = reference::linear(&x[row * COLS..][..COLS], expert, Some(bias), COLS);
+                assert_close(
+                    got,
+                    &expected,
+                    tolerance,
+                    &format!("{dtype} row {row} of {n_rows}, expert {e}"),
+                );
+            }
+            for row in [0, n_rows / 2, n_rows - 1] {
+                let alone = forward(row..row + 1);
+                let beside = &choices[row * 2 * N_OUT..][..2 * N_OUT];
+                assert_same_bits(&alone, beside, &format!("{dtype} row {row} of {n_rows} alone"));
+            }
+        }
+    }
+}

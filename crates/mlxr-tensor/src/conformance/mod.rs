@@ -68,6 +68,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "copied blocks", run: attention::copies },
     Check { name: "routing", run: experts::routing },
     Check { name: "expert_linear and combine", run: experts::linear },
+    Check { name: "experts of many rows, of one and of none", run: experts::uneven },
 ];
 
 /// Runs all checks.

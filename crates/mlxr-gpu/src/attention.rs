@@ -16,8 +16,8 @@ use crate::recorder::Grid;
 /// Tokens of a split of attention, for rows that see few and many: more at a time read memory faster, but make fewer
 /// workgroups. Splits start at multiples of it, so it may depend on nothing but what the row sees.
 const SPLITS: [usize; 2] = [128, 256];
-/// Tokens from which a row sees many.
-const MANY: usize = 4096;
+/// Tokens from which a row sees many: on an H200 short splits are 3 % of a step faster at 4,096, long ones at 8,192.
+const MANY: usize = 5120;
 /// Lanes of an attention workgroup.
 const ATTENTION_LANES: u32 = 256;
 /// Query heads that share a workgroup.

@@ -15,7 +15,7 @@ use crate::profile::Profile;
 /// Dispatches after which a piece is submitted, so that the device starts while the rest is recorded: the first one, and
 /// the largest to which they grow.
 const FIRST_PIECE: usize = 16;
-const MAX_PIECE: usize = 128;
+const MAX_PIECE: usize = 256;
 
 /// Buffers kept for reads: one that is waited for and one of the step after it.
 const MAX_STAGING: usize = 2;

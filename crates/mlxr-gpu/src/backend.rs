@@ -91,7 +91,7 @@ impl ActCodes {
 
 impl Pooled {
     pub(crate) fn bound(&self) -> Bound<'_> {
-        Bound { buffer: self.buffer(), id: self.id }
+        Bound { buffer: self.buffer(), id: self.id, start: 0 }
     }
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct Bound<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
     /// The buffer's number, see [`Buffers::new_id`](crate::buffers::Buffers::new_id).
     pub(crate) id: u64,
+    /// Where in the buffer what the kernel sees begins.
+    pub(crate) start: u64,
 }
 
 /// By pipeline and numbers of buffers. A bind group keeps its buffers alive, so it goes when one of them does.
@@ -31,7 +33,10 @@ impl BindGroups {
         }
         let entries: Vec<_> = (0..)
             .zip(bound)
-            .map(|(binding, b)| wgpu::BindGroupEntry { binding, resource: b.buffer.as_entire_binding() })
+            .map(|(binding, b)| {
+                let bound = wgpu::BufferBinding { buffer: b.buffer, offset: b.start, size: None };
+                wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(bound) }
+            })
             .collect();
         let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mlxr_tensor::{DeviceMemory, TensorError};
 use wgpu::{Features, Limits};
 
-use crate::memory;
+use crate::{memory, unified};
 
 /// The backend's name in errors.
 pub(crate) const BACKEND: &str = "gpu";
@@ -93,6 +93,8 @@ pub(crate) struct Gpu {
     pub(crate) has_matrices: bool,
     /// Lanes of a subgroup; kernels are compiled for it.
     pub(crate) subgroup: u32,
+    /// Whether weights lie in memory that the host shares with it, see `unified.rs`.
+    pub(crate) is_unified: bool,
     failure: Arc<Mutex<Option<String>>>,
     /// Bytes that [`Self::write`] has written.
     written_bytes: AtomicUsize,
@@ -211,7 +213,8 @@ impl Gpu {
             wgpu::DeviceLostReason::Unknown => note(&of_loss, text),
         });
         let written_bytes = AtomicUsize::new(0);
-        Ok(Gpu { device, queue, subgroup: info.subgroup, info, limits, has_matrices, failure, written_bytes })
+        let (subgroup, is_unified) = (info.subgroup, unified::is_unified(&info));
+        Ok(Gpu { device, queue, info, limits, has_matrices, subgroup, is_unified, failure, written_bytes })
     }
 
     /// Whether a kernel that does what otherwise several do may bind all that they need.

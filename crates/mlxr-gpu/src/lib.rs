@@ -8,7 +8,7 @@
 //! in f16 (`half.rs`), which are asked for.
 #![expect(
     unsafe_code,
-    reason = "shaders without run-time checks, and what only Vulkan and Metal know of an adapter"
+    reason = "shaders without run-time checks, and what only Vulkan and Metal know of an adapter or make of memory"
 )]
 
 mod attention;
@@ -35,6 +35,7 @@ mod read_back;
 mod recorder;
 mod repack;
 mod tuner;
+mod unified;
 mod weight;
 
 pub use backend::GpuBackend;

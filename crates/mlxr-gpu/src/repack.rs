@@ -22,15 +22,19 @@ impl Planes {
     }
 }
 
+/// Rows of a tensor that a thread repacks at a time.
+pub(crate) fn piece_rows(tensor: &HostTensor) -> usize {
+    /// Small enough to stay in a cache.
+    const PIECE_BYTES: usize = 1 << 20;
+    let row_bytes = (tensor.data().len() / tensor.rows().max(1)).max(1);
+    // By fours, so that a piece starts at a whole word of every buffer.
+    (PIECE_BYTES / row_bytes).next_multiple_of(4).max(4)
+}
+
 /// Repacks a tensor on all cores and hands out some rows at a time, each with the number of the first: in any order, from
 /// any thread.
 pub(crate) fn repack(tensor: &HostTensor, layout: &Layout, put: impl Fn(usize, &Planes) + Sync) {
-    /// What a thread takes at a time, small enough to stay in a cache.
-    const PIECE_BYTES: usize = 1 << 20;
-    let rows = tensor.rows();
-    let row_bytes = (tensor.data().len() / rows.max(1)).max(1);
-    // By fours, so that a piece starts at a whole word of every buffer.
-    let n_rows = (PIECE_BYTES / row_bytes).next_multiple_of(4).max(4);
+    let (rows, n_rows) = (tensor.rows(), piece_rows(tensor));
     let n_pieces = rows.div_ceil(n_rows);
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(n_pieces);
     let next = AtomicUsize::new(0);

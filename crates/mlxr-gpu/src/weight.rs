@@ -2,19 +2,22 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use mlxr_tensor::{Format, HostTensor, TensorError, codec};
 
 use crate::bindings::Bound;
 use crate::buffers::Buffers;
 use crate::device::{BACKEND, Gpu};
 use crate::layout::Layout;
-
 use crate::repack::{Planes, repack, repack_rows};
+use crate::unified;
 
 /// A buffer with its number.
 pub(crate) struct Numbered {
     buffer: wgpu::Buffer,
     id: u64,
+    /// Where in it the contents begin.
+    start: u64,
     buffers: Arc<Buffers>,
 }
 
@@ -31,7 +34,7 @@ impl Numbered {
         what: &str,
         bytes: &[u8],
     ) -> Result<Self, TensorError> {
-        Ok(Self { buffer: gpu.buffer_with(what, bytes)?, id: buffers.new_id(), buffers: buffers.clone() })
+        Ok(Self::of(gpu.buffer_with(what, bytes)?, 0, buffers))
     }
 
     pub(crate) fn empty(
@@ -40,7 +43,12 @@ impl Numbered {
         what: &str,
         n_bytes: u64,
     ) -> Result<Self, TensorError> {
-        Ok(Self { buffer: gpu.buffer(what, n_bytes)?, id: buffers.new_id(), buffers: buffers.clone() })
+        Ok(Self::of(gpu.buffer(what, n_bytes)?, 0, buffers))
+    }
+
+    /// A buffer whose contents begin at `start`.
+    fn of(buffer: wgpu::Buffer, start: u64, buffers: &Arc<Buffers>) -> Self {
+        Self { buffer, id: buffers.new_id(), start, buffers: buffers.clone() }
     }
 
     pub(crate) fn buffer(&self) -> &wgpu::Buffer {
@@ -48,7 +56,7 @@ impl Numbered {
     }
 
     pub(crate) fn bound(&self) -> Bound<'_> {
-        Bound { buffer: &self.buffer, id: self.id }
+        Bound { buffer: &self.buffer, id: self.id, start: self.start }
     }
 }
 
@@ -62,32 +70,72 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// Room for `n_rows` rows that each take what `row` does.
+    /// The rows of tensors one after the other, the first of them row `first_row` of the weight.
     fn new(
         gpu: &Gpu,
         buffers: &Arc<Buffers>,
-        name: &str,
-        (first_row, n_rows): (usize, usize),
+        tensors: &[HostTensor],
+        first_row: usize,
+        layout: &Layout,
         row: &Planes,
     ) -> Result<Self, TensorError> {
+        let n_rows = tensors.iter().map(HostTensor::rows).sum();
+        let planes = if gpu.is_unified { Self::shared(gpu, buffers, tensors, layout, row) } else { None };
+        let planes = planes.unwrap_or_else(|| Self::copied(gpu, buffers, tensors, n_rows, layout, row));
+        let [codes, high, scales] = planes?;
+        Ok(Self { first_row, n_rows, codes, high, scales })
+    }
+
+    /// Planes in the device's own memory.
+    fn copied(
+        gpu: &Gpu,
+        buffers: &Arc<Buffers>,
+        tensors: &[HostTensor],
+        n_rows: usize,
+        layout: &Layout,
+        row: &Planes,
+    ) -> Result<[Numbered; 3], TensorError> {
+        let name = tensors[0].name();
         let [codes, high, scales] =
             row.each().map(|plane| Numbered::empty(gpu, buffers, name, (plane.len() * n_rows) as u64));
-        Ok(Self { first_row, n_rows, codes: codes?, high: high?, scales: scales? })
+        let planes = [codes?, high?, scales?];
+        let mut at = 0;
+        for tensor in tensors {
+            repack(tensor, layout, |first, repacked| {
+                for ((buffer, plane), row) in planes.iter().zip(repacked.each()).zip(row.each()) {
+                    gpu.write(buffer.buffer(), (row.len() * (at + first)) as u64, plane);
+                }
+            });
+            at += tensor.rows();
+        }
+        Ok(planes)
+    }
+
+    /// Planes in memory that the host shares; `None` where there is none to be had.
+    fn shared(
+        gpu: &Gpu,
+        buffers: &Arc<Buffers>,
+        tensors: &[HostTensor],
+        layout: &Layout,
+        row: &Planes,
+    ) -> Option<Result<[Numbered; 3], TensorError>> {
+        let name = tensors[0].name();
+        if let Some((buffer, start)) = unified::stored(gpu, tensors, layout) {
+            let none = || Numbered::empty(gpu, buffers, name, 0);
+            let codes = Numbered::of(buffer, start, buffers);
+            return Some(none().and_then(|high| Ok([codes, high, none()?])));
+        }
+        let planes = unified::planes(tensors, layout, row).ok()?.map(Bytes::from_owner);
+        let [codes, high, scales] = planes.map(|memory| match unified::own(gpu, name, &memory) {
+            Some(buffer) => Ok(Numbered::of(buffer, 0, buffers)),
+            None => Numbered::new(gpu, buffers, name, &memory),
+        });
+        Some(codes.and_then(|codes| Ok([codes, high?, scales?])))
     }
 
     /// Codes, high bits and scales.
     pub(crate) fn planes(&self) -> [Bound<'_>; 3] {
         [self.codes.bound(), self.high.bound(), self.scales.bound()]
-    }
-
-    /// Writes the rows of a tensor, from row `at` on.
-    fn fill(&self, gpu: &Gpu, tensor: &HostTensor, layout: &Layout, row: &Planes, at: usize) {
-        let buffers = [&self.codes, &self.high, &self.scales];
-        repack(tensor, layout, |first, planes| {
-            for ((buffer, plane), row) in buffers.into_iter().zip(planes.each()).zip(row.each()) {
-                gpu.write(buffer.buffer(), (row.len() * (at + first)) as u64, plane);
-            }
-        });
     }
 }
 
@@ -139,11 +187,7 @@ impl GpuWeight {
             let what = "the experts of a layer (the device binds less at a time)".to_owned();
             return Err(TensorError::OutOfMemory { backend: BACKEND, what, needed_bytes: n_bytes });
         }
-        let part = Part::new(gpu, buffers, tensors[0].name(), (0, n_rows), &row)?;
-        for (i, tensor) in tensors.iter().enumerate() {
-            part.fill(gpu, tensor, &weight.layout, &row, i * weight.n_out);
-        }
-        weight.parts.push(part);
+        weight.parts.push(Part::new(gpu, buffers, tensors, 0, &weight.layout, &row)?);
         Ok(weight)
     }
 
@@ -180,9 +224,8 @@ impl GpuWeight {
         let max_rows = usize::try_from(binding_limit(gpu) / row_bytes).unwrap_or(usize::MAX).max(1);
         for start in (0..tensor.rows()).step_by(max_rows) {
             let n_rows = max_rows.min(tensor.rows() - start);
-            let part = Part::new(gpu, buffers, tensor.name(), (start, n_rows), &row)?;
-            part.fill(gpu, &tensor.row_slice(start..start + n_rows), &self.layout, &row, 0);
-            self.parts.push(part);
+            let rows = tensor.row_slice(start..start + n_rows);
+            self.parts.push(Part::new(gpu, buffers, &[rows], start, &self.layout, &row)?);
         }
         Ok(())
     }
@@ -244,7 +287,7 @@ fn has_numbers(format: Format) -> bool {
 #[allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
 mod tests {
     use mlxr_tensor::conformance::data::{self, Noise};
-    use mlxr_tensor::{Backend, DType};
+    use mlxr_tensor::{Backend, DType, Weight};
 
     use super::*;
     use crate::{AdapterChoice, GpuBackend};
@@ -268,5 +311,36 @@ mod tests {
             n_wider += usize::from(said > tensor.n_bytes() as u64 * 3 / 2);
         }
         assert!(n_wider > 0, "every type has a kernel");
+    }
+
+    #[test]
+    fn weights_that_the_host_shares_and_those_behind_an_offset_give_the_same_products() {
+        let Ok(gpu) = GpuBackend::new(AdapterChoice::BestOrSoftware) else { return };
+        let mut noise = Noise::new(7);
+        let (x, cols) = (noise.values(3 * 512), 512);
+        for dtype in [DType::F16, DType::Q4_K, DType::Q6_K] {
+            let tensor = data::tensor(Format::Plain(dtype), &[40, cols], &mut noise);
+            let usual = || GpuWeight::new(gpu.gpu(), gpu.buffers(), &tensor).unwrap();
+            let product = |weight: GpuWeight| {
+                let weight = Weight::new(tensor.shape(), tensor.format(), weight);
+                gpu.read(&gpu.linear(&gpu.act(3, cols, &x), &weight, None)).unwrap()
+            };
+            let expected = product(usual());
+
+            let mut shared = usual();
+            let tensors = std::slice::from_ref(&tensor);
+            let (layout, row) = (shared.layout, shared.row(&tensor));
+            let planes = Part::shared(gpu.gpu(), gpu.buffers(), tensors, &layout, &row);
+            let [codes, high, scales] = planes.unwrap().unwrap();
+            shared.parts = vec![Part { first_row: 0, n_rows: 40, codes, high, scales }];
+            assert_eq!(product(shared), expected, "{dtype}, shared");
+
+            let mut moved = usual();
+            let alignment = gpu.gpu().limits.min_storage_buffer_offset_alignment.max(16) as usize;
+            let codes = [vec![0xff; alignment], repack_rows(&tensor, &layout).codes].concat();
+            let buffer = gpu.gpu().buffer_with("moved", &codes).unwrap();
+            moved.parts[0].codes = Numbered::of(buffer, alignment as u64, gpu.buffers());
+            assert_eq!(product(moved), expected, "{dtype}, behind an offset");
+        }
     }
 }

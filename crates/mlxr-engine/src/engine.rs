@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mlxr_models::Model;
-use mlxr_tensor::{DType, TensorError};
+use mlxr_tensor::{DType, KvSpec, TensorError};
 use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
 
 use crate::ahead::InFlight;
@@ -35,7 +35,7 @@ pub struct EngineOptions {
     pub n_ctx: Option<usize>,
     /// Bytes of the KV arena; `None` holds one sequence of `n_ctx`, which any number of shorter ones share.
     pub kv_bytes: Option<usize>,
-    /// `F32`, `F16`, `BF16` or `Q8_0`.
+    /// One of [`KvSpec::DTYPES`].
     pub kv_dtype: DType,
     /// Bytes of host memory for what sequences had stored whose blocks the arena needs for others; it then comes back in
     /// place of being computed again.
@@ -479,9 +479,8 @@ impl EngineOptions {
         if !is_time {
             return Err(bad_option("target_itl", "0", "more than 0"));
         }
-        let is_kv = matches!(self.kv_dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
-        if !is_kv {
-            return Err(bad_option("kv_dtype", self.kv_dtype, "F32, F16, BF16 or Q8_0"));
+        if !KvSpec::DTYPES.contains(&self.kv_dtype) {
+            return Err(bad_option("kv_dtype", self.kv_dtype, KvSpec::DTYPE_NAMES));
         }
         Ok(())
     }

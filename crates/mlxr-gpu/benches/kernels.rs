@@ -191,7 +191,7 @@ fn main() {
     println!("{}", backend.describe());
     if is_wanted("attention") {
         chain(&backend);
-        attention(&backend, DType::F16);
+        [DType::F16, DType::F8E4M3].into_iter().for_each(|dtype| attention(&backend, dtype));
     }
     for dtype in formats {
         if is_wanted("experts") {

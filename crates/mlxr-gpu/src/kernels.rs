@@ -396,6 +396,7 @@ pub(crate) fn kv_type(dtype: DType) -> Option<&'static str> {
         DType::F16 => Some("f16"),
         DType::BF16 => Some("bf16"),
         DType::Q8_0 => Some("q8_0"),
+        DType::F8E4M3 => Some("f8_e4m3"),
         _ => None,
     }
 }

@@ -41,7 +41,7 @@ impl GpuKv {
     pub(crate) fn new(gpu: &Gpu, buffers: &Arc<Buffers>, spec: &KvSpec) -> Result<Self, TensorError> {
         let refuse = |reason: String| TensorError::Quantise { dtype: spec.dtype, reason };
         let dtype = kv_type(spec.dtype)
-            .ok_or_else(|| refuse("the KV cache holds F32, F16, BF16 or Q8_0".to_owned()))?;
+            .ok_or_else(|| refuse(format!("the KV cache holds {}", KvSpec::DTYPE_NAMES)))?;
         let unit = if spec.dtype == DType::Q8_0 { 32 } else { 8 };
         let limit = gpu.limits.max_storage_buffer_binding_size;
         let mut layers = Vec::with_capacity(spec.layers.len());
@@ -61,7 +61,7 @@ impl GpuKv {
             };
             let bits = match spec.dtype {
                 DType::F32 => 32,
-                DType::Q8_0 => 8,
+                DType::Q8_0 | DType::F8E4M3 => 8,
                 _ => 16,
             };
             let scales = match spec.dtype {

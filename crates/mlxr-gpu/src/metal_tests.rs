@@ -148,7 +148,7 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
 }
 
 fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
-    for dtype in ["f32", "f16", "bf16", "q8_0"] {
+    for dtype in ["f32", "f16", "bf16", "q8_0", "f8_e4m3"] {
         for dim in [64, 128, 256] {
             let heads = KvShape { dtype, k_dim: dim, v_dim: dim, block_tokens: 16 };
             for n_heads in [1, 4] {

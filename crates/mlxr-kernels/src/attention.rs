@@ -306,10 +306,10 @@ impl Attention<'_> {
         (scratch.keys, scratch.values) = (key_floats, value_floats);
     }
 
-    /// Stored units in a form that kernels take: 8-bit ones become floats.
+    /// Stored units in a form that kernels take: those of a byte or less become floats.
     fn as_units<'u>(&self, stored: &'u mut [&'u [u8]], dim: usize, floats: &'u mut Vec<f32>) -> Units<'u> {
         let dtype = self.layer.layout.dtype;
-        if dtype != DType::Q8_0 {
+        if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
             return Units { dtype, units: stored, dim };
         }
         floats.resize(stored.len() * UNIT_TOKENS * dim, 0.0);

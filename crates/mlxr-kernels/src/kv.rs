@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use mlxr_tensor::{Batch, BlockCopy, DType, KvSpec, TensorError};
+use mlxr_tensor::{Batch, BlockCopy, DType, KvSpec, TensorError, codec};
 
 use crate::aligned::AlignedBytes;
 use crate::disjoint::{Disjoint, row_grain};
@@ -56,8 +56,8 @@ impl KvLayout {
 
 impl CpuKv {
     pub(crate) fn new(spec: &KvSpec) -> Result<Self, TensorError> {
-        if !matches!(spec.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0) {
-            let reason = "the KV cache holds F32, F16, BF16 or Q8_0".to_owned();
+        if !KvSpec::DTYPES.contains(&spec.dtype) {
+            let reason = format!("the KV cache holds {}", KvSpec::DTYPE_NAMES);
             return Err(TensorError::Quantise { dtype: spec.dtype, reason });
         }
         let Some(needed) = spec.n_bytes() else {
@@ -191,6 +191,7 @@ fn encode(kernels: &Kernels, dtype: DType, values: &[f32], out: &mut [u8]) {
             let blocks = out.as_chunks_mut::<34>().0.iter_mut().zip(values.as_chunks::<32>().0);
             blocks.for_each(|(block, values)| encode_q8_0(values, block));
         }
+        DType::F8E4M3 => out.iter_mut().zip(values).for_each(|(o, &v)| *o = codec::f32_to_e4m3(v)),
         _ => unreachable!("CpuKv::new accepts these types only"),
     }
 }
@@ -221,6 +222,20 @@ pub(crate) fn decode(kernels: &Kernels, dtype: DType, bytes: &[u8], out: &mut [f
             for (block, out) in bytes.as_chunks::<34>().0.iter().zip(out.as_chunks_mut::<32>().0) {
                 let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
                 out.iter_mut().zip(&block[2..]).for_each(|(o, &b)| *o = scale * f32::from(b as i8));
+            }
+        }
+        DType::F8E4M3 => {
+            const N: usize = 64;
+            // Of a unit that is not full, less is stored than there is room for.
+            let n = bytes.len().min(out.len());
+            for (codes, out) in bytes[..n].chunks(N).zip(out[..n].chunks_mut(N)) {
+                // Moved into place, a code is an f16 with an exponent that is 8 lower. What is stored is never NaN.
+                let mut halves = [[0u8; 2]; N];
+                for (half, &code) in halves.iter_mut().zip(codes) {
+                    *half = (u16::from(code & 0x80) << 8 | u16::from(code & 0x7f) << 7).to_le_bytes();
+                }
+                kernels.widen_f16(halves[..codes.len()].as_flattened(), out);
+                out.iter_mut().for_each(|v| *v *= 256.0);
             }
         }
         _ => unreachable!("CpuKv::new accepts these types only"),

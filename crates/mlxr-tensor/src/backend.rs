@@ -483,7 +483,7 @@ pub struct KvSpec {
     pub n_blocks: usize,
     /// Tokens per block, 16 or 32.
     pub block_tokens: usize,
-    /// `F32`, `F16`, `BF16` or `Q8_0`.
+    /// One of [`Self::DTYPES`].
     pub dtype: DType,
     pub layers: Vec<KvLayerSpec>,
 }
@@ -497,6 +497,19 @@ pub struct KvLayerSpec {
 }
 
 impl KvSpec {
+    /// Types that keys and values are stored in. Those in FP8 (E4M3) have no scale, and end at 448.
+    pub const DTYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::F8E4M3];
+    /// Their names, for messages.
+    pub const DTYPE_NAMES: &str = "f32, f16, bf16, q8_0 or fp8";
+
+    /// The cache type of that name, ignoring case; `fp8` is E4M3.
+    pub fn dtype_named(name: &str) -> Option<DType> {
+        if name.eq_ignore_ascii_case("fp8") {
+            return Some(DType::F8E4M3);
+        }
+        name.parse().ok().filter(|dtype| Self::DTYPES.contains(dtype))
+    }
+
     /// Bytes one token takes over all layers, or `None` when a head does not fit the type's quant blocks.
     pub fn bytes_per_token(&self) -> Option<usize> {
         self.layers.iter().try_fold(0usize, |sum, layer| {

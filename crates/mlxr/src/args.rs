@@ -6,7 +6,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxr_checkpoint::FileType;
 use mlxr_server::config::{Device, GpuLayers};
-use mlxr_tensor::DType;
+use mlxr_tensor::{DType, KvSpec};
 
 use crate::commands::catalogue::{CatalogueArgs, CopyArgs, CreateArgs, ListArgs, RemoveArgs};
 use crate::commands::config::ConfigArgs;
@@ -497,13 +497,8 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
     text.parse::<DType>().map_err(|e| e.to_string())
 }
 
-const KV_TYPES: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0];
-
 fn parse_kv_type(text: &str) -> Result<DType, String> {
-    match parse_dtype(text) {
-        Ok(dtype) if KV_TYPES.contains(&dtype) => Ok(dtype),
-        _ => Err("expected f32, f16, bf16 or q8_0".to_owned()),
-    }
+    KvSpec::dtype_named(text).ok_or_else(|| format!("expected {}", KvSpec::DTYPE_NAMES))
 }
 
 #[cfg(test)]
@@ -518,7 +513,8 @@ mod tests {
     }
 
     #[test]
-    fn kv_types_are_the_four_the_cache_can_hold() {
+    fn kv_types_are_those_the_cache_can_hold() {
+        assert_eq!(parse_kv_type("fp8"), Ok(DType::F8E4M3));
         assert_eq!(parse_kv_type("q8_0"), Ok(DType::Q8_0));
         assert!(parse_kv_type("q4_0").is_err());
     }

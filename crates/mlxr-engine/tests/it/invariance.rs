@@ -9,12 +9,12 @@ use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{Engine, EngineError, EngineOptions, Prompt, Request, SamplingParams};
 use mlxr_kernels::{CpuBackend, CpuOptions};
 use mlxr_models::{Model, ModelOptions};
-use mlxr_tensor::DType;
+use mlxr_tensor::{DType, KvSpec};
 use mlxr_text::Tokenizer;
 
 use crate::fake::{self, Outcome};
 
-const KV_DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0];
+const KV_DTYPES: [DType; 5] = KvSpec::DTYPES;
 
 fn tiny(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tiny").join(path)

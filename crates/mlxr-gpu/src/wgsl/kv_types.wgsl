@@ -2,7 +2,7 @@
 
 //# if dtype == "f32"
 alias Octet = mat2x4<f32>;
-//# elif dtype == "q8_0"
+//# elif dtype in ["q8_0", "f8_e4m3"]
 alias Octet = vec2<u32>;
 //# else
 alias Octet = vec4<u32>;
@@ -12,6 +12,26 @@ alias Octet = vec4<u32>;
 fn bf16_bits(v: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(v);
     return (bits + vec4(0x7fffu) + ((bits >> vec4(16u)) & vec4(1u))) >> vec4(16u);
+}
+//# endif
+
+//# if dtype == "f8_e4m3"
+// Rounds to nearest even, and ends at 448.
+fn f8_word(v: vec4<f32>) -> u32 {
+    let magnitude = min(abs(v), vec4(448.0));
+    // Codes are 2^-9 apart below 2^-6 and an eighth of the power of two above; exponents are 127 more.
+    let exponent = max(bitcast<vec4<u32>>(magnitude) >> vec4(23u), vec4(121u));
+    let steps = vec4<u32>(round(magnitude * bitcast<vec4<f32>>((vec4(257u) - exponent) << vec4(23u))));
+    // Sixteen steps go over into the exponent.
+    let codes = ((exponent - vec4(121u)) << vec4(3u)) + steps + ((bitcast<vec4<u32>>(v) >> vec4(24u)) & vec4(0x80u));
+    return codes.x | (codes.y << 8u) | (codes.z << 16u) | (codes.w << 24u);
+}
+
+// Moved into place, codes are f16 with an exponent that is 8 lower.
+fn f8_four(word: u32) -> vec4<f32> {
+    let even = unpack2x16float(((word & 0x00800080u) << 8u) | ((word & 0x007f007fu) << 7u));
+    let odd = unpack2x16float((word & 0x80008000u) | ((word & 0x7f007f00u) >> 1u));
+    return 256.0 * vec4(even.x, odd.x, even.y, odd.y);
 }
 //# endif
 
@@ -25,6 +45,8 @@ fn encode(a: vec4<f32>, b: vec4<f32>) -> Octet {
     return Octet(a, b);
     //# elif dtype == "f16"
     return vec4(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+    //# elif dtype == "f8_e4m3"
+    return vec2(f8_word(a), f8_word(b));
     //# else
     let low = bf16_bits(a);
     let high = bf16_bits(b);
@@ -43,6 +65,8 @@ fn decode(o: Octet) -> mat2x4<f32> {
     let even = bitcast<vec4<f32>>(o << vec4(16u));
     let odd = bitcast<vec4<f32>>(o & vec4(0xffff0000u));
     return mat2x4<f32>(vec4(even.x, odd.x, even.y, odd.y), vec4(even.z, odd.z, even.w, odd.w));
+    //# elif dtype == "f8_e4m3"
+    return mat2x4<f32>(f8_four(o.x), f8_four(o.y));
     //# else
     return mat2x4<f32>(vec4<f32>(unpack4xI8(o.x)), vec4<f32>(unpack4xI8(o.y)));
     //# endif

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use mlxr_tensor::DType;
+use mlxr_tensor::{DType, KvSpec};
 use serde_json::{Value, json};
 
 use crate::KeepAlive;
@@ -264,9 +264,7 @@ impl Setting for KeepAlive {
 /// Types the KV cache can hold.
 impl Setting for DType {
     fn read_one(text: Text<'_>) -> Result<Self, String> {
-        let known = [DType::F32, DType::F16, DType::BF16, DType::Q8_0];
-        let parsed = text.text.parse::<DType>().ok().filter(|dtype| known.contains(dtype));
-        parsed.ok_or_else(|| "expected f32, f16, bf16 or q8_0".to_owned())
+        KvSpec::dtype_named(text.text).ok_or_else(|| format!("expected {}", KvSpec::DTYPE_NAMES))
     }
 
     fn to_json(&self) -> Value {
@@ -467,8 +465,10 @@ mod tests {
     }
 
     #[test]
-    fn kv_types_are_the_four_the_cache_can_hold() {
+    fn kv_types_are_those_the_cache_can_hold() {
         assert_eq!(read("q8_0"), Ok(DType::Q8_0));
+        assert_eq!(read("fp8"), Ok(DType::F8E4M3));
+        assert_eq!(read(DType::F8E4M3.to_json().as_str().unwrap_or_default()), Ok(DType::F8E4M3));
         assert!(read::<DType>("q4_0").is_err());
     }
 

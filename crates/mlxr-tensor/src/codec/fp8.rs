@@ -3,6 +3,8 @@
 
 use half::f16;
 
+use super::fit;
+
 /// E4M3 has f16's layout with a shorter exponent: moved into place, its bias is 8 lower.
 pub fn e4m3_to_f32(code: u8) -> f32 {
     if code & 0x7f == 0x7f {
@@ -19,7 +21,7 @@ pub fn f32_to_e4m3(x: f32) -> u8 {
     // The spacing of codes is 2^-9 below 2^-6 and an eighth of the power of two above.
     let exponent = (magnitude.to_bits() >> 23) as i32 - 127;
     let exponent = exponent.max(-6);
-    let steps = (magnitude * exp2i(3 - exponent)).round_ties_even() as i32;
+    let steps = fit::round(magnitude * exp2i(3 - exponent)) as i32;
     // `steps` counts 0..=16 eighths; reaching 16 carries into the exponent by itself.
     sign | (((exponent + 6) << 3) + steps) as u8
 }

@@ -29,7 +29,7 @@ use std::ops::Range;
 pub use apart::{FP4, NF4};
 pub use encode::{can_quantise, quantise};
 pub use fp4::{DOUBLED as FP4_DOUBLED, half_ue4m3};
-pub use fp8::{e4m3_to_f32, e8m0_to_f32};
+pub use fp8::{e4m3_to_f32, e8m0_to_f32, f32_to_e4m3};
 pub use iquant::IQ4_LEVELS;
 pub use kquant::{q3_k_scales, scales_and_mins};
 pub use legacy::five_bit_codes;

@@ -232,6 +232,8 @@ pub(super) fn variants(backend: &dyn Backend) {
         Case { dtype: DType::BF16, ..base() },
         Case { dtype: DType::Q8_0, block_tokens: 32, ..base() },
         Case { dtype: DType::Q8_0, k_dim: 96, v_dim: 96, ..base() },
+        Case { dtype: DType::F8E4M3, k_dim: 80, v_dim: 80, ..base() },
+        Case { dtype: DType::F8E4M3, k_dim: 192, v_dim: 128, block_tokens: 32, ..base() },
         Case { n_heads: 8, n_kv_heads: 1, ..base() },
         Case { n_heads: 3, n_kv_heads: 3, ..base() },
         Case { n_heads: 14, n_kv_heads: 2, dtype: DType::F16, ..base() },
@@ -281,7 +283,7 @@ pub(super) fn both_ways(backend: &dyn Backend) {
 
 /// A forked sequence reads the same after its shared block was copied, and the original is left alone.
 pub(super) fn copies(backend: &dyn Backend) {
-    for dtype in [DType::F32, DType::Q8_0] {
+    for dtype in [DType::F32, DType::Q8_0, DType::F8E4M3] {
         let scene = Scene::new(backend, Case { dtype, lens: vec![20], ..Case::default() });
         let mut kv = scene.cache();
         scene.step(&mut kv, &[(0, 0..19)]);
@@ -317,7 +319,14 @@ fn scene_with_prefix(scene: &Scene<'_>) -> KvCache {
 /// Rotating and storing in one op, against the ops it stands for.
 pub(super) fn rotated_and_stored(backend: &dyn Backend) {
     let pairings = [RopePairing::Half, RopePairing::Interleaved];
-    let cases = [(DType::F32, 32), (DType::F16, 32), (DType::F16, 16), (DType::F16, 12), (DType::Q8_0, 32)];
+    let cases = [
+        (DType::F32, 32),
+        (DType::F16, 32),
+        (DType::F16, 16),
+        (DType::F16, 12),
+        (DType::Q8_0, 32),
+        (DType::F8E4M3, 32),
+    ];
     for (dtype, n_pairs) in cases {
         for pairing in pairings {
             let inv_freq = (0..n_pairs).map(|i| 0.7f32.powi(i)).collect();
@@ -354,6 +363,7 @@ pub(super) fn rotated_and_attended(backend: &dyn Backend) {
         (Case { dtype: DType::BF16, k_dim: 128, v_dim: 96, window: Some(20), ..Case::default() }, 64),
         (Case { dtype: DType::F16, sinks: true, lens: vec![300, 3, 140], ..Case::default() }, 24),
         (Case { dtype: DType::Q8_0, ..Case::default() }, 32),
+        (Case { dtype: DType::F8E4M3, n_heads: 8, ..Case::default() }, 24),
     ];
     for ((case, n_pairs), pairing) in
         cases.into_iter().flat_map(|c| [(c.clone(), RopePairing::Half), (c, RopePairing::Interleaved)])

@@ -3,7 +3,7 @@
 use mlxr_api::native::models as wire;
 use mlxr_api::native::stats::{EmbedderStats, EngineStats, Pace, Stats};
 use mlxr_engine::EngineOptions;
-use mlxr_tensor::DType;
+use mlxr_tensor::{DType, KvSpec};
 
 use crate::config::GpuLayers;
 use crate::loaded::Loaded;
@@ -165,10 +165,9 @@ fn positive(field: &str, value: Option<u32>) -> Result<Option<usize>, ServeError
 }
 
 fn kv_type(name: &str) -> Result<DType, ServeError> {
-    let found = name.parse::<DType>().ok();
-    let is_kv = |dtype: &DType| matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0);
-    found.filter(is_kv).ok_or_else(|| {
-        ServeError::invalid("kv_type", format!("kv_type is {name:?}, but must be f32, f16, bf16 or q8_0"))
+    KvSpec::dtype_named(name).ok_or_else(|| {
+        let types = KvSpec::DTYPE_NAMES;
+        ServeError::invalid("kv_type", format!("kv_type is {name:?}, but must be {types}"))
     })
 }
 

@@ -137,6 +137,8 @@ pub(crate) const WIDE_QUERIES: usize = 16;
 pub(crate) struct WideKernels {
     /// Activation rows from which on they are used.
     pub(crate) from_rows: usize,
+    /// As `from_rows`, for super-blocks, which take longer to turn into bf16.
+    pub(crate) blocks_from_rows: usize,
     /// The kernel of a format in tile order.
     pub(crate) tiled: fn(Format) -> Option<DotWide>,
     /// The kernel of a plain float type.
@@ -216,8 +218,8 @@ pub enum Products {
     /// By the operations of products of one row, so a row's result is the same bits in any company.
     #[default]
     Alike,
-    /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16, all weights with
-    /// AMX; attention of many queries likewise. Rounded to other bits than products of fewer rows.
+    /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16 (but not on Intel's
+    /// CPUs), all weights with AMX (K-quants from 256 rows on); attention of many queries likewise. Rounded to other bits than products of fewer rows.
     Bf16,
 }
 
@@ -345,8 +347,10 @@ impl Kernels {
     }
 
     fn wide_for(&self, format: Format, n_rows: usize) -> Option<&WideKernels> {
+        let has_blocks = self.blocks().is_some_and(|blocks| (blocks.tiled)(format).is_some());
         let suits = |wide: &&WideKernels| {
-            wide.from_rows <= n_rows && (wide.unpacked.is_some() || !self.has_codes(format))
+            let from_rows = if has_blocks { wide.blocks_from_rows } else { wide.from_rows };
+            from_rows <= n_rows && (wide.unpacked.is_some() || !self.has_codes(format))
         };
         self.wide.as_ref().filter(suits)
     }

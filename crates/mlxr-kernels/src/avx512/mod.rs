@@ -59,7 +59,12 @@ pub(crate) const TABLE: Kernels = Kernels {
     peaks: Some(peak::LOOPS),
 };
 
-/// Products in bf16, where the CPU has them.
+/// Products in bf16, where the CPU has them and they are faster than those of floats.
 pub(crate) fn wide() -> Option<WideKernels> {
+    wide_if_any().filter(|_| bf16::is_fast())
+}
+
+/// As [`wide`], however fast.
+pub(crate) fn wide_if_any() -> Option<WideKernels> {
     is_x86_feature_detected!("avx512bf16").then_some(bf16::KERNELS)
 }

@@ -38,15 +38,15 @@ impl GpuRouting {
     }
 
     /// Choices of a tile: a weight is read once for all of them, but places left over are computed as well, so there are
-    /// not many more than an expert has on average. One: they are not grouped, as most experts have no second.
+    /// not many more than an expert has on average. One: they are not grouped, as few experts have a second; with one each
+    /// on average that is faster for codes, by measurements on an H200.
     fn tile(&self) -> usize {
         let average = self.n_choices / self.n_experts.max(1);
         if self.n_experts > MAX_EXPERTS {
             return 1;
         }
         match average {
-            0 => 1,
-            1 => 2,
+            0..=1 => 1,
             2..=3 => 4,
             4..=7 => 8,
             _ => 16,

@@ -149,6 +149,7 @@ impl Attention<'_> {
             split: split as u32,
             lanes: ATTENTION_LANES,
             n_subgroups: ATTENTION_LANES / backend.subgroup(),
+            in_units: split == ATTENTION_LANES as usize,
         };
         let sinks = self.sinks(backend)?;
         let mut first_row = rows.start;

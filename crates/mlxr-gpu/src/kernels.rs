@@ -366,6 +366,8 @@ pub(crate) struct AttentionShape {
     pub(crate) split: u32,
     pub(crate) lanes: u32,
     pub(crate) n_subgroups: u32,
+    /// Whether subgroups go from scores to sums by themselves; then a lane has a token.
+    pub(crate) in_units: bool,
 }
 
 /// The function of `gated.wgsl`, with its parameters.

@@ -151,10 +151,8 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     for dtype in ["f32", "f16", "bf16", "q8_0", "f8_e4m3"] {
         for dim in [64, 128, 256] {
             let heads = KvShape { dtype, k_dim: dim, v_dim: dim, block_tokens: 16 };
-            for n_heads in [1, 4] {
-                let split = if n_heads == 1 { 256 } else { 128 };
-                let shape = AttentionShape { n_heads, split, lanes: 256, n_subgroups: 256 / SUBGROUP };
-                let plain = attend(heads, shape);
+            for (n_heads, split) in [(1, 128), (1, 256), (4, 128), (4, 256)] {
+                let plain = attend(heads, shape(n_heads, split));
                 printed.print(pipelines, &plain);
                 if dtype != "q8_0" {
                     for (n_pairs, is_interleaved) in [(dim / 2, false), (dim / 4, true)] {
@@ -176,6 +174,11 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
             }
         }
     }
+}
+
+fn shape(n_heads: u32, split: u32) -> AttentionShape {
+    let lanes = 256;
+    AttentionShape { n_heads, split, lanes, n_subgroups: lanes / SUBGROUP, in_units: split == lanes }
 }
 
 fn attend(heads: KvShape, shape: AttentionShape) -> Attend {
@@ -211,10 +214,11 @@ fn kernels_on_matrices_can_be_printed_for_vulkan() {
 fn kernels_that_join_can_be_printed_for_vulkan() {
     let pipelines = Pipelines::new();
     let heads = KvShape { dtype: "f16", k_dim: 128, v_dim: 128, block_tokens: 16 };
-    let shape = AttentionShape { n_heads: 4, split: 128, lanes: 256, n_subgroups: 256 / SUBGROUP };
-    let joining = Attend { is_joining: true, is_quantising: true, ..attend(heads, shape) };
-    print_for_vulkan(&pipelines.render(&joining).unwrap());
-    print_for_vulkan(&pipelines.render(&Attend { n_pairs: 64, ..joining }).unwrap());
+    for split in [128, 256] {
+        let joining = Attend { is_joining: true, is_quantising: true, ..attend(heads, shape(4, split)) };
+        print_for_vulkan(&pipelines.render(&joining).unwrap());
+        print_for_vulkan(&pipelines.render(&Attend { n_pairs: 64, ..joining }).unwrap());
+    }
     let (norm_lanes, norm_per_lane) = (1024, 1);
     for n_rows in [1, 2] {
         let codes = Layout::of(Format::Plain(DType::Q4_0)).unwrap();

@@ -4,6 +4,8 @@
 // position, so that the same numbers meet in the same order in every batch. Of a row's splits the last workgroup to be
 // done joins all, or attention_merge.wgsl does.
 //
+// Of rows that see many tokens each subgroup goes from scores to sums by itself, of others all lanes together.
+//
 // Where every sequence has one row, queries may come as they are before rotation: then the workgroup that sees the row's
 // own position rotates its key as well, stores key and value, and meets them in workgroup memory.
 
@@ -49,6 +51,44 @@
 
 //# set k_octets = k_dim // 8
 //# set v_octets = v_dim // 8
+//# set v_quads = v_dim // 4
+//# set n_blocks = split // block_tokens
+//# set n_q = (n_heads * k_dim // 4 + lanes - 1) // lanes
+// Groups that join splits, each four columns a lane.
+//# set n_joiners = lanes // v_quads
+//# set own_octets = k_octets + v_octets if n_pairs else 0
+var<workgroup> blocks: array<u32, {{ n_blocks }}>;
+var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
+//# if in_units
+// A subgroup is a unit that needs no other until the end: a lane has the scores of one token, then columns of values.
+//# set unit = lanes // n_subgroups
+//# set n_units = n_subgroups
+// Octets of a key, and tokens of values, that are on their way at a time.
+//# set k_ahead = 4 if dtype == "f32" else 8
+//# set v_ahead = 4 if dtype == "f32" else 8
+// Octets of values of a lane, groups of lanes that have different tokens, and tokens of each.
+//# set n_cols = (v_octets + unit - 1) // unit
+//# set n_groups = unit // v_octets if v_octets <= unit else 1
+//# set n_tokens = (unit + n_groups - 1) // n_groups
+// Groups of a unit that join before they meet the others.
+//# set n_joined = n_groups if v_octets in [1, 2, 4, 8, 16, 32] and n_groups in [1, 2, 4, 8, 16, 32] else 1
+//# set n_sums = n_units * n_groups // n_joined
+// Weights of a token that lie together.
+//# set w_vec = 4 if n_heads % 4 == 0 else 2 if n_heads % 2 == 0 else 1
+//# set w_type = "f32" if w_vec == 1 else "vec" ~ w_vec ~ "<f32>"
+//# set w_lane = [".x", ".y", ".z", ".w"]
+// By token and head.
+var<workgroup> weights: array<{{ w_type }}, {{ n_heads * split // w_vec }}>;
+// By unit and head: the largest score and the sum of exponentials.
+var<workgroup> unit_stats: array<vec2<f32>, {{ n_units * n_heads }}>;
+// Heads, or columns of one, whose values are summed at a time, in the memory that is left of what every device has.
+//# set slice_quads = 2 * ([unit, v_octets] | min)
+//# set n_slices = n_heads * n_cols
+//# set room = 32256 - 4 * (n_blocks + n_heads * k_dim + n_heads * split + 2 * n_units * n_heads + 8 * own_octets + 2 * n_joiners + 1)
+//# set n_summed = [[n_slices, room // (16 * n_sums * slice_quads)] | min, 1] | max
+//# set n_quads = [n_summed * n_sums * slice_quads, lanes] | max
+var<workgroup> sums: array<vec4<f32>, {{ n_quads }}>;
+//# else
 // Lanes that share a token's scores, and octets of each.
 //# set n_shares = lanes // split if k_octets % (lanes // split * (4 if is_q8 else 1)) == 0 else 1
 //# set share_octets = k_octets // n_shares
@@ -58,21 +98,13 @@
 // Lanes that have a token's values, and tokens of each.
 //# set n_groups = lanes // v_octets
 //# set n_tokens = (split + n_groups - 1) // n_groups
-//# set n_blocks = split // block_tokens
 //# set subgroup = lanes // n_subgroups
-//# set n_q = (n_heads * k_dim // 4 + lanes - 1) // lanes
 // Scores of a lane once shares are joined.
 //# set n_scores = (n_heads * split + lanes - 1) // lanes
 //# set per_head = split // subgroup
 // Groups of a subgroup, which join before they meet the others.
 //# set n_joined = subgroup // v_octets if v_octets in [1, 2, 4, 8, 16, 32] and subgroup > v_octets else 1
 //# set n_sums = n_groups // n_joined
-//# set v_quads = v_dim // 4
-// Groups that join splits, each four columns a lane.
-//# set n_joiners = lanes // v_quads
-//# set own_octets = k_octets + v_octets if n_pairs else 0
-var<workgroup> blocks: array<u32, {{ n_blocks }}>;
-var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
 // Scores by share, head and token; then weights by head and token.
 var<workgroup> weights: array<f32, {{ n_shares * n_heads * split }}>;
 var<workgroup> partial: array<f32, {{ n_scores * n_subgroups }}>;
@@ -81,6 +113,7 @@ var<workgroup> partial: array<f32, {{ n_scores * n_subgroups }}>;
 //# set n_summed = [[n_heads, lanes // v_octets, room // (32 * n_sums * v_octets)] | min, 1] | max
 //# set n_quads = [2 * n_summed * n_sums * v_octets, lanes] | max
 var<workgroup> sums: array<vec4<f32>, {{ n_quads }}>;
+//# endif
 //# if is_joining
 var<workgroup> joined: array<vec2<f32>, {{ n_joiners }}>;
 var<workgroup> is_last: u32;
@@ -185,154 +218,11 @@ fn main(
     //# endif
     workgroupBarrier();
 
-    // Values: a lane has eight columns, and every {{ n_groups }}th token. The first are on their way while scores are computed.
-    let column = lane % {{ v_octets }}u;
-    let group = lane / {{ v_octets }}u;
-    //# set first = 0
-    //# include "attention_values.wgsl"
-
-    // Scores: {{ n_shares }} lanes share a token.
-    let token = lane % {{ split }}u;
-    let share = lane / {{ split }}u;
-    if (share < {{ n_shares }}u && token >= low && token <= high) {
-        let block = blocks[token / {{ block_tokens }}u];
-        let place = token % {{ block_tokens }}u;
-        let first = share * {{ share_octets }}u;
-        //# for h in range(n_heads)
-        var dot{{ h }} = vec4(0.0);
-        //# endfor
-        for (var d = first; d < first + {{ share_octets }}u; d += {{ k_ahead }}u) {
-            //# for i in range(k_ahead)
-            {{ "var" if n_pairs else "let" }} octet{{ i }} = k_cache[(block * {{ k_octets }}u + d + {{ i }}u) * {{ block_tokens }}u + place];
-            //# endfor
-            //# if n_pairs
-            if (token == own) {
-                //# for i in range(k_ahead)
-                octet{{ i }} = own_key[d + {{ i }}u];
-                //# endfor
-            }
-            //# endif
-            //# if is_q8
-            // Four octets share a scale.
-            let scale = k_scales[(block * {{ k_dim // 32 }}u + d / 4u) * {{ block_tokens }}u + place];
-            //# endif
-            //# for i in range(k_ahead)
-            {
-                let key = decode(octet{{ i }}){{ " * scale" if is_q8 else "" }};
-                //# for h in range(n_heads)
-                dot{{ h }} = fma(key[0], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u)], dot{{ h }});
-                dot{{ h }} = fma(key[1], queries[{{ h * k_dim // 4 }}u + 2u * (d + {{ i }}u) + 1u], dot{{ h }});
-                //# endfor
-            }
-            //# endfor
-        }
-        //# for h in range(n_heads)
-        weights[(share * {{ n_heads }}u + {{ h }}u) * {{ split }}u + token] = (dot{{ h }}.x + dot{{ h }}.y) + (dot{{ h }}.z + dot{{ h }}.w);
-        //# endfor
-    }
-    workgroupBarrier();
-
-    // From here on a lane has one token of one head at a time, a subgroup one head.
-    //# for i in range(n_scores)
-    let idx{{ i }} = lane + {{ i * lanes }}u;
-    let position{{ i }} = idx{{ i }} % {{ split }}u;
-    let is_seen{{ i }} = idx{{ i }} < {{ n_heads * split }}u && position{{ i }} >= low && position{{ i }} <= high;
-    var score{{ i }} = -3.0e38;
-    if (is_seen{{ i }}) {
-        var dot = weights[idx{{ i }}];
-        //# for s in range(1, n_shares)
-        dot += weights[{{ s * n_heads * split }}u + idx{{ i }}];
-        //# endfor
-        score{{ i }} = p.scale * dot;
-        if (p.softcap != 0.0) {
-            score{{ i }} = p.softcap * tanh_stable(score{{ i }} / p.softcap);
-        }
-    }
-    let subgroup_largest{{ i }} = subgroupMax(score{{ i }});
-    if (sublane == 0u) {
-        partial[{{ i * n_subgroups }}u + subgroup] = subgroup_largest{{ i }};
-    }
-    //# endfor
-    workgroupBarrier();
-    //# for i in range(n_scores)
-    let head{{ i }} = min(idx{{ i }} / {{ split }}u, {{ n_heads - 1 }}u) * {{ per_head }}u;
-    var largest{{ i }} = partial[head{{ i }}];
-    for (var s = 1u; s < {{ per_head }}u; s++) {
-        largest{{ i }} = max(largest{{ i }}, partial[head{{ i }} + s]);
-    }
-    //# endfor
-    workgroupBarrier();
-    //# for i in range(n_scores)
-    let weight{{ i }} = select(0.0, exp(score{{ i }} - largest{{ i }}), is_seen{{ i }});
-    if (idx{{ i }} < {{ n_heads * split }}u) {
-        weights[idx{{ i }}] = weight{{ i }};
-    }
-    let subgroup_sum{{ i }} = subgroupAdd(weight{{ i }});
-    if (sublane == 0u) {
-        partial[{{ i * n_subgroups }}u + subgroup] = subgroup_sum{{ i }};
-    }
-    //# endfor
-    workgroupBarrier();
-    //# for i in range(n_scores)
-    if (position{{ i }} == 0u && idx{{ i }} < {{ n_heads * split }}u) {
-        var total = 0.0;
-        for (var s = 0u; s < {{ per_head }}u; s++) {
-            total += partial[head{{ i }} + s];
-        }
-        let head = first_head + idx{{ i }} / {{ split }}u;
-        stats[(local_row * p.n_heads + head) * p.max_splits + wg.z] = vec2(largest{{ i }}, total);
-    }
-    //# endfor
-
-    //# for h in range(n_heads)
-    var value{{ h }} = mat2x4<f32>();
-    //# endfor
-    //# for first in range(0, n_tokens, v_ahead)
-    //# if first > 0
-    //# include "attention_values.wgsl"
+    //# if in_units
+    //# include "attention_units.wgsl"
+    //# else
+    //# include "attention_across.wgsl"
     //# endif
-    //# for i in range(first, [first + v_ahead, n_tokens] | min)
-    {
-        let values = decode(octet{{ i }}){{ " * v_scale" ~ i if is_q8 else "" }};
-        let is_there = at{{ i }} == group + {{ i * n_groups }}u;
-        //# for h in range(n_heads)
-        let weight{{ h }} = vec4(select(0.0, weights[{{ h * split }}u + at{{ i }}], is_there));
-        value{{ h }}[0] = fma(weight{{ h }}, values[0], value{{ h }}[0]);
-        value{{ h }}[1] = fma(weight{{ h }}, values[1], value{{ h }}[1]);
-        //# endfor
-    }
-    //# endfor
-    //# endfor
-    //# for first in range(0, n_heads, n_summed)
-    //# set n = [n_summed, n_heads - first] | min
-    //# if first > 0
-    workgroupBarrier();
-    //# endif
-    //# for h in range(first, first + n)
-    //# for step in [1, 2, 4, 8, 16]
-    //# if step < n_joined
-    value{{ h }}[0] += subgroupShuffleXor(value{{ h }}[0], {{ step * v_octets }}u);
-    value{{ h }}[1] += subgroupShuffleXor(value{{ h }}[1], {{ step * v_octets }}u);
-    //# endif
-    //# endfor
-    if (group % {{ n_joined }}u == 0u && group < {{ n_groups }}u) {
-        let to = ({{ h - first }}u * {{ n_sums }}u + group / {{ n_joined }}u) * {{ v_quads }}u + 2u * column;
-        sums[to] = value{{ h }}[0];
-        sums[to + 1u] = value{{ h }}[1];
-    }
-    //# endfor
-    workgroupBarrier();
-    for (var i = lane; i < {{ n * v_quads }}u; i += {{ lanes }}u) {
-        let h = i / {{ v_quads }}u;
-        let quad = i % {{ v_quads }}u;
-        var total = sums[h * {{ n_sums * v_quads }}u + quad];
-        for (var g = 1u; g < {{ n_sums }}u; g++) {
-            total += sums[(h * {{ n_sums }}u + g) * {{ v_quads }}u + quad];
-        }
-        let part = (local_row * p.n_heads + first_head + {{ first }}u + h) * p.max_splits + wg.z;
-        parts[part * {{ v_quads }}u + quad] = total;
-    }
-    //# endfor
     //# if is_joining
     // What all lanes have written is there for everybody before this is counted.
     storageBarrier();

@@ -7,7 +7,7 @@
 //! sequence's table. The same block computed twice is kept once.
 //!
 //! Invariant: a table of `n_tokens` has exactly `n_tokens.div_ceil(block_tokens)` blocks, of which the first
-//! `n_cached` have entries in the cache, each following the one before.
+//! `n_cached` have entries in the cache, each following the one before. Tables that share a block share all before it.
 
 use std::collections::BTreeMap;
 
@@ -187,25 +187,33 @@ impl BlockTables {
     /// # Panics
     /// When the sequence has no table.
     pub fn register(&mut self, seq: SeqId, tokens: &[u32]) {
-        let table = self.tables.get_mut(&seq).expect("the sequence has a table");
+        let table = self.tables.get(&seq).expect("the sequence has a table");
         let Some(cache) = self.cache.as_mut().filter(|_| !table.is_detached) else { return };
         let n = self.block_tokens;
+        let mut parent = table.n_cached.checked_sub(1).map(|i| table.blocks[i]);
         for i in table.n_cached..table.n_tokens.min(tokens.len()) / n {
-            let parent = i.checked_sub(1).map(|i| table.blocks[i]);
-            let (own, block) = (table.blocks[i], &tokens[i * n..(i + 1) * n]);
-            match cache.find(parent, block) {
+            let (own, block) = (self.tables[&seq].blocks[i], &tokens[i * n..(i + 1) * n]);
+            let found = cache.find(parent, block);
+            let kept = found.unwrap_or(own);
+            if found.is_none() {
+                cache.insert(own, parent, block);
+            }
+            // Forks have it too: one that kept its own would go on to use what follows a block it does not use.
+            let is_full = |table: &BlockTable| table.n_tokens >= (i + 1) * n && table.blocks[i] == own;
+            for table in self.tables.values_mut().filter(|table| is_full(table)) {
                 // Computed twice, bit for bit the same: one is enough.
-                Some(found) if found != own => {
-                    hold(&mut self.pool, cache, found);
-                    table.blocks[i] = found;
+                if kept != own {
+                    hold(&mut self.pool, cache, kept);
+                    table.blocks[i] = kept;
                     if self.pool.release(own) {
                         self.pool.free(own);
                     }
                 }
-                Some(_) => {}
-                None => cache.insert(own, parent, block),
+                if !table.is_detached {
+                    table.n_cached = table.n_cached.max(i + 1);
+                }
             }
-            table.n_cached = i + 1;
+            parent = Some(kept);
         }
     }
 
@@ -528,6 +536,29 @@ mod tests {
         assert_eq!(show(tables.map(9, usize::MAX)), Vec::<String>::new());
         tables.remove(A);
         assert_eq!(show(tables.map(1, 1)), ["idle+ 0x-1 4 Some(0)"]);
+    }
+
+    #[test]
+    fn what_was_computed_twice_is_kept_once_for_forks_too() {
+        let limits = EvictionLimits { above_percent: 100, down_to_percent: 100 };
+        let mut tables = BlockTables::new(8, 2).with_cache(limits);
+        let mut copies = Vec::new();
+        let text = [1, 2, 3, 4, 5];
+        for (seq, n_tokens) in [(A, 2), (B, 5)] {
+            tables.insert(seq);
+            tables.append(seq, n_tokens, &mut copies).unwrap();
+        }
+        tables.register(A, &text[..2]);
+        let child = SeqId(2);
+        tables.fork(B, child, 5);
+        tables.register(child, &text);
+        assert_eq!(ids(&tables, child), [0, 2, 3]);
+        assert_eq!(ids(&tables, B), [0, 2, 3]);
+        for seq in [A, child] {
+            tables.remove(seq);
+            assert_eq!(tables.check_integrity(), Ok(()));
+        }
+        assert_eq!((tables.n_used_blocks_of(&text), tables.n_free()), (2, 5));
     }
 
     #[test]

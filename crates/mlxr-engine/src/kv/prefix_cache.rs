@@ -9,7 +9,7 @@
 //! Invariants: an entry's parent has an entry; a sequence that uses a cached block uses all of its ancestors. Idle
 //! entries therefore go leaves first, because sequences let go of their last block first.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use super::block_pool::IntegrityError;
@@ -280,32 +280,33 @@ impl PrefixCache {
         }
     }
 
-    /// Entries follow entries, every one is listed, and exactly those nobody uses are idle.
+    /// Entries follow entries, those in use such that are in use; every one is listed, and exactly those nobody uses are idle.
     ///
     /// # Errors
     /// The first block of which that is not so.
     pub fn check_integrity(&self, is_used: impl Fn(BlockId) -> bool) -> Result<(), IntegrityError> {
-        let ids: BTreeSet<u64> = self.entries.iter().flatten().map(|entry| entry.id).collect();
+        let entries = || self.entries.iter().zip(0..).filter_map(|(e, i)| Some((e.as_ref()?, BlockId(i))));
+        let by_id: BTreeMap<u64, BlockId> = entries().map(|(entry, block)| (entry.id, block)).collect();
         let mut n_idle = 0;
-        for (i, entry) in self.entries.iter().enumerate() {
-            let Some(entry) = entry else { continue };
-            let block = BlockId(i as u32);
+        for (entry, block) in entries() {
             let check = |is_right, what| {
                 if is_right { Ok(()) } else { Err(IntegrityError::Cache { block, what }) }
             };
             let listed = self.by_hash.get(&entry.hash).is_some_and(|blocks| blocks.contains(&block));
             check(listed, "is not listed under its hash")?;
-            check(
-                entry.parent.is_none_or(|parent| ids.contains(&parent)),
-                "follows a block that is not cached",
-            )?;
+            if let Some(parent) = entry.parent {
+                let parent = by_id.get(&parent);
+                check(parent.is_some(), "follows a block that is not cached")?;
+                let has_user = |parent: &BlockId| is_used(*parent) || !is_used(block);
+                check(parent.is_some_and(has_user), "is in use, but the block before it is not")?;
+            }
             check(entry.idle_since.is_none() == is_used(block), "is idle and in use, or neither")?;
             if let Some(since) = entry.idle_since {
                 n_idle += 1;
                 check(self.idle.contains(&(since, block)), "is idle but cannot be given up")?;
             }
         }
-        let (n_listed, n_entries) = (self.by_hash.values().map(Vec::len).sum(), ids.len());
+        let (n_listed, n_entries) = (self.by_hash.values().map(Vec::len).sum(), by_id.len());
         if (self.idle.len(), n_listed, self.n_entries) != (n_idle, n_entries, n_entries) {
             return Err(IntegrityError::CacheCounts { n_entries, n_listed, n_idle: self.idle.len() });
         }

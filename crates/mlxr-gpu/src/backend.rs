@@ -22,7 +22,7 @@ use crate::half::padded_rows;
 use crate::kernels::{
     Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows, LayerNorm,
     NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, StoreKv,
-    StoreKvQ8, activation, gate,
+    StoreKvScaled, activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
@@ -627,7 +627,7 @@ impl Backend for GpuBackend {
                 Some((k_scales, v_scales)) => {
                     let [a, b, c, d, e] = bound;
                     let bound = [a, b, c, d, e, k_scales.buffer.bound(), v_scales.buffer.bound()];
-                    self.run(&StoreKvQ8 { heads, octets }, &bound, &params, grid)
+                    self.run(&StoreKvScaled { heads, octets }, &bound, &params, grid)
                 }
             }
         };

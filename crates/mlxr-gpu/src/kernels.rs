@@ -177,7 +177,7 @@ kernels! {
         octets: u32,
     }
     /// and `k scales, v scales`
-    StoreKvQ8 = "store_kv.wgsl" [Read, Read, Read, Write, Write, Write, Write] {
+    StoreKvScaled = "store_kv.wgsl" [Read, Read, Read, Write, Write, Write, Write] {
         #[serde(flatten)]
         heads: KvShape,
         octets: u32,
@@ -229,7 +229,7 @@ impl Kernel for Attend {
     fn bindings(&self) -> Vec<Access> {
         let cache = if self.n_pairs > 0 { Write } else { Read };
         let mut bindings = vec![Read, Read, Read, cache, cache, Write, Write];
-        if self.heads.dtype == "q8_0" {
+        if self.heads.has_scales() {
             bindings.extend([Read; 2]);
         }
         if self.n_pairs > 0 {
@@ -357,6 +357,13 @@ pub(crate) struct KvShape {
     pub(crate) block_tokens: u32,
 }
 
+impl KvShape {
+    /// Whether runs of 32 elements have a scale, in a buffer of its own.
+    pub(crate) fn has_scales(&self) -> bool {
+        matches!(self.dtype, "q8_0" | "q4_0")
+    }
+}
+
 /// How attention is divided among lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub(crate) struct AttentionShape {
@@ -398,6 +405,7 @@ pub(crate) fn kv_type(dtype: DType) -> Option<&'static str> {
         DType::F16 => Some("f16"),
         DType::BF16 => Some("bf16"),
         DType::Q8_0 => Some("q8_0"),
+        DType::Q4_0 => Some("q4_0"),
         DType::F8E4M3 => Some("f8_e4m3"),
         _ => None,
     }

@@ -2,7 +2,7 @@
 //!
 //! Elements come in octets of eight. Keys are `[block][kv_head][k_dim / 8][token]` octets, so that lanes with
 //! neighbouring tokens read neighbouring memory; values are `[block][kv_head][token][v_dim / 8]` octets. The scales of
-//! q8_0 are f32 in buffers of their own, one per 32 elements, in the same order.
+//! q8_0 and q4_0 are f32 in buffers of their own, one per 32 elements, in the same order.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) struct GpuKvLayer {
     pub(crate) n_kv_heads: usize,
     pub(crate) keys: Region,
     pub(crate) values: Region,
-    /// Of q8_0.
+    /// Of q8_0 and q4_0.
     pub(crate) scales: Option<(Region, Region)>,
 }
 
@@ -42,7 +42,7 @@ impl GpuKv {
         let refuse = |reason: String| TensorError::Quantise { dtype: spec.dtype, reason };
         let dtype = kv_type(spec.dtype)
             .ok_or_else(|| refuse(format!("the KV cache holds {}", KvSpec::DTYPE_NAMES)))?;
-        let unit = if spec.dtype == DType::Q8_0 { 32 } else { 8 };
+        let unit = if spec.dtype.is_quantised() { spec.dtype.block_len() } else { 8 };
         let limit = gpu.limits.max_storage_buffer_binding_size;
         let mut layers = Vec::with_capacity(spec.layers.len());
         for &KvLayerSpec { n_kv_heads, k_dim, v_dim } in &spec.layers {
@@ -62,10 +62,11 @@ impl GpuKv {
             let bits = match spec.dtype {
                 DType::F32 => 32,
                 DType::Q8_0 | DType::F8E4M3 => 8,
+                DType::Q4_0 => 4,
                 _ => 16,
             };
             let scales = match spec.dtype {
-                DType::Q8_0 => Some((region(k_dim / 32, 32)?, region(v_dim / 32, 32)?)),
+                DType::Q8_0 | DType::Q4_0 => Some((region(k_dim / 32, 32)?, region(v_dim / 32, 32)?)),
                 _ => None,
             };
             let (keys, values) = (region(k_dim, bits)?, region(v_dim, bits)?);

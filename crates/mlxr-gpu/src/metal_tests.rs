@@ -148,20 +148,20 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
 }
 
 fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
-    for dtype in ["f32", "f16", "bf16", "q8_0", "f8_e4m3"] {
+    for dtype in ["f32", "f16", "bf16", "q8_0", "q4_0", "f8_e4m3"] {
         for dim in [64, 128, 256] {
             let heads = KvShape { dtype, k_dim: dim, v_dim: dim, block_tokens: 16 };
             for (n_heads, split) in [(1, 128), (1, 256), (4, 128), (4, 256)] {
                 let plain = attend(heads, shape(n_heads, split));
                 printed.print(pipelines, &plain);
-                if dtype != "q8_0" {
+                if !heads.has_scales() {
                     for (n_pairs, is_interleaved) in [(dim / 2, false), (dim / 4, true)] {
                         printed.print(pipelines, &Attend { n_pairs, is_interleaved, ..plain });
                     }
                 }
             }
-            if dtype == "q8_0" {
-                printed.print(pipelines, &StoreKvQ8 { heads, octets: 4 });
+            if heads.has_scales() {
+                printed.print(pipelines, &StoreKvScaled { heads, octets: 4 });
             } else {
                 printed.print(pipelines, &StoreKv { heads, octets: 1 });
                 for (n_pairs, is_interleaved) in [(dim / 2, false), (dim / 2, true), (dim / 4, false)] {

@@ -191,6 +191,10 @@ fn encode(kernels: &Kernels, dtype: DType, values: &[f32], out: &mut [u8]) {
             let blocks = out.as_chunks_mut::<34>().0.iter_mut().zip(values.as_chunks::<32>().0);
             blocks.for_each(|(block, values)| encode_q8_0(values, block));
         }
+        DType::Q4_0 => {
+            let blocks = out.as_chunks_mut::<18>().0.iter_mut().zip(values.as_chunks::<32>().0);
+            blocks.for_each(|(block, values)| codec::encode_q4_0(values, None, block));
+        }
         DType::F8E4M3 => out.iter_mut().zip(values).for_each(|(o, &v)| *o = codec::f32_to_e4m3(v)),
         _ => unreachable!("CpuKv::new accepts these types only"),
     }
@@ -223,6 +227,10 @@ pub(crate) fn decode(kernels: &Kernels, dtype: DType, bytes: &[u8], out: &mut [f
                 let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
                 out.iter_mut().zip(&block[2..]).for_each(|(o, &b)| *o = scale * f32::from(b as i8));
             }
+        }
+        DType::Q4_0 => {
+            let blocks = bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<32>().0);
+            blocks.for_each(|(block, out)| codec::decode_q4_0(block, out));
         }
         DType::F8E4M3 => {
             const N: usize = 64;

@@ -498,9 +498,10 @@ pub struct KvLayerSpec {
 
 impl KvSpec {
     /// Types that keys and values are stored in. Those in FP8 (E4M3) have no scale, and end at 448.
-    pub const DTYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::F8E4M3];
+    pub const DTYPES: [DType; 6] =
+        [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::F8E4M3];
     /// Their names, for messages.
-    pub const DTYPE_NAMES: &str = "f32, f16, bf16, q8_0 or fp8";
+    pub const DTYPE_NAMES: &str = "f32, f16, bf16, q8_0, q4_0 or fp8";
 
     /// The cache type of that name, ignoring case; `fp8` is E4M3.
     pub fn dtype_named(name: &str) -> Option<DType> {

@@ -516,6 +516,7 @@ mod tests {
     fn kv_types_are_those_the_cache_can_hold() {
         assert_eq!(parse_kv_type("fp8"), Ok(DType::F8E4M3));
         assert_eq!(parse_kv_type("q8_0"), Ok(DType::Q8_0));
-        assert!(parse_kv_type("q4_0").is_err());
+        assert_eq!(parse_kv_type("q4_0"), Ok(DType::Q4_0));
+        assert!(parse_kv_type("q5_0").is_err());
     }
 }

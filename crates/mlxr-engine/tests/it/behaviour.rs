@@ -464,8 +464,8 @@ fn options_that_make_no_sense_are_refused_by_name() {
     );
     check(EngineOptions { max_logit_rows: 8, ..base }, "max_logit_rows is 8, but must be at least max_seqs");
     check(
-        EngineOptions { kv_dtype: mlxr_tensor::DType::Q4_0, ..base },
-        "kv_dtype is Q4_0, but must be f32, f16, bf16, q8_0 or fp8",
+        EngineOptions { kv_dtype: mlxr_tensor::DType::Q5_0, ..base },
+        "kv_dtype is Q5_0, but must be f32, f16, bf16, q8_0, q4_0 or fp8",
     );
     let runner = Box::new(fake::FakeRunner::new(4, 16, Box::new(hashed)));
     let long = EngineOptions { n_ctx: Some(65), ..base };

@@ -14,7 +14,7 @@ use mlxr_text::Tokenizer;
 
 use crate::fake::{self, Outcome};
 
-const KV_DTYPES: [DType; 5] = KvSpec::DTYPES;
+const KV_DTYPES: [DType; 6] = KvSpec::DTYPES;
 
 fn tiny(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/tiny").join(path)

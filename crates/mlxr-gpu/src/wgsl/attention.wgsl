@@ -15,7 +15,7 @@
 //# include "grid.wgsl"
 //# include "reach.wgsl"
 
-//# set is_q8 = dtype == "q8_0"
+//# set is_q8 = dtype in ["q8_0", "q4_0"]
 //# set kv_access = "read_write" if n_pairs else "read"
 //# set seen_by_all = "@coherent " if is_joining else ""
 @group(0) @binding(0) var<storage, read> rows: array<vec4<u32>>;

@@ -4,6 +4,9 @@
 alias Octet = mat2x4<f32>;
 //# elif dtype in ["q8_0", "f8_e4m3"]
 alias Octet = vec2<u32>;
+//# elif dtype == "q4_0"
+// Low halves of bytes are the first four.
+alias Octet = u32;
 //# else
 alias Octet = vec4<u32>;
 //# endif
@@ -39,6 +42,15 @@ fn f8_four(word: u32) -> vec4<f32> {
 fn encode(a: vec4<f32>, b: vec4<f32>, inverse: f32) -> Octet {
     return vec2(pack4xI8(vec4<i32>(round(a * inverse))), pack4xI8(vec4<i32>(round(b * inverse))));
 }
+//# elif dtype == "q4_0"
+// The element of largest magnitude has code 0.
+fn nibbles(v: vec4<f32>, inverse: f32) -> vec4<u32> {
+    return min(vec4<u32>(max(v * inverse + 8.5, vec4(0.0))), vec4(15u));
+}
+
+fn encode(a: vec4<f32>, b: vec4<f32>, inverse: f32) -> Octet {
+    return pack4xU8(nibbles(a, inverse) | (nibbles(b, inverse) << vec4(4u)));
+}
 //# else
 fn encode(a: vec4<f32>, b: vec4<f32>) -> Octet {
     //# if dtype == "f32"
@@ -55,7 +67,7 @@ fn encode(a: vec4<f32>, b: vec4<f32>) -> Octet {
 }
 //# endif
 
-// The first four elements, then the last four; those of q8_0 still lack their scale.
+// The first four elements, then the last four; those of q8_0 and q4_0 still lack their scale.
 fn decode(o: Octet) -> mat2x4<f32> {
     //# if dtype == "f32"
     return o;
@@ -67,6 +79,8 @@ fn decode(o: Octet) -> mat2x4<f32> {
     return mat2x4<f32>(vec4(even.x, odd.x, even.y, odd.y), vec4(even.z, odd.z, even.w, odd.w));
     //# elif dtype == "f8_e4m3"
     return mat2x4<f32>(f8_four(o.x), f8_four(o.y));
+    //# elif dtype == "q4_0"
+    return mat2x4<f32>(vec4<f32>(unpack4xU8(o & 0x0f0f0f0fu)) - 8.0, vec4<f32>(unpack4xU8((o >> 4u) & 0x0f0f0f0fu)) - 8.0);
     //# else
     return mat2x4<f32>(vec4<f32>(unpack4xI8(o.x)), vec4<f32>(unpack4xI8(o.y)));
     //# endif

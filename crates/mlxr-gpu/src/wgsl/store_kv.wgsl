@@ -14,7 +14,8 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> k_cache: array<Octet>;
 @group(0) @binding(4) var<storage, read_write> v_cache: array<Octet>;
-//# if dtype == "q8_0"
+//# set has_scales = dtype in ["q8_0", "q4_0"]
+//# if has_scales
 @group(0) @binding(5) var<storage, read_write> k_scales: array<f32>;
 @group(0) @binding(6) var<storage, read_write> v_scales: array<f32>;
 //# endif
@@ -24,16 +25,26 @@ var<immediate> p: Params;
 
 //# include "grid.wgsl"
 
-//# if dtype == "q8_0"
-fn largest(q: vec4<f32>) -> f32 {
-    let m = abs(q);
-    return max(max(m.x, m.y), max(m.z, m.w));
+//# if has_scales
+// The first of the largest magnitude so far, with its sign.
+fn extreme(before: f32, q: vec4<f32>) -> f32 {
+    var found = before;
+    for (var i = 0u; i < 4u; i++) {
+        found = select(found, q[i], abs(q[i]) > abs(found));
+    }
+    return found;
 }
 
 // The scale as the type stores it, and what to multiply by before rounding.
-fn scale_of(amax: f32) -> vec2<f32> {
-    let d = amax / 127.0;
-    return vec2(unpack2x16float(pack2x16float(vec2(d, 0.0))).x, select(0.0, 127.0 / amax, amax > 0.0));
+fn scale_of(found: f32) -> vec2<f32> {
+    //# if dtype == "q8_0"
+    let codes_end = 127.0;
+    let end = abs(found);
+    //# else
+    let codes_end = -8.0;
+    let end = found;
+    //# endif
+    return vec2(unpack2x16float(pack2x16float(vec2(end / codes_end, 0.0))).x, select(0.0, codes_end / end, found != 0.0));
 }
 //# endif
 
@@ -53,14 +64,14 @@ fn main(
     let slot = rows[row].w;
     let place = slot / {{ block_tokens }}u * p.n_kv_heads + head % p.n_kv_heads;
     let t = slot % {{ block_tokens }}u;
-    //# if dtype == "q8_0"
+    //# if has_scales
     if (run < {{ k_runs }}u) {
         let source = head * {{ k_dim // 4 }}u + run * 8u;
-        var amax = 0.0;
+        var found = 0.0;
         for (var j = 0u; j < 8u; j++) {
-            amax = max(amax, largest(k[source + j]));
+            found = extreme(found, k[source + j]);
         }
-        let scale = scale_of(amax);
+        let scale = scale_of(found);
         for (var j = 0u; j < 4u; j++) {
             let at = (place * {{ k_dim // 8 }}u + run * 4u + j) * {{ block_tokens }}u + t;
             k_cache[at] = encode(k[source + 2u * j], k[source + 2u * j + 1u], scale.y);
@@ -69,11 +80,11 @@ fn main(
     } else {
         let v_run = run - {{ k_runs }}u;
         let source = head * {{ v_dim // 4 }}u + v_run * 8u;
-        var amax = 0.0;
+        var found = 0.0;
         for (var j = 0u; j < 8u; j++) {
-            amax = max(amax, largest(v[source + j]));
+            found = extreme(found, v[source + j]);
         }
-        let scale = scale_of(amax);
+        let scale = scale_of(found);
         for (var j = 0u; j < 4u; j++) {
             let at = (place * {{ block_tokens }}u + t) * {{ v_dim // 8 }}u + v_run * 4u + j;
             v_cache[at] = encode(v[source + 2u * j], v[source + 2u * j + 1u], scale.y);

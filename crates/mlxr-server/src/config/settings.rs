@@ -136,7 +136,7 @@ settings! {
     threads: Option<usize> = "auto", "engine.threads", [short('t', takes("threads", "N"))];
     /// Tokens a sequence may have, prompt included [default: the model's own, at most 4096]
     n_ctx: Option<u32> = "auto", "engine.n_ctx", [short('c', takes("ctx", "TOKENS"))];
-    /// How keys and values are stored: f32, f16, bf16, q8_0 or fp8 (E4M3)
+    /// How keys and values are stored: f32, f16, bf16, q8_0, q4_0 or fp8 (E4M3)
     kv_type: DType = "f16", "engine.kv_type", [takes("kv-type", "TYPE")];
     /// Compute prompts in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     bf16_products: bool = "false", "engine.bf16_products",

@@ -469,7 +469,8 @@ mod tests {
         assert_eq!(read("q8_0"), Ok(DType::Q8_0));
         assert_eq!(read("fp8"), Ok(DType::F8E4M3));
         assert_eq!(read(DType::F8E4M3.to_json().as_str().unwrap_or_default()), Ok(DType::F8E4M3));
-        assert!(read::<DType>("q4_0").is_err());
+        assert_eq!(read("q4_0"), Ok(DType::Q4_0));
+        assert!(read::<DType>("q5_0").is_err());
     }
 
     #[test]

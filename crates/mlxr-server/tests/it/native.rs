@@ -99,7 +99,7 @@ async fn a_plan_is_what_loading_takes() {
     for (extra, text) in [
         (json!({"n_ctx": 1_000_000}), "at most"),
         (json!({"n_ctx": 0}), "n_ctx is 0"),
-        (json!({"kv_type": "q4_0"}), "f32, f16, bf16, q8_0 or fp8"),
+        (json!({"kv_type": "q5_0"}), "f32, f16, bf16, q8_0, q4_0 or fp8"),
         (json!({"kv_bytes": 10}), "one context of 512 tokens takes"),
     ] {
         let mut body = json!({"model": TINY});

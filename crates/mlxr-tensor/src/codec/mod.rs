@@ -32,7 +32,7 @@ pub use fp4::{DOUBLED as FP4_DOUBLED, half_ue4m3};
 pub use fp8::{e4m3_to_f32, e8m0_to_f32, f32_to_e4m3};
 pub use iquant::IQ4_LEVELS;
 pub use kquant::{q3_k_scales, scales_and_mins};
-pub use legacy::five_bit_codes;
+pub use legacy::{decode_q4_0, encode_q4_0, five_bit_codes};
 pub use mlx::{AffineParts, quantise_mlx, quantise_mlx_float};
 pub use planes::unpack as unpack_codes;
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::data::Noise;
-use super::{FUNCTION_TOLERANCE, Q8_CACHE_TOLERANCE, assert_close, assert_same_bits, read, reference};
+use super::{BLOCK_CACHE_TOLERANCE, FUNCTION_TOLERANCE, assert_close, assert_same_bits, read, reference};
 use crate::{
     AttentionSpec, Backend, Batch, BlockCopy, DType, HostTensor, KvCache, KvLayerSpec, KvSpec, Reach, Rope,
     RopePairing, codec,
@@ -181,7 +181,8 @@ impl<'a> Scene<'a> {
             let results = &together[first_row * row_len..(first_row + sequence.n_tokens) * row_len];
             first_row += sequence.n_tokens;
             let stored = (self.stored(&sequence.k, case.k_dim), self.stored(&sequence.v, case.v_dim));
-            let tolerance = if case.dtype == DType::Q8_0 { Q8_CACHE_TOLERANCE } else { FUNCTION_TOLERANCE };
+            let tolerance =
+                if case.dtype.is_quantised() { BLOCK_CACHE_TOLERANCE } else { FUNCTION_TOLERANCE };
             for row in sequence.n_tokens.saturating_sub(case.compared)..sequence.n_tokens {
                 let expected = self.expected(sequence, row, &stored);
                 let got = &results[row * row_len..(row + 1) * row_len];
@@ -232,6 +233,8 @@ pub(super) fn variants(backend: &dyn Backend) {
         Case { dtype: DType::BF16, ..base() },
         Case { dtype: DType::Q8_0, block_tokens: 32, ..base() },
         Case { dtype: DType::Q8_0, k_dim: 96, v_dim: 96, ..base() },
+        Case { dtype: DType::Q4_0, k_dim: 128, v_dim: 64, ..base() },
+        Case { dtype: DType::Q4_0, n_heads: 8, n_kv_heads: 2, block_tokens: 32, ..base() },
         Case { dtype: DType::F8E4M3, k_dim: 80, v_dim: 80, ..base() },
         Case { dtype: DType::F8E4M3, k_dim: 192, v_dim: 128, block_tokens: 32, ..base() },
         Case { n_heads: 8, n_kv_heads: 1, ..base() },
@@ -283,7 +286,7 @@ pub(super) fn both_ways(backend: &dyn Backend) {
 
 /// A forked sequence reads the same after its shared block was copied, and the original is left alone.
 pub(super) fn copies(backend: &dyn Backend) {
-    for dtype in [DType::F32, DType::Q8_0, DType::F8E4M3] {
+    for dtype in [DType::F32, DType::Q8_0, DType::Q4_0, DType::F8E4M3] {
         let scene = Scene::new(backend, Case { dtype, lens: vec![20], ..Case::default() });
         let mut kv = scene.cache();
         scene.step(&mut kv, &[(0, 0..19)]);
@@ -325,6 +328,7 @@ pub(super) fn rotated_and_stored(backend: &dyn Backend) {
         (DType::F16, 16),
         (DType::F16, 12),
         (DType::Q8_0, 32),
+        (DType::Q4_0, 32),
         (DType::F8E4M3, 32),
     ];
     for (dtype, n_pairs) in cases {
@@ -363,6 +367,7 @@ pub(super) fn rotated_and_attended(backend: &dyn Backend) {
         (Case { dtype: DType::BF16, k_dim: 128, v_dim: 96, window: Some(20), ..Case::default() }, 64),
         (Case { dtype: DType::F16, sinks: true, lens: vec![300, 3, 140], ..Case::default() }, 24),
         (Case { dtype: DType::Q8_0, ..Case::default() }, 32),
+        (Case { dtype: DType::Q4_0, ..Case::default() }, 32),
         (Case { dtype: DType::F8E4M3, n_heads: 8, ..Case::default() }, 24),
     ];
     for ((case, n_pairs), pairing) in

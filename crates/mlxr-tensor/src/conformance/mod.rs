@@ -32,8 +32,8 @@ pub const INT8_TOLERANCE: f64 = 1.5e-2;
 /// Relative error of approximated functions (exponential, tanh, error function).
 pub const FUNCTION_TOLERANCE: f64 = 4e-6;
 
-/// Relative error of attention over a cache of 8-bit blocks, whose rounding may differ in ties.
-pub const Q8_CACHE_TOLERANCE: f64 = 2e-3;
+/// Relative error of attention over a cache of quantised blocks, whose rounding may differ in ties.
+pub const BLOCK_CACHE_TOLERANCE: f64 = 2e-3;
 
 /// A named check.
 pub struct Check {

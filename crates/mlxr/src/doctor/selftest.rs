@@ -167,7 +167,7 @@ fn print_row(check: &'static str, outcome: &Outcome) -> anyhow::Result<()> {
     };
     let style = Style::new().fg_color(Some(colour.into()));
     let (error, tolerance) = match outcome.worst {
-        Some(worst) => (format!("{:.1e}", worst.error), format!("{:.0e}", worst.tolerance)),
+        Some(worst) => (format!("{:.1e}", worst.error), format!("{:.1e}", worst.tolerance)),
         None => ("-".to_owned(), "bit for bit".to_owned()),
     };
     let time = units::seconds(outcome.time.as_secs_f64());

@@ -79,8 +79,8 @@ pub(crate) enum CodeKernels {
     },
 }
 
-/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16: `out[x * WIDE_ROWS + w]`,
-/// activation rows rounded up to whole blocks. A product does not depend on the numbers of rows.
+/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16: `out[x * WIDE_ROWS + w]` for
+/// each block of activation rows, `BLOCK_FLOATS` after the one before; the last is whole as well. A product does not depend on the numbers of rows.
 pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs<'_>, &mut TileScratch, &mut [f32]);
 
 /// Positions that attention kernels meet in one go.
@@ -219,7 +219,7 @@ pub enum Products {
     #[default]
     Alike,
     /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16 (but not on Intel's
-    /// CPUs), all weights with AMX (K-quants from 256 rows on); attention of many queries likewise. Rounded to other bits than products of fewer rows.
+    /// CPUs), all weights with AMX (K-quants from 64 rows on); attention of many queries likewise. Rounded to other bits than products of fewer rows.
     Bf16,
 }
 

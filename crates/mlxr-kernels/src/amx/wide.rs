@@ -20,7 +20,7 @@ use crate::linear::wide::{TILE_BYTES, WideActs, WideRows};
 const WIDE_FROM: usize = 32;
 
 /// As [`WIDE_FROM`], for super-blocks: before that their integer products are faster.
-const BLOCKS_FROM: usize = 256;
+const BLOCKS_FROM: usize = 64;
 
 pub(super) const KERNELS: WideKernels = WideKernels {
     from_rows: WIDE_FROM,
@@ -74,6 +74,11 @@ fn unpacked(kind: CodeKind) -> DotWide {
 struct TileUnit;
 
 impl Unit for TileUnit {
+    const IS_BESIDE: bool = true;
+
+    /// Taking up sums and putting them back takes as long as some thirty multiplications.
+    const PANEL_COLS: usize = 1024;
+
     #[inline]
     unsafe fn begin() {
         // SAFETY: passes the caller's promise on.
@@ -88,6 +93,19 @@ impl Unit for TileUnit {
 
     #[inline]
     unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            Self::open(add, out);
+            for step in 0..n_steps {
+                let acts = acts.as_ptr().wrapping_add(step * 2 * TILE_BYTES);
+                Self::step(acts, panel.as_ptr().wrapping_add(step * TILE_BYTES));
+            }
+            Self::close(out);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn open(add: bool, out: Sums) {
         let (high, stride) = (out.at, out.stride * 4);
         let low = high.wrapping_add(TILE_ROWS * out.stride);
         // SAFETY: by the caller's promise.
@@ -112,8 +130,14 @@ impl Unit for TileUnit {
                     options(nomem, nostack, preserves_flags),
                 );
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(acts: *const u8, panel: *const u8) {
+        // SAFETY: by the caller's promise.
+        unsafe {
             asm!(
-                "2:",
                 "tileloadd tmm4, [{acts} + {line}]",
                 "tileloadd tmm6, [{panel} + {line}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -122,19 +146,22 @@ impl Unit for TileUnit {
                 "tileloadd tmm5, [{acts} + {line} + {tile}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {acts}, {step}",
-                "add {panel}, {tile}",
-                "dec {n}",
-                "jnz 2b",
-                acts = inout(reg) acts.as_ptr() => _,
-                panel = inout(reg) panel.as_ptr() => _,
-                n = inout(reg) n_steps => _,
+                acts = in(reg) acts,
+                panel = in(reg) panel,
                 line = in(reg) ROW_BYTES,
                 tile = const TILE_BYTES,
                 panel_tile = const PANEL_TILE,
-                step = const 2 * TILE_BYTES,
-                options(nostack, readonly),
+                options(nostack, preserves_flags, readonly),
             );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn close(out: Sums) {
+        let (high, stride) = (out.at, out.stride * 4);
+        let low = high.wrapping_add(TILE_ROWS * out.stride);
+        // SAFETY: by the caller's promise.
+        unsafe {
             asm!(
                 "tilestored [{high} + {stride}], tmm0",
                 "tilestored [{high} + {stride} + 64], tmm1",

@@ -41,9 +41,9 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
             // SAFETY: this function is compiled for the same features.
             unsafe {
                 match keys.dtype {
-                    DType::F16 => Floats::<half::f16>::fill(&rows, 0, n_cols, tile),
-                    DType::BF16 => Floats::<half::bf16>::fill(&rows, 0, n_cols, tile),
-                    _ => Floats::<f32>::fill(&rows, 0, n_cols, tile),
+                    DType::F16 => Floats::<half::f16>::fill(&rows, 0, 0, n_cols, tile, &mut ()),
+                    DType::BF16 => Floats::<half::bf16>::fill(&rows, 0, 0, n_cols, tile, &mut ()),
+                    _ => Floats::<f32>::fill(&rows, 0, 0, n_cols, tile, &mut ()),
                 }
             }
         }

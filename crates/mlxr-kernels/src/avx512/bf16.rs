@@ -43,6 +43,9 @@ wide_floats!(VectorUnit);
 struct VectorUnit;
 
 impl Unit for VectorUnit {
+    /// Two tiles stay in the first-level cache.
+    const PANEL_COLS: usize = 512;
+
     #[inline]
     unsafe fn begin() {}
 
@@ -113,14 +116,17 @@ unsafe fn pairs(line: *const u8) -> __m512bh {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use mlxr_tensor::conformance::data::{self, Noise};
 
     use super::*;
     use crate::acts::ActPool;
+    use crate::avx512::layouts::Q8_0;
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, wide::SuperBlocks};
     use crate::kernels::Kernels;
-    use crate::linear::wide::WIDE_ROWS;
+    use crate::linear::wide::{BLOCK_FLOATS, WIDE_ROWS};
     use crate::pool::ThreadPool;
     use crate::weight::Matrix;
 
@@ -135,8 +141,9 @@ mod tests {
         let kernels = Kernels { wide: None, ..avx512::TABLE };
         let (x, memory) = (noise.values(cols), ActPool::default());
         let mut acts = WideActs::new(1, cols, &memory);
+        let n_bytes = acts.block_bytes().0;
         // SAFETY: AVX-512 BF16 is available, here and below.
-        unsafe { wide::pack(&[&x], acts.bytes_mut()) };
+        unsafe { wide::pack(&[&x], &mut acts.bytes_mut()[..n_bytes]) };
         let round = |v: f32| half::bf16::from_f32(v).to_f64();
         for dtype in [DType::Q4_K, DType::Q5_K, DType::Q6_K] {
             let tensor = data::tensor(Format::Plain(dtype), &[n_w, cols], &mut noise);
@@ -144,7 +151,7 @@ mod tests {
                 panic!("a tile order")
             };
             let (weights, scratch) = (WideRows::Tiled(matrix.tiles(0..n_w)), &mut TileScratch::empty());
-            let mut out = vec![0f32; BLOCK_ROWS * WIDE_ROWS];
+            let mut out = vec![0f32; BLOCK_FLOATS];
             // SAFETY: as above.
             unsafe {
                 match dtype {
@@ -167,6 +174,129 @@ mod tests {
                     "{} row {w}: {got} {sum}",
                     dtype.name()
                 );
+            }
+        }
+    }
+
+    /// A unit beside vectors, one product at a time.
+    struct Beside;
+
+    thread_local! {
+        static SUMS: RefCell<[[f32; 2 * N_ROWS]; BLOCK_ROWS]> = const { RefCell::new([[0.0; 2 * N_ROWS]; BLOCK_ROWS]) };
+    }
+
+    /// Number `i` of bf16 from `from` on.
+    unsafe fn number(from: *const u8, i: usize) -> f32 {
+        // SAFETY: it is there, by the caller's promise.
+        unsafe { from.cast::<half::bf16>().add(i).read_unaligned() }.to_f32()
+    }
+
+    impl Unit for Beside {
+        const IS_BESIDE: bool = true;
+        const PANEL_COLS: usize = 1024;
+
+        unsafe fn begin() {}
+
+        unsafe fn end() {}
+
+        unsafe fn two_by_two(_: &[u8], _: &[u8], _: usize, _: bool, _: Sums) {
+            unreachable!("products go by steps")
+        }
+
+        unsafe fn open(add: bool, out: Sums) {
+            SUMS.with_borrow_mut(|sums| {
+                for (i, row) in sums.iter_mut().enumerate() {
+                    for (j, sum) in row.iter_mut().enumerate() {
+                        // SAFETY: in bounds, by the caller's promise.
+                        *sum = if add { unsafe { *out.at.add(i * out.stride + j) } } else { 0.0 };
+                    }
+                }
+            });
+        }
+
+        unsafe fn step(acts: *const u8, panel: *const u8) {
+            SUMS.with_borrow_mut(|sums| {
+                for (i, row) in sums.iter_mut().enumerate() {
+                    for (j, sum) in row.iter_mut().enumerate() {
+                        let weights = panel.wrapping_add(j / N_ROWS * PANEL_TILE + j % N_ROWS * 4);
+                        for pair in 0..16 {
+                            let acts = acts.wrapping_add(i * LINE_BYTES + pair * 4);
+                            let weights = weights.wrapping_add(pair * LINE_BYTES);
+                            // SAFETY: in bounds, by the caller's promise.
+                            *sum += unsafe {
+                                number(acts, 0) * number(weights, 0) + number(acts, 1) * number(weights, 1)
+                            };
+                        }
+                    }
+                }
+            });
+        }
+
+        unsafe fn close(out: Sums) {
+            SUMS.with_borrow(|sums| {
+                for (i, row) in sums.iter().enumerate() {
+                    for (j, &sum) in row.iter().enumerate() {
+                        // SAFETY: in bounds, by the caller's promise.
+                        unsafe { *out.at.add(i * out.stride + j) = sum };
+                    }
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn steps_beside_the_next_panel_give_the_same_products() {
+        if !avx512::is_available() || avx512::wide_if_any().is_none() {
+            return;
+        }
+        // More than two panels, and tiles that are not all pairs.
+        let (n_w, cols) = (37, 2304);
+        let mut noise = Noise::new(7);
+        let kernels = Kernels { wide: None, ..avx512::TABLE };
+        let memory = ActPool::default();
+        let plain = |dtype| Format::Plain(dtype);
+        let tensors = [DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16]
+            .map(|dtype| data::tensor(plain(dtype), &[n_w, cols], &mut noise));
+        for n_x in [1, 33, 100] {
+            let x = noise.values(n_x * cols);
+            let mut acts = WideActs::new(n_x, cols, &memory);
+            let (n_bytes, stride) = acts.block_bytes();
+            let rows: Vec<&[f32]> = x.chunks_exact(cols).collect();
+            for (rows, block) in rows.chunks(BLOCK_ROWS).zip(acts.bytes_mut().chunks_exact_mut(stride)) {
+                // SAFETY: AVX-512 BF16 is available, here and below.
+                unsafe { wide::pack(rows, &mut block[..n_bytes]) };
+            }
+            for tensor in &tensors {
+                let Ok(Matrix::Tiled(matrix)) = Matrix::new(tensor, &kernels, &ThreadPool::new(1)) else {
+                    panic!("a tile order")
+                };
+                let weights = WideRows::Tiled(matrix.tiles(0..n_w));
+                let mut out = [(); 2].map(|()| vec![f32::NAN; acts.n_blocks() * BLOCK_FLOATS]);
+                let [beside, vectors] = &mut out;
+                let (scratch, format) = (&mut TileScratch::empty(), tensor.format());
+                macro_rules! both {
+                    ($source:ty) => {{
+                        wide::dot::<$source, Beside>(&weights, &acts, scratch, beside);
+                        wide::dot::<$source, VectorUnit>(&weights, &acts, scratch, vectors);
+                    }};
+                }
+                // SAFETY: as above.
+                unsafe {
+                    match format {
+                        Format::Plain(DType::Q4_K) => both!(SuperBlocks<Q4K>),
+                        Format::Plain(DType::Q6_K) => both!(SuperBlocks<Q6K>),
+                        Format::Plain(DType::Q8_0) => both!(wide::Blocks<Q8_0>),
+                        _ => both!(wide::FloatTiles<half::f16>),
+                    }
+                }
+                for i in 0..n_x {
+                    let at = i / BLOCK_ROWS * BLOCK_FLOATS + i % BLOCK_ROWS * WIDE_ROWS;
+                    let largest = vectors[at..at + n_w].iter().fold(0f32, |m, v| m.max(v.abs()));
+                    for (got, expected) in beside[at..at + n_w].iter().zip(&vectors[at..]) {
+                        let limit = 1e-4 * largest;
+                        assert!((got - expected).abs() <= limit, "{}: {got} {expected}", format.name());
+                    }
+                }
             }
         }
     }

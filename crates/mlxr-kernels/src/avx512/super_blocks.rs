@@ -138,7 +138,7 @@ pub(crate) struct Q4K;
 impl SuperBlock for Q4K {
     const BYTES: usize = 144;
     const GROUP: usize = 32;
-    const DIRECT_ROWS: usize = 16;
+    const DIRECT_ROWS: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -163,7 +163,7 @@ pub(crate) struct Q5K;
 impl SuperBlock for Q5K {
     const BYTES: usize = 176;
     const GROUP: usize = 32;
-    const DIRECT_ROWS: usize = 16;
+    const DIRECT_ROWS: usize = 8;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -201,7 +201,7 @@ pub(crate) struct Q6K;
 impl SuperBlock for Q6K {
     const BYTES: usize = 210;
     const GROUP: usize = 16;
-    const DIRECT_ROWS: usize = 16;
+    const DIRECT_ROWS: usize = 8;
     const ZERO: i32 = 32;
 
     #[inline]

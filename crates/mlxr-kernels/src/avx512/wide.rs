@@ -4,25 +4,54 @@
 //! bits as what other kernels give: weights and activations are rounded to bf16, and to nothing else.
 
 use core::arch::x86_64::*;
+use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::floats::Pair;
 use super::layouts::{Layout, UnpackedRows, Visitor};
 use super::rows::{TileRows, transposed};
 use super::super_blocks::{self, Heads, SuperBlock};
+use super::tile::Ahead;
 use crate::aligned::AlignedBytes;
 use crate::linear::blocks::BLOCK_COLS;
 use crate::linear::tile::{TileScratch, UnpackedTile};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
-use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, WIDE_ROWS, WideActs, WideRows};
+use crate::linear::wide::{BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, TILE_BYTES, WIDE_ROWS, WideActs, WideRows};
 
-/// Columns of a panel.
-const PANEL_COLS: usize = 512;
+/// Columns of a panel at most.
+const MOST_COLS: usize = 1024;
 
-/// Bytes that sixteen weight rows take in a panel.
-pub(crate) const PANEL_TILE: usize = PANEL_COLS / STEP_COLS * TILE_BYTES;
+/// Bytes that sixteen weight rows have in a panel.
+pub(crate) const PANEL_TILE: usize = MOST_COLS / STEP_COLS * TILE_BYTES;
+
+/// Writes `scale * code + offset` for lines of four columns: two columns a line. A macro, since the compiler would not put
+/// it in line, and codes would go through memory.
+macro_rules! put_values {
+    ($out:expr, $codes:expr, $scale:expr, $offset:expr) => {{
+        let (codes, scale, offset) = ($codes, $scale, $offset);
+        let out = &mut $out[..2 * codes.len() * LINE_BYTES];
+        for (codes, out) in codes.iter().zip(out.chunks_exact_mut(2 * LINE_BYTES)) {
+            let byte = _mm512_set1_epi32(0xff);
+            let value = |codes: __m512i| _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scale, offset);
+            let a = value(_mm512_and_si512(*codes, byte));
+            let b = value(_mm512_and_si512(_mm512_srli_epi32::<8>(*codes), byte));
+            let c = value(_mm512_and_si512(_mm512_srli_epi32::<16>(*codes), byte));
+            let d = value(_mm512_srli_epi32::<24>(*codes));
+            store(&mut out[..LINE_BYTES], paired(a, b));
+            store(&mut out[LINE_BYTES..], paired(c, d));
+        }
+    }};
+}
 
 /// What multiplies tiles.
 pub(crate) trait Unit {
+    /// Whether vectors do something else while it multiplies. Then [`Self::open`], [`Self::step`] and [`Self::close`] are
+    /// the parts of [`Self::two_by_two`], between which the unit keeps the sums.
+    const IS_BESIDE: bool = false;
+
+    /// Columns of a panel, up to [`MOST_COLS`].
+    const PANEL_COLS: usize;
+
     /// Sets the unit up for this thread.
     ///
     /// # Safety
@@ -41,6 +70,30 @@ pub(crate) trait Unit {
     /// # Safety
     /// The unit is set up; tiles and sums are in bounds.
     unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums);
+
+    /// Takes up the sums, or begins with zeros.
+    ///
+    /// # Safety
+    /// As [`Self::two_by_two`].
+    unsafe fn open(_add: bool, _out: Sums) {
+        unreachable!("not a unit beside vectors")
+    }
+
+    /// Adds the products of one step.
+    ///
+    /// # Safety
+    /// As [`Self::two_by_two`]; sums were taken up.
+    unsafe fn step(_acts: *const u8, _panel: *const u8) {
+        unreachable!("not a unit beside vectors")
+    }
+
+    /// Puts the sums where they belong.
+    ///
+    /// # Safety
+    /// As [`Self::two_by_two`]; sums were taken up.
+    unsafe fn close(_out: Sums) {
+        unreachable!("not a unit beside vectors")
+    }
 }
 
 /// Where sums are, and how many floats their rows are apart.
@@ -121,14 +174,36 @@ pub(crate) fn pack(rows: &[&[f32]], block: &mut [u8]) {
 
 /// Where weights come from.
 pub(crate) trait Source {
-    /// Fills a panel with `n_cols` columns from `start` on.
+    /// Fills sixteen rows' part of a panel with `n_cols` columns from `start` on of tile `tile`.
     ///
     /// # Safety
     /// The CPU has what the kernels are compiled for.
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]);
+    unsafe fn fill<M: Meanwhile>(
+        weights: &WideRows<'_>,
+        tile: usize,
+        start: usize,
+        n_cols: usize,
+        panel: &mut [u8],
+        meanwhile: &mut M,
+    );
 }
 
-/// Fills `out: [xs, WIDE_ROWS]`, rows rounded up to whole blocks.
+/// What else is done while a panel is filled.
+pub(crate) trait Meanwhile {
+    /// So many more lines were filled, a multiple of [`LINES`].
+    fn filled(&mut self, n_lines: usize);
+}
+
+/// The fewest lines that are filled at once: sixteen columns.
+const LINES: usize = 8;
+
+/// Nothing.
+impl Meanwhile for () {
+    #[inline(always)]
+    fn filled(&mut self, _: usize) {}
+}
+
+/// Fills `out` as [`crate::kernels::DotWide`] says.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(crate) fn dot<S: Source, U: Unit>(
@@ -137,42 +212,189 @@ pub(crate) fn dot<S: Source, U: Unit>(
     scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
-    let n_tiles = weights.n_tiles().next_multiple_of(2);
+    const PAIR: usize = 2 * PANEL_TILE;
+    let (n_tiles, n_cols) = (weights.n_tiles(), xs.n_steps() * STEP_COLS);
     assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
-    assert!(xs.n_blocks() * BLOCK_ROWS * WIDE_ROWS <= out.len(), "room for the products");
-    if scratch.panel.bytes().len() < n_tiles * PANEL_TILE {
-        scratch.panel = AlignedBytes::zeroed(n_tiles * PANEL_TILE).expect("memory for a panel");
+    assert!(xs.n_blocks() * BLOCK_FLOATS <= out.len(), "room for the products");
+    if scratch.panel.bytes().len() < 2 * PAIR {
+        scratch.panel = AlignedBytes::zeroed(2 * PAIR).expect("memory for a panel");
     }
-    let panel = &mut scratch.panel.bytes_mut()[..n_tiles * PANEL_TILE];
-    let n_cols = xs.n_steps() * STEP_COLS;
+    let (mut full, mut next) = scratch.panel.bytes_mut()[..2 * PAIR].split_at_mut(PAIR);
     // SAFETY: a unit's table is only used where the unit is there.
     unsafe { U::begin() };
-    for start in (0..n_cols).step_by(PANEL_COLS) {
-        // SAFETY: this kernel is compiled for the same features.
-        unsafe { S::fill(weights, start, PANEL_COLS.min(n_cols - start), panel) };
-        let (first, n_steps) = (start / STEP_COLS, (n_cols - start).min(PANEL_COLS) / STEP_COLS);
-        for block in 0..xs.n_blocks() {
-            let acts =
-                &xs.bytes()[block * xs.block_bytes() + first * 2 * TILE_BYTES..][..n_steps * 2 * TILE_BYTES];
-            let out = &mut out[block * BLOCK_ROWS * WIDE_ROWS..(block + 1) * BLOCK_ROWS * WIDE_ROWS];
-            for (pair, panel) in panel.chunks_exact(2 * PANEL_TILE).enumerate() {
-                let sums = Sums { at: out[pair * 2 * N_ROWS..].as_mut_ptr(), stride: WIDE_ROWS };
-                // SAFETY: `n_steps` tiles of both kinds are in bounds, and 32 by 32 sums from `out` on; the unit is set up.
-                unsafe { U::two_by_two(acts, panel, n_steps, start > 0, sums) };
+    let mut under_way = UnderWay::<U>::nothing();
+    for start in (0..n_cols).step_by(U::PANEL_COLS) {
+        let n = U::PANEL_COLS.min(n_cols - start);
+        for pair in (0..n_tiles).step_by(2) {
+            let tiles = pair..n_tiles.min(pair + 2);
+            under_way.spread(tiles.len() * n / 2);
+            // What the panel after this one is filled from: perhaps of the rows that follow.
+            let after = match (pair + 2 < n_tiles, start + n < n_cols) {
+                (true, _) => (pair + 2, start..start + n),
+                (_, true) => (0, start + n..start + n + U::PANEL_COLS),
+                _ => (n_tiles, 0..U::PANEL_COLS),
+            };
+            for (i, (tile, panel)) in tiles.zip(next.chunks_exact_mut(PANEL_TILE)).enumerate() {
+                under_way.ahead = weights.ahead(after.0 + i, &after.1, n_cols);
+                under_way.n_ahead = under_way.ahead.lines_each(n / 2 / LINES);
+                // SAFETY: this kernel is compiled for the same features.
+                unsafe { S::fill(weights, tile, start, n, panel, &mut under_way) };
             }
+            under_way.finish();
+            std::mem::swap(&mut full, &mut next);
+            let (n, stride) = (n / STEP_COLS, xs.block_bytes().1);
+            under_way = UnderWay {
+                acts: xs.bytes()[start / STEP_COLS * 2 * TILE_BYTES..].as_ptr(),
+                stride,
+                panel: full.as_ptr(),
+                n_blocks: xs.n_blocks(),
+                n_steps: n,
+                add: start > 0,
+                sums: Sums { at: out[pair * N_ROWS..].as_mut_ptr(), stride: WIDE_ROWS },
+                ..UnderWay::nothing()
+            };
         }
     }
+    under_way.finish();
     // SAFETY: as above.
     unsafe { U::end() };
 }
 
+impl WideRows<'_> {
+    /// What tile `tile` has in memory of columns of `n_cols`, if it is to be fetched.
+    fn ahead(&self, tile: usize, columns: &Range<usize>, n_cols: usize) -> Ahead {
+        let WideRows::Tiled(tiles) = self else { return Ahead::new(std::ptr::null(), std::ptr::null()) };
+        let lines = tiles.bytes.as_ptr().wrapping_add(tile * tiles.tile_bytes);
+        let at = |col: usize| lines.wrapping_add(tiles.line_bytes * col.min(n_cols) / n_cols);
+        Ahead::new(at(columns.start), at(columns.end))
+    }
+}
+
+/// A panel of two tiles of weights that meets all activations, step by step, while the next panel is filled.
+struct UnderWay<U> {
+    /// Activations of the block under way, in the panel's columns, and how far those of the next are.
+    acts: *const u8,
+    stride: usize,
+    panel: *const u8,
+    /// Blocks that are left, the one under way included.
+    n_blocks: usize,
+    /// The block's next step, and how many it has.
+    step: usize,
+    n_steps: usize,
+    /// Whether products are added to the sums.
+    add: bool,
+    sums: Sums,
+    /// Steps for a line that is filled, and steps that are due, in parts of [`ONE`].
+    each: usize,
+    due: usize,
+    /// What is fetched, and how many lines at a time.
+    ahead: Ahead,
+    n_ahead: usize,
+    unit: PhantomData<U>,
+}
+
+/// One step, see [`UnderWay`].
+const ONE: usize = 1 << 16;
+
+impl<U: Unit> UnderWay<U> {
+    fn nothing() -> Self {
+        Self {
+            acts: std::ptr::null(),
+            stride: 0,
+            panel: std::ptr::null(),
+            n_blocks: 0,
+            step: 0,
+            n_steps: 0,
+            add: false,
+            sums: Sums { at: std::ptr::null_mut(), stride: 0 },
+            each: 0,
+            due: 0,
+            ahead: Ahead::new(std::ptr::null(), std::ptr::null()),
+            n_ahead: 0,
+            unit: PhantomData,
+        }
+    }
+
+    /// Has all steps done while so many lines are filled.
+    fn spread(&mut self, n_lines: usize) {
+        self.each = self.n_blocks * self.n_steps * ONE / n_lines;
+    }
+
+    /// Does the next step, if one is left.
+    #[inline(always)]
+    fn advance(&mut self) {
+        if self.n_blocks == 0 {
+            return;
+        }
+        // SAFETY: the panel and each block of activations have `n_steps` steps, and there are sums for each block (`dot`,
+        // which set the unit up).
+        unsafe {
+            if self.step == 0 {
+                U::open(self.add, self.sums);
+            }
+            let acts = self.acts.wrapping_add(self.step * 2 * TILE_BYTES);
+            U::step(acts, self.panel.wrapping_add(self.step * TILE_BYTES));
+            self.step += 1;
+            if self.step == self.n_steps {
+                U::close(self.sums);
+                self.next_block();
+            }
+        }
+    }
+
+    fn next_block(&mut self) {
+        self.step = 0;
+        self.n_blocks -= 1;
+        self.acts = self.acts.wrapping_add(self.stride);
+        self.sums.at = self.sums.at.wrapping_add(BLOCK_FLOATS);
+    }
+
+    /// Does all steps that are left.
+    fn finish(&mut self) {
+        while self.n_blocks > 0 {
+            if U::IS_BESIDE {
+                self.advance();
+                continue;
+            }
+            // SAFETY: as in `advance`.
+            unsafe {
+                let acts = std::slice::from_raw_parts(self.acts, self.n_steps * 2 * TILE_BYTES);
+                let panel = std::slice::from_raw_parts(self.panel, 2 * PANEL_TILE);
+                U::two_by_two(acts, panel, self.n_steps, self.add, self.sums);
+            }
+            self.next_block();
+        }
+    }
+}
+
+impl<U: Unit> Meanwhile for UnderWay<U> {
+    #[inline(always)]
+    fn filled(&mut self, n_lines: usize) {
+        self.ahead.fetch(n_lines / LINES * self.n_ahead);
+        if U::IS_BESIDE {
+            self.due += n_lines * self.each;
+            while self.due >= ONE {
+                self.due -= ONE;
+                self.advance();
+            }
+        }
+    }
+}
+
 /// Quant blocks in tile order.
-pub(crate) struct Blocks<L>(std::marker::PhantomData<L>);
+pub(crate) struct Blocks<L>(PhantomData<L>);
 
 impl<L: Layout<Rows = TileRows>> Source for Blocks<L> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+    unsafe fn fill<M: Meanwhile>(
+        weights: &WideRows<'_>,
+        tile: usize,
+        start: usize,
+        n_cols: usize,
+        panel: &mut [u8],
+        meanwhile: &mut M,
+    ) {
         let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
         let n_blocks = (start + n_cols) / L::BLOCK_COLS;
         assert!(
@@ -180,23 +402,29 @@ impl<L: Layout<Rows = TileRows>> Source for Blocks<L> {
             "a tile of {} blocks",
             tiles.n_blocks
         );
-        for (rows, panel) in TileRows::of(tiles).zip(panel.chunks_exact_mut(PANEL_TILE)) {
-            let mut fill = Fill { panel, start };
-            for block in start / L::BLOCK_COLS..n_blocks {
-                // SAFETY: the rows have these blocks.
-                unsafe { L::visit(rows, block, &mut fill) };
-            }
+        let rows = TileRows::of(tiles).nth(tile).expect("a tile");
+        let mut fill = Fill { panel, start, meanwhile };
+        for block in start / L::BLOCK_COLS..n_blocks {
+            // SAFETY: the rows have these blocks.
+            unsafe { L::visit(rows, block, &mut fill) };
         }
     }
 }
 
 /// Super-blocks in tile order.
-pub(crate) struct SuperBlocks<S>(std::marker::PhantomData<S>);
+pub(crate) struct SuperBlocks<S>(PhantomData<S>);
 
 impl<S: SuperBlock> Source for SuperBlocks<S> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+    unsafe fn fill<M: Meanwhile>(
+        weights: &WideRows<'_>,
+        tile: usize,
+        start: usize,
+        n_cols: usize,
+        panel: &mut [u8],
+        meanwhile: &mut M,
+    ) {
         let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
         let n_blocks = (start + n_cols) / BLOCK_COLS;
         assert!(
@@ -204,17 +432,16 @@ impl<S: SuperBlock> Source for SuperBlocks<S> {
             "a tile of {} blocks",
             tiles.n_blocks
         );
-        for (rows, panel) in TileRows::of(tiles).zip(panel.chunks_exact_mut(PANEL_TILE)) {
-            for (block, out) in
-                (start / BLOCK_COLS..n_blocks).zip(panel.chunks_exact_mut(BLOCK_COLS * N_ROWS * 2))
-            {
-                let mut last = OnlyHeads(None);
-                // SAFETY: the rows have these blocks.
-                unsafe {
-                    S::visit(rows, block, &mut last);
-                    let heads = last.0.expect("heads come last");
-                    S::visit(rows, block, &mut FillBlock { out, heads });
-                }
+        let rows = TileRows::of(tiles).nth(tile).expect("a tile");
+        for (block, out) in
+            (start / BLOCK_COLS..n_blocks).zip(panel.chunks_exact_mut(BLOCK_COLS * N_ROWS * 2))
+        {
+            let mut last = OnlyHeads(None);
+            // SAFETY: the rows have these blocks.
+            unsafe {
+                S::visit(rows, block, &mut last);
+                let heads = last.0.expect("heads come last");
+                S::visit(rows, block, &mut FillBlock { out, heads, meanwhile });
             }
         }
     }
@@ -236,12 +463,13 @@ impl super_blocks::Visitor for OnlyHeads {
 }
 
 /// Writes a super-block of sixteen rows as the numbers that its codes stand for.
-struct FillBlock<'a> {
+struct FillBlock<'a, M> {
     out: &'a mut [u8],
     heads: Heads,
+    meanwhile: &'a mut M,
 }
 
-impl super_blocks::Visitor for FillBlock<'_> {
+impl<M: Meanwhile> super_blocks::Visitor for FillBlock<'_, M> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
     unsafe fn group<S: SuperBlock, const N: usize>(
@@ -252,7 +480,8 @@ impl super_blocks::Visitor for FillBlock<'_> {
     ) {
         let scale = _mm512_mul_ps(self.heads.d, _mm512_cvtepi32_ps(scale));
         let offset = _mm512_sub_ps(_mm512_setzero_ps(), self.heads.minimum::<S>(col));
-        put_values(&mut self.out[col * N_ROWS * 2..], codes, scale, offset);
+        put_values!(&mut self.out[col * N_ROWS * 2..], codes, scale, offset);
+        self.meanwhile.filled(2 * N);
     }
 
     #[inline]
@@ -261,36 +490,43 @@ impl super_blocks::Visitor for FillBlock<'_> {
 }
 
 /// Rows in the common form.
-pub(crate) struct Codes<L>(std::marker::PhantomData<L>);
+pub(crate) struct Codes<L>(PhantomData<L>);
 
 impl<L: Layout<Rows = UnpackedRows>> Source for Codes<L> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+    unsafe fn fill<M: Meanwhile>(
+        weights: &WideRows<'_>,
+        tile: usize,
+        start: usize,
+        n_cols: usize,
+        panel: &mut [u8],
+        meanwhile: &mut M,
+    ) {
         let WideRows::Unpacked(UnpackedTile { panel: weights, n_rows }) = weights else {
             unreachable!("unpacked rows")
         };
         let blocks = start / L::BLOCK_COLS..(start + n_cols).div_ceil(L::BLOCK_COLS);
-        for (i, panel) in panel.chunks_exact_mut(PANEL_TILE).take(n_rows.div_ceil(N_ROWS)).enumerate() {
-            // SAFETY: the panel outlives this loop.
-            let rows = unsafe { UnpackedRows::of::<L>(weights, i * N_ROWS, blocks.end) };
-            let mut fill = Fill { panel, start };
-            for block in blocks.clone() {
-                // SAFETY: the rows have these blocks, padding included.
-                unsafe { L::visit(rows, block, &mut fill) };
-            }
+        assert!(tile < n_rows.div_ceil(N_ROWS), "a tile");
+        // SAFETY: the panel outlives this loop.
+        let rows = unsafe { UnpackedRows::of::<L>(weights, tile * N_ROWS, blocks.end) };
+        let mut fill = Fill { panel, start, meanwhile };
+        for block in blocks {
+            // SAFETY: the rows have these blocks, padding included.
+            unsafe { L::visit(rows, block, &mut fill) };
         }
     }
 }
 
 /// Writes groups of codes into sixteen rows' part of a panel as the numbers they stand for.
-struct Fill<'a> {
+struct Fill<'a, M> {
     panel: &'a mut [u8],
     /// The panel's first column.
     start: usize,
+    meanwhile: &'a mut M,
 }
 
-impl Visitor for Fill<'_> {
+impl<M: Meanwhile> Visitor for Fill<'_, M> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
     unsafe fn group<L: Layout, const N: usize>(
@@ -304,24 +540,8 @@ impl Visitor for Fill<'_> {
         let zero = _mm512_set1_ps(-(L::ZERO.value() as f32));
         let offset =
             if L::OFFSETS { _mm512_fmadd_ps(zero, scale, offset) } else { _mm512_mul_ps(zero, scale) };
-        put_values(&mut self.panel[(col - self.start) * N_ROWS * 2..], codes, scale, offset);
-    }
-}
-
-/// Writes `scale * code + offset` for lines of four columns: two columns a line.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-fn put_values<const N: usize>(out: &mut [u8], codes: [__m512i; N], scale: __m512, offset: __m512) {
-    let out = &mut out[..2 * N * LINE_BYTES];
-    for (codes, out) in codes.iter().zip(out.chunks_exact_mut(2 * LINE_BYTES)) {
-        let byte = _mm512_set1_epi32(0xff);
-        let value = |codes: __m512i| _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), scale, offset);
-        let a = value(_mm512_and_si512(*codes, byte));
-        let b = value(_mm512_and_si512(_mm512_srli_epi32::<8>(*codes), byte));
-        let c = value(_mm512_and_si512(_mm512_srli_epi32::<16>(*codes), byte));
-        let d = value(_mm512_srli_epi32::<24>(*codes));
-        store(&mut out[..LINE_BYTES], paired(a, b));
-        store(&mut out[LINE_BYTES..], paired(c, d));
+        put_values!(&mut self.panel[(col - self.start) * N_ROWS * 2..], codes, scale, offset);
+        self.meanwhile.filled(2 * N);
     }
 }
 
@@ -358,30 +578,38 @@ pub(super) fn store(out: &mut [u8], value: __m512i) {
 }
 
 /// Plain floats in tile order.
-pub(crate) struct FloatTiles<P>(std::marker::PhantomData<P>);
+pub(crate) struct FloatTiles<P>(PhantomData<P>);
 
 impl<P: Pair> Source for FloatTiles<P> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+    unsafe fn fill<M: Meanwhile>(
+        weights: &WideRows<'_>,
+        tile: usize,
+        start: usize,
+        n_cols: usize,
+        panel: &mut [u8],
+        meanwhile: &mut M,
+    ) {
         let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
-        let rows = tiles.bytes.chunks_exact(tiles.tile_bytes.max(1));
-        for (rows, panel) in rows.zip(panel.chunks_exact_mut(PANEL_TILE)) {
-            let pairs = rows[..tiles.line_bytes][start / 2 * P::BYTES..].chunks_exact(P::BYTES);
-            let (out, _) = panel[..n_cols / 2 * LINE_BYTES].as_chunks_mut::<LINE_BYTES>();
-            // The last step's columns may be fewer, and missing ones are zero.
-            out[pairs.len().min(n_cols / 2)..].fill([0; LINE_BYTES]);
-            for (pair, out) in pairs.zip(out) {
-                // SAFETY: `BYTES` bytes are in bounds.
-                let [first, second] = unsafe { P::columns(pair.as_ptr()) };
-                store(out, paired(first, second));
+        let rows = &tiles.bytes[tile * tiles.tile_bytes..(tile + 1) * tiles.tile_bytes];
+        let pairs = rows[..tiles.line_bytes][start / 2 * P::BYTES..].chunks_exact(P::BYTES);
+        let (out, _) = panel[..n_cols / 2 * LINE_BYTES].as_chunks_mut::<LINE_BYTES>();
+        // The last step's columns may be fewer, and missing ones are zero.
+        out[pairs.len().min(n_cols / 2)..].fill([0; LINE_BYTES]);
+        for (i, (pair, out)) in pairs.zip(out).enumerate() {
+            // SAFETY: `BYTES` bytes are in bounds.
+            let [first, second] = unsafe { P::columns(pair.as_ptr()) };
+            store(out, paired(first, second));
+            if i % 16 == 15 {
+                meanwhile.filled(16);
             }
         }
     }
 }
 
 /// Rows of plain floats.
-pub(crate) struct Floats<E>(std::marker::PhantomData<E>);
+pub(crate) struct Floats<E>(PhantomData<E>);
 
 /// A plain float type.
 pub(crate) trait Element {
@@ -437,29 +665,36 @@ impl Element for half::bf16 {
 impl<E: Element> Source for Floats<E> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill(weights: &WideRows<'_>, start: usize, n_cols: usize, panel: &mut [u8]) {
+    unsafe fn fill<M: Meanwhile>(
+        weights: &WideRows<'_>,
+        tile: usize,
+        start: usize,
+        n_cols: usize,
+        panel: &mut [u8],
+        meanwhile: &mut M,
+    ) {
         let WideRows::Floats { data, row_bytes } = weights else { unreachable!("rows of floats") };
-        for (rows, panel) in data.chunks(N_ROWS * row_bytes).zip(panel.chunks_exact_mut(PANEL_TILE)) {
-            for (step, out) in panel.chunks_exact_mut(TILE_BYTES).take(n_cols / STEP_COLS).enumerate() {
-                let from = (start + step * STEP_COLS) * E::BYTES;
-                let mut lines = [_mm512_setzero_si512(); N_ROWS];
-                for (line, row) in lines.iter_mut().zip(rows.chunks_exact(*row_bytes)) {
-                    // A row's last columns may be fewer, and missing ones are zero.
-                    let mut last = [0u8; STEP_COLS * 4];
-                    let row = &row[from.min(row.len())..];
-                    let row = if row.len() < STEP_COLS * E::BYTES {
-                        last[..row.len()].copy_from_slice(row);
-                        &last[..]
-                    } else {
-                        row
-                    };
-                    // SAFETY: 32 values are in bounds.
-                    *line = unsafe { E::load(row.as_ptr()) };
-                }
-                for (line, out) in transposed(lines).into_iter().zip(out.chunks_exact_mut(LINE_BYTES)) {
-                    store(out, line);
-                }
+        let rows = data.chunks(N_ROWS * row_bytes).nth(tile).expect("a tile");
+        for (step, out) in panel.chunks_exact_mut(TILE_BYTES).take(n_cols / STEP_COLS).enumerate() {
+            let from = (start + step * STEP_COLS) * E::BYTES;
+            let mut lines = [_mm512_setzero_si512(); N_ROWS];
+            for (line, row) in lines.iter_mut().zip(rows.chunks_exact(*row_bytes)) {
+                // A row's last columns may be fewer, and missing ones are zero.
+                let mut last = [0u8; STEP_COLS * 4];
+                let row = &row[from.min(row.len())..];
+                let row = if row.len() < STEP_COLS * E::BYTES {
+                    last[..row.len()].copy_from_slice(row);
+                    &last[..]
+                } else {
+                    row
+                };
+                // SAFETY: 32 values are in bounds.
+                *line = unsafe { E::load(row.as_ptr()) };
             }
+            for (line, out) in transposed(lines).into_iter().zip(out.chunks_exact_mut(LINE_BYTES)) {
+                store(out, line);
+            }
+            meanwhile.filled(N_ROWS);
         }
     }
 }

@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 use mlxr_tensor::{DType, Format, HostTensor};
 
 use crate::acts::ActPool;
-use crate::aligned::as_bytes;
+use crate::aligned::{as_bytes, prefetch_for_writing};
 use crate::disjoint::{Disjoint, for_each_row, split};
 use crate::kernels::{
     BlockKernels, CodeKernels, DotBlocks, DotCodes, DotFloatTiles, DotFloats, DotTiles, DotUnpacked, DotWide,
@@ -168,7 +168,7 @@ impl<'a> Inputs<'a> {
 fn widened<'a>(wide: &WideKernels, inputs: &Inputs<'a>, pool: &ThreadPool) -> WideActs<'a> {
     let n_rows = inputs.n_rows();
     let mut acts = WideActs::new(n_rows, inputs.cols, inputs.memory);
-    let n = acts.block_bytes();
+    let (n, stride) = acts.block_bytes();
     let (n_blocks, bytes) = (acts.n_blocks(), Disjoint::new(acts.bytes_mut()));
     pool.run(|part, n_parts| {
         for block in split(n_blocks, part, n_parts, 1) {
@@ -176,7 +176,7 @@ fn widened<'a>(wide: &WideKernels, inputs: &Inputs<'a>, pool: &ThreadPool) -> Wi
             let rows: Vec<&[f32]> = rows.map(|row| inputs.row(row)).collect();
             // SAFETY: `split` gives each block to one part only; a table is only handed out where the CPU has its
             // features (`Kernels::available`).
-            unsafe { (wide.pack)(&rows, bytes.row(block, n)) };
+            unsafe { (wide.pack)(&rows, &mut bytes.row(block, stride)[..n]) };
         }
     });
     acts
@@ -377,19 +377,18 @@ impl Pass<'_> {
     fn gathered_wide(&self, wide: &WideKernels) -> Option<WideActs<'_>> {
         let RowMap::Pairs(pairs) = self.product.rows else { return None };
         let mut acts = WideActs::new(pairs.len(), self.inputs.cols, self.inputs.memory);
-        let n = acts.block_bytes();
-        for (pairs, block) in pairs.chunks(wide::BLOCK_ROWS).zip(acts.bytes_mut().chunks_exact_mut(n.max(1)))
-        {
+        let (n, stride) = acts.block_bytes();
+        for (pairs, block) in pairs.chunks(wide::BLOCK_ROWS).zip(acts.bytes_mut().chunks_exact_mut(stride)) {
             let rows: Vec<&[f32]> = pairs.iter().map(|pair| self.inputs.row(pair.0 as usize)).collect();
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { (wide.pack)(&rows, block) };
+            unsafe { (wide.pack)(&rows, &mut block[..n]) };
         }
         Some(acts)
     }
 
     fn wide_tile(&self, wide: &WideKernels, acts: &WideActs<'_>, tile: Range<usize>, scratch: &mut Scratch) {
         let Scratch { panel, floats, tile: memory, products } = scratch;
-        products.resize(acts.n_blocks() * wide::BLOCK_ROWS * WIDE_ROWS, 0.0);
+        products.resize(acts.n_blocks() * wide::BLOCK_FLOATS, 0.0);
         let mut run = |dot: DotWide, rows: &WideRows<'_>| {
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
             unsafe { dot(rows, acts, memory, products) };
@@ -419,7 +418,11 @@ impl Pass<'_> {
                 }
             }
         }
-        self.write(0, self.product.rows.len(), &tile, products, WIDE_ROWS);
+        let n_rows = self.product.rows.len();
+        let starts = (0..n_rows).step_by(wide::BLOCK_ROWS);
+        for (start, products) in starts.zip(products.chunks_exact(wide::BLOCK_FLOATS)) {
+            self.write(start, wide::BLOCK_ROWS.min(n_rows - start), &tile, products, WIDE_ROWS);
+        }
     }
 
     /// The rows of a tile as floats, at the beginning of `floats`.
@@ -554,7 +557,12 @@ impl Pass<'_> {
                 let (to, from) = (target(i).first_chunk_mut::<TILE_ROWS>(), sums.first_chunk());
                 *to.expect("a whole tile") = *from.expect("a whole tile");
             }),
-            None => rows.for_each(|(i, sums)| target(i).copy_from_slice(&sums[..tile.len()])),
+            None => rows.for_each(|(i, sums)| {
+                if i + 1 < n {
+                    prefetch_for_writing(target(i + 1));
+                }
+                target(i).copy_from_slice(&sums[..tile.len()]);
+            }),
         }
     }
 }

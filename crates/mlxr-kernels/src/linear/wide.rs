@@ -7,6 +7,13 @@ use crate::linear::tiled::{N_ROWS, Tiles};
 /// Activation rows that share a load of weights: two tiles. There are always so many; those too many are zero.
 pub(crate) const BLOCK_ROWS: usize = 32;
 
+/// Floats from the sums of one block of rows to those of the next: [`BLOCK_ROWS`] rows of [`WIDE_ROWS`], and a shift, so
+/// that loads of sums never look, by their low address bits, like the stores of the block before.
+pub(crate) const BLOCK_FLOATS: usize = BLOCK_ROWS * WIDE_ROWS + 32;
+
+/// Bytes between blocks, whose columns would otherwise be powers of two apart and fall on each other in the cache.
+const GAP_BYTES: usize = 12 << 10;
+
 /// Columns of a tile.
 pub(crate) const STEP_COLS: usize = 32;
 
@@ -49,8 +56,8 @@ impl<'a> WideActs<'a> {
     /// Rows whose blocks all have to be packed.
     pub(crate) fn new(n_rows: usize, cols: usize, pool: &'a ActPool) -> Self {
         let n_steps = cols.div_ceil(STEP_COLS);
-        let memory = Pooled::new(n_rows.div_ceil(BLOCK_ROWS) * n_steps * 2 * TILE_BYTES, pool);
-        Self { n_rows, n_steps, memory }
+        let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * (n_steps * 2 * TILE_BYTES + GAP_BYTES);
+        Self { n_rows, n_steps, memory: Pooled::new(n_bytes, pool) }
     }
 
     /// Groups of [`STEP_COLS`] columns.
@@ -62,8 +69,10 @@ impl<'a> WideActs<'a> {
         self.n_rows.div_ceil(BLOCK_ROWS)
     }
 
-    pub(crate) fn block_bytes(&self) -> usize {
-        self.n_steps * 2 * TILE_BYTES
+    /// Bytes of a block, and from one to the next.
+    pub(crate) fn block_bytes(&self) -> (usize, usize) {
+        let n = self.n_steps * 2 * TILE_BYTES;
+        (n, n + GAP_BYTES)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, AttentionSpec, Batch, Reach, Rope, RopePairing, TensorError};
 
-use crate::backend::{GpuBackend, act, with_codes};
+use crate::backend::{GpuBackend, with_codes};
 use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
@@ -175,10 +175,11 @@ impl Attention<'_> {
             let (table, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
             let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
             let grid = Grid::tiles(n_rows * spec.n_heads / n_heads, max_splits);
-            let mut bound = vec![table, tables, act(self.q), keys, values, parts.bound(), stats.bound()];
+            let mut bound =
+                vec![table, tables, backend.floats(self.q), keys, values, parts.bound(), stats.bound()];
             bound.extend(layer.scales.iter().flat_map(|(k, v)| [k.buffer.bound(), v.buffer.bound()]));
             if let Some(Turn { k, v, angles, .. }) = self.turn {
-                bound.extend([angles.bound(), act(k), act(v)]);
+                bound.extend([angles.bound(), backend.floats(k), backend.floats(v)]);
             }
             let gpu = backend.gpu();
             let is_joining = gpu.is_coherent() && gpu.binds_many() && n_parts / n_heads <= MAX_JOINED;
@@ -249,6 +250,12 @@ impl GpuBackend {
         assert_eq!(q.cols(), spec.n_heads * layer.shape.k_dim as usize, "columns of the queries");
         let v_dim = layer.shape.v_dim as usize;
         let (rows, cols) = (q.rows(), spec.n_heads * v_dim);
+        // A failure shows below.
+        if self.has_tiles(layer, batch)
+            && let Ok(tables) = self.tables(batch)
+        {
+            return Attention { q, layer, batch, tables, spec, turn: None }.in_tiles(self);
+        }
         let run = |y: Bound<'_>, codes: Option<[Bound<'_>; 2]>| {
             let tables = self.tables(batch)?;
             let angles =
@@ -261,14 +268,8 @@ impl GpuBackend {
                 is_interleaved: rope.pairing == RopePairing::Interleaved,
             });
             let attention = Attention { q, layer, batch, tables, spec, turn };
-            if self.has_tiles(layer, batch) {
-                return attention.run_tiles(self, y);
-            }
             attention.run(self, 0..rows, y, codes)
         };
-        if self.has_tiles(layer, batch) {
-            return self.new_act(rows, cols, |y| run(y, None));
-        }
         self.new_act_with_codes([rows, cols], v_dim, run)
     }
 }

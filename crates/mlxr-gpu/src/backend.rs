@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::NoUninit;
 use mlxr_tensor::{
@@ -11,6 +11,7 @@ use mlxr_tensor::{
     Weight,
 };
 
+use crate::acts::GpuAct;
 use crate::attention::{MAX_JOINED, Unturned};
 use crate::batch::BatchTables;
 use crate::bindings::Bound;
@@ -21,8 +22,8 @@ use crate::fused::{GatedProduct, NormedProduct};
 use crate::half::padded_rows;
 use crate::kernels::{
     Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows, LayerNorm,
-    NormShape, QuantiseRows, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, StoreKv,
-    StoreKvScaled, activation, gate,
+    NormShape, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, StoreKv, StoreKvScaled,
+    activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
@@ -49,7 +50,9 @@ pub struct GpuBackend {
     /// Knows divisions of products that are faster here than the usual ones.
     pub(crate) tuner: Option<Tuner>,
     /// Whether any weight meets activations in eight bits, so that ops write those as well.
-    wants_codes: AtomicBool,
+    pub(crate) wants_codes: AtomicBool,
+    /// Whether there are experts, which do not meet activations in f16.
+    pub(crate) has_experts: AtomicBool,
     /// Bound where a kernel has a place for something the call lacks.
     none: Numbered,
     /// Counts workgroups that are done, for the last of them to do more; zero between kernels.
@@ -62,50 +65,10 @@ impl fmt::Debug for GpuBackend {
     }
 }
 
-/// What stands behind an activation.
-pub(crate) struct GpuAct {
-    values: Pooled,
-    /// The same values in eight bits, once something has made them.
-    codes: OnceLock<ActCodes>,
-    /// And in f16.
-    pub(crate) halves: OnceLock<Pooled>,
-}
-
-impl GpuAct {
-    fn new(values: Pooled, codes: OnceLock<ActCodes>) -> Self {
-        Self { values, codes, halves: OnceLock::new() }
-    }
-}
-
-/// An activation as `quantise.wgsl` has it.
-pub(crate) struct ActCodes {
-    codes: Pooled,
-    scales: Pooled,
-}
-
-impl ActCodes {
-    pub(crate) fn bound(&self) -> [Bound<'_>; 2] {
-        [self.codes.bound(), self.scales.bound()]
-    }
-}
-
 impl Pooled {
     pub(crate) fn bound(&self) -> Bound<'_> {
         Bound { buffer: self.buffer(), id: self.id, start: 0 }
     }
-}
-
-/// An activation's values.
-pub(crate) fn act(x: &Act) -> Bound<'_> {
-    x.handle::<GpuAct>().values.bound()
-}
-
-/// An activation's values, to change.
-fn act_mut(x: &mut Act) -> Bound<'_> {
-    let handle = x.handle_mut::<GpuAct>();
-    handle.codes.take();
-    handle.halves.take();
-    handle.values.bound()
 }
 
 impl GpuBackend {
@@ -129,6 +92,7 @@ impl GpuBackend {
             has_half_attention: false,
             tuner: None,
             wants_codes: AtomicBool::new(false),
+            has_experts: AtomicBool::new(false),
             none,
             arrivals,
         })
@@ -199,52 +163,6 @@ impl GpuBackend {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An activation that `fill` writes. A failure shows at the next read.
-    pub(crate) fn new_act(
-        &self,
-        rows: usize,
-        cols: usize,
-        fill: impl FnOnce(Bound<'_>) -> Result<(), TensorError>,
-    ) -> Act {
-        self.new_act_in(rows, rows, cols, fill)
-    }
-
-    /// As [`Self::new_act`], with room for `room` rows.
-    fn new_act_in(
-        &self,
-        room: usize,
-        rows: usize,
-        cols: usize,
-        fill: impl FnOnce(Bound<'_>) -> Result<(), TensorError>,
-    ) -> Act {
-        let values = self.take_or_fail(room * cols * 4);
-        let filled = fill(values.bound());
-        self.note(filled);
-        Act::new(rows, cols, GpuAct::new(values, OnceLock::new()))
-    }
-
-    /// As [`Self::new_act`]; where products may want the activation in eight bits, `fill`, which writes columns in runs
-    /// of `run`, writes that as well.
-    pub(crate) fn new_act_with_codes(
-        &self,
-        [rows, cols]: [usize; 2],
-        run: usize,
-        fill: impl FnOnce(Bound<'_>, Option<[Bound<'_>; 2]>) -> Result<(), TensorError>,
-    ) -> Act {
-        let values = self.take_or_fail(rows * cols * 4);
-        let is_wanted = self.wants_codes.load(Ordering::Relaxed) && run.is_multiple_of(CODES_CHUNK);
-        let made = if is_wanted { self.act_codes(rows * cols).map(Some) } else { Ok(None) };
-        let filled = made.and_then(|codes| {
-            fill(values.bound(), codes.as_ref().map(ActCodes::bound))?;
-            Ok(codes.map_or_else(OnceLock::new, OnceLock::from))
-        });
-        let codes = filled.unwrap_or_else(|error| {
-            self.gpu.fail(error);
-            OnceLock::new()
-        });
-        Act::new(rows, cols, GpuAct::new(values, codes))
-    }
-
     /// Remembers that products want activations in eight bits, if this weight's do.
     fn note_layout(&self, weight: &GpuWeight) {
         if matches!(weight.layout, Layout::Codes(_)) {
@@ -253,34 +171,11 @@ impl GpuBackend {
     }
 
     /// Scratch of `n_bytes`, or a stand-in for it on a device that has just failed.
-    fn take_or_fail(&self, n_bytes: usize) -> Pooled {
+    pub(crate) fn take_or_fail(&self, n_bytes: usize) -> Pooled {
         self.take(n_bytes).unwrap_or_else(|error| {
             self.gpu.fail(error);
             self.buffers.stand_in(self.none.buffer())
         })
-    }
-
-    /// Room for `n` values in eight bits.
-    fn act_codes(&self, n: usize) -> Result<ActCodes, TensorError> {
-        // In groups of 32 chunks.
-        let n = n.next_multiple_of(32 * CODES_CHUNK);
-        Ok(ActCodes { codes: self.take(n)?, scales: self.take(n / CODES_CHUNK * 16)? })
-    }
-
-    /// An activation in eight bits.
-    pub(crate) fn codes<'a>(&self, x: &'a Act) -> Result<[Bound<'a>; 2], TensorError> {
-        let known = &x.handle::<GpuAct>().codes;
-        if known.get().is_none() {
-            let n = x.rows() * x.cols();
-            let made = self.act_codes(n)?;
-            let [codes, scales] = made.bound();
-            let n_quads = n / 4;
-            let grid = Grid::flat(n_quads.div_ceil(256));
-            self.run(&QuantiseRows {}, &[act(x), codes, scales], &[n_quads as u32], grid)?;
-            // When another thread was faster its codes serve as well.
-            let _ = known.set(made);
-        }
-        Ok(known.get().expect("just set").bound())
     }
 
     /// Waits, and copies the first `n` values of a buffer out.
@@ -291,14 +186,14 @@ impl GpuBackend {
     }
 
     /// Keeps a failure for the next read.
-    fn note(&self, result: Result<(), TensorError>) {
+    pub(crate) fn note(&self, result: Result<(), TensorError>) {
         if let Err(error) = result {
             self.gpu.fail(error);
         }
     }
 
     /// Records a kernel that has one lane per element.
-    fn elementwise<K: Kernel, P: NoUninit>(
+    pub(crate) fn elementwise<K: Kernel, P: NoUninit>(
         &self,
         kernel: &K,
         bound: &[Bound<'_>],
@@ -404,6 +299,7 @@ impl Backend for GpuBackend {
         }
         let shape: Vec<usize> = [experts.len()].iter().chain(first.shape()).copied().collect();
         let weight = GpuWeight::stack(&self.gpu, &self.buffers, experts)?;
+        self.has_experts.store(true, Ordering::Relaxed);
         self.note_layout(&weight);
         Ok(Weight::new(&shape, first.format(), weight))
     }
@@ -415,11 +311,11 @@ impl Backend for GpuBackend {
                 self.gpu.fail(error);
                 self.buffers.stand_in(self.none.buffer())
             });
-        Act::new(rows, cols, GpuAct::new(values, OnceLock::new()))
+        Act::new(rows, cols, GpuAct::of_floats(values))
     }
 
     fn read(&self, x: &Act) -> Result<Vec<f32>, TensorError> {
-        self.read_floats(act(x), x.rows() * x.cols())
+        self.read_floats(self.floats(x), x.rows() * x.cols())
     }
 
     fn kv_cache(&self, spec: &KvSpec) -> Result<KvCache, TensorError> {
@@ -481,7 +377,12 @@ impl Backend for GpuBackend {
         self.new_act(rows.len(), x.cols(), |y| {
             let table = self.buffers.take_with(&self.gpu, bytemuck::cast_slice(rows))?;
             let n = rows.len() * x.cols();
-            self.elementwise(&GatherRows {}, &[act(x), table.bound(), y], &[n as u32, x.cols() as u32], n)
+            self.elementwise(
+                &GatherRows {},
+                &[self.floats(x), table.bound(), y],
+                &[n as u32, x.cols() as u32],
+                n,
+            )
         })
     }
 
@@ -489,23 +390,28 @@ impl Backend for GpuBackend {
         assert_eq!(x.cols(), weight.cols(), "columns of the input and of the norm");
         self.new_act_with_codes([x.rows(), x.cols()], x.cols(), |y, codes| {
             let shape = self.norm_shape(x.cols());
-            let kernel = RmsNorm { kind: "out_of_place", is_quantising: codes.is_some(), shape };
+            let kernel =
+                RmsNorm { kind: "out_of_place", is_half: false, is_quantising: codes.is_some(), shape };
             let params = NormParams::new(shape, x.rows(), x.cols(), eps, 0.0);
-            let bound = with_codes(&[self.values(weight)?, y, act(x)], codes);
+            let bound = with_codes(&[self.values(weight)?, y, self.floats(x)], codes);
             self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
         })
     }
 
     fn add_rms_norm(&self, residual: &mut Act, x: &Act, scale: f32, weight: &Weight, eps: f32) -> Act {
         assert_eq!((x.rows(), x.cols()), (residual.rows(), residual.cols()), "shapes of a sum");
-        let residual = act_mut(residual);
-        self.new_act_with_codes([x.rows(), x.cols()], x.cols(), |y, codes| {
-            let shape = self.norm_shape(x.cols());
-            let kernel = AddRmsNorm { kind: "residual", is_quantising: codes.is_some(), shape };
-            let params = NormParams::new(shape, x.rows(), x.cols(), eps, scale);
-            let bound = with_codes(&[self.values(weight)?, y, act(x), residual], codes);
-            self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
-        })
+        let residual = self.floats_mut(residual);
+        let (rows, cols, shape) = (x.rows(), x.cols(), self.norm_shape(x.cols()));
+        let run = |y: Bound<'_>, codes: Option<[Bound<'_>; 2]>, is_half| {
+            let kernel = AddRmsNorm { kind: "residual", is_half, is_quantising: codes.is_some(), shape };
+            let params = NormParams::new(shape, rows, cols, eps, scale);
+            let bound = with_codes(&[self.values(weight)?, y, self.floats(x), residual], codes);
+            self.run(&kernel, &bound, &params, Grid::flat(rows))
+        };
+        if self.wants_halves(rows, cols) {
+            return self.new_halves(rows, cols, |y| run(y, None, true));
+        }
+        self.new_act_with_codes([rows, cols], cols, |y, codes| run(y, codes, false))
     }
 
     fn linear_add_rms_norm(
@@ -523,7 +429,7 @@ impl Backend for GpuBackend {
         }
         assert_eq!((x.rows(), layer.0.shape()[0]), (residual.rows(), residual.cols()), "shapes of a sum");
         let (shape, cols) = ([residual.rows(), residual.cols()], residual.cols());
-        let residual = act_mut(residual);
+        let residual = self.floats_mut(residual);
         self.new_act_with_codes(shape, cols, |y, codes| normed.run(self, x, [residual, y], codes))
     }
 
@@ -534,7 +440,7 @@ impl Backend for GpuBackend {
             let bias_bound = self.values_or_none(bias)?;
             let (n_rows, cols) = (x.rows() as u32, x.cols() as u32);
             let params = LayerNormParams { n_rows, cols, eps, has_bias: bias.is_some().into() };
-            let bound = [act(x), self.values(weight)?, bias_bound, y];
+            let bound = [self.floats(x), self.values(weight)?, bias_bound, y];
             let kernel = LayerNorm { lanes, n_subgroups: lanes / self.gpu.subgroup };
             self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
         })
@@ -546,8 +452,8 @@ impl Backend for GpuBackend {
         let shape = self.norm_shape(cols);
         let n_groups = x.rows() * x.cols() / cols;
         let params = NormParams::new(shape, n_groups, cols, eps, 0.0);
-        let kernel = RmsNormInPlace { kind: "in_place", is_quantising: false, shape };
-        let run = |weight| self.run(&kernel, &[weight, act_mut(x)], &params, Grid::flat(n_groups));
+        let kernel = RmsNormInPlace { kind: "in_place", is_half: false, is_quantising: false, shape };
+        let run = |weight| self.run(&kernel, &[weight, self.floats_mut(x)], &params, Grid::flat(n_groups));
         self.note(self.values(weight).and_then(run));
     }
 
@@ -556,19 +462,19 @@ impl Backend for GpuBackend {
         // Buffers are whole vectors of four; what is behind the end is nobody's.
         let n_quads = (x.rows() * x.cols()).div_ceil(4);
         let params = ScaleParams { n: n_quads as u32, factor: scale };
-        self.note(self.elementwise(&Add {}, &[act_mut(x), act(y)], &params, n_quads));
+        self.note(self.elementwise(&Add {}, &[self.floats_mut(x), self.floats(y)], &params, n_quads));
     }
 
     fn scale(&self, x: &mut Act, factor: f32) {
         let n = x.rows() * x.cols();
         let params = ScaleParams { n: n as u32, factor };
-        self.note(self.elementwise(&Scale { is_softcap: false }, &[act_mut(x)], &params, n));
+        self.note(self.elementwise(&Scale { is_softcap: false }, &[self.floats_mut(x)], &params, n));
     }
 
     fn softcap(&self, x: &mut Act, cap: f32) {
         let n = x.rows() * x.cols();
         let params = ScaleParams { n: n as u32, factor: cap };
-        self.note(self.elementwise(&Scale { is_softcap: true }, &[act_mut(x)], &params, n));
+        self.note(self.elementwise(&Scale { is_softcap: true }, &[self.floats_mut(x)], &params, n));
     }
 
     fn gated(&self, gate_act: &Act, up: &Act, kind: Gate) -> Act {
@@ -579,13 +485,21 @@ impl Backend for GpuBackend {
             let n_items = if codes.is_some() { n / 4 } else { n };
             let params = GatedParams { n: n_items as u32, alpha, limit };
             let kernel = Gated { kind, is_quantising: codes.is_some() };
-            self.elementwise(&kernel, &with_codes(&[act(gate_act), act(up), y], codes), &params, n_items)
+            self.elementwise(
+                &kernel,
+                &with_codes(&[self.floats(gate_act), self.floats(up), y], codes),
+                &params,
+                n_items,
+            )
         })
     }
 
     fn linear_gated(&self, x: &Act, gate: LinearLayer<'_>, up: LinearLayer<'_>, kind: Gate) -> Act {
         let both = GatedProduct { gate: product_of(x, gate), up: product_of(x, up), kind };
         if !both.is_fused(self) {
+            if both.is_half(self) {
+                return self.new_halves(x.rows(), both.gate.weight.n_out, |y| both.run_half(self, x, y));
+            }
             let both = self.linear_each(x, &[gate, up]);
             return self.gated(&both[0], &both[1], kind);
         }
@@ -595,7 +509,12 @@ impl Backend for GpuBackend {
 
     fn activate(&self, x: &mut Act, kind: Activation) {
         let n = x.rows() * x.cols();
-        self.note(self.elementwise(&Activate { kind: activation(kind) }, &[act_mut(x)], &[n as u32], n));
+        self.note(self.elementwise(
+            &Activate { kind: activation(kind) },
+            &[self.floats_mut(x)],
+            &[n as u32],
+            n,
+        ));
     }
 
     fn rope(&self, x: &mut Act, head_dim: usize, rope: &Rope, batch: &Batch) {
@@ -606,7 +525,7 @@ impl Backend for GpuBackend {
             let angles = self.tables(batch)?.angles(self, rope, batch)?;
             let kernel = RotateHeads { is_interleaved: rope.pairing == RopePairing::Interleaved };
             let params = [n as u32, n_heads as u32, head_dim as u32, n_pairs as u32];
-            self.elementwise(&kernel, &[angles.bound(), act_mut(x)], &params, n)
+            self.elementwise(&kernel, &[angles.bound(), self.floats_mut(x)], &params, n)
         };
         self.note(run());
     }
@@ -619,7 +538,13 @@ impl Backend for GpuBackend {
             let runs = (layer.shape.k_dim + layer.shape.v_dim) as usize / (8 * octets);
             let n = batch.n_rows() * layer.n_kv_heads * runs;
             let params = [n as u32, layer.n_kv_heads as u32];
-            let bound = [rows, act(k), act(v), layer.keys.buffer.bound(), layer.values.buffer.bound()];
+            let bound = [
+                rows,
+                self.floats(k),
+                self.floats(v),
+                layer.keys.buffer.bound(),
+                layer.values.buffer.bound(),
+            ];
             let (heads, octets) = (layer.shape, octets as u32);
             let grid = Grid::flat(n.div_ceil(64));
             match &layer.scales {
@@ -661,7 +586,15 @@ impl Backend for GpuBackend {
             let n = batch.n_rows() * (n_heads * n_units + layer.n_kv_heads * per_kv_head);
             let params = [n as u32, n_heads as u32, layer.n_kv_heads as u32];
             let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
-            let bound = [tables.rows.bound(), angles.bound(), act_mut(q), act(&k), act(v), keys, values];
+            let bound = [
+                tables.rows.bound(),
+                angles.bound(),
+                self.floats_mut(q),
+                self.floats(&k),
+                self.floats(v),
+                keys,
+                values,
+            ];
             let kernel = RotateAndStore { heads, n_pairs: n_pairs as u32, is_interleaved };
             self.run(&kernel, &bound, &params, Grid::flat(n.div_ceil(64)))
         };
@@ -719,7 +652,7 @@ impl Backend for GpuBackend {
         let take = || self.take_or_fail(n_choices * 4);
         let routing = GpuRouting::new(take(), take(), n_choices, n_experts);
         let params = [logits.rows() as u32, logits.cols() as u32, spec.top_k as u32];
-        let bound = [act(logits), routing.experts.bound(), routing.weights.bound()];
+        let bound = [self.floats(logits), routing.experts.bound(), routing.weights.bound()];
         let kernel = Route { softmax_over_all: spec.softmax_over_all };
         self.note(self.run(&kernel, &bound, &params, Grid::flat(logits.rows())));
         Routing::new(logits.rows(), spec.top_k, routing)
@@ -743,7 +676,7 @@ impl Backend for GpuBackend {
         self.new_act(routing.n_rows(), x.cols(), |y| {
             let params = [n as u32, x.cols() as u32, routing.top_k() as u32];
             let weights = routing.handle::<GpuRouting>().weights.bound();
-            self.elementwise(&Combine {}, &[act(x), weights, y], &params, n)
+            self.elementwise(&Combine {}, &[self.floats(x), weights, y], &params, n)
         })
     }
 

@@ -161,6 +161,7 @@ fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo
 fn has_matrices(adapter: &wgpu::Adapter) -> bool {
     use wgpu::CooperativeScalarType::{F16, F32};
     adapter.features().contains(MATRICES)
+        && adapter.features().contains(Features::SUBGROUP_BARRIER)
         && adapter.cooperative_matrix_properties().iter().any(|matrix| {
             let sizes = [matrix.m_size, matrix.n_size, matrix.k_size];
             sizes == [16; 3] && matrix.ab_type == F16 && matrix.cr_type == F32

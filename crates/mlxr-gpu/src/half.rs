@@ -1,14 +1,17 @@
-//! Products of many rows on the device's matrix units, in f16 with sums in f32.
+//! Products of many rows on the device's matrix units, in f16 with sums in f32. Where gate and up of an MLP are such
+//! products, one kernel computes both, joins them and writes what the next product reads.
 //!
 //! Several times as fast as the products that keep a row's result the same in any company, so they are only used when
 //! asked for, and only after they have computed what those compute.
 
-use mlxr_tensor::{Act, Backend, DType, HostTensor, TensorError};
+use bytemuck::{Pod, Zeroable};
+use mlxr_tensor::{Act, Backend, DType, Gate, HostTensor, TensorError};
 
-use crate::backend::{GpuAct, GpuBackend, act};
+use crate::backend::GpuBackend;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
-use crate::kernels::{HalfRows, Matmul, UnpackCodes, UnpackFloats};
+use crate::fused::GatedProduct;
+use crate::kernels::{GatedMatmul, Matmul, MatmulShape, UnpackCodes, UnpackFloats, gate};
 use crate::layout::{Element, FLOATS_CHUNK, Floats, Layout};
 use crate::ops::Product;
 use crate::recorder::Grid;
@@ -21,17 +24,69 @@ const MIN_ROWS_OF_FLOATS: usize = 48;
 /// Rows and columns of the results that a workgroup computes.
 const TILE: usize = 128;
 /// What columns of the input are a multiple of: as many as are in workgroup memory, or half as many where it is small.
-const K_TILE: usize = 64;
-/// Workgroup memory that those take, rows being [`TILE`] and a little more than their length apart.
-const WORKGROUP_BYTES: u32 = (2 * TILE * (K_TILE + 8) * 2) as u32;
+pub(crate) const K_TILE: usize = 64;
+/// Workgroup memory that those take, rows being [`TILE`] and a little more than their length apart, and a matrix of
+/// results of each subgroup.
+const WORKGROUP_BYTES: u32 = (2 * TILE * (K_TILE + 8) * 2 + 4 * 16 * 24 * 4) as u32;
 /// Rows and columns of the device's matrices.
 const MATRIX: u32 = 16;
+/// Lanes of a workgroup that unpacks, and runs of eight columns that each has.
+const UNPACK_LANES: usize = 128;
+const UNPACK_EACH: usize = 2;
 /// How far results may be from those of the other kernels, relative to the largest.
 pub(crate) const TOLERANCE: f32 = 1e-2;
 
 /// Rows that results need room for.
 pub(crate) fn padded_rows(n_rows: usize) -> usize {
     n_rows.next_multiple_of(TILE)
+}
+
+/// Rows from which products go this way, where some weights are codes and where none are.
+pub(crate) fn min_half_rows(has_codes: bool) -> usize {
+    if has_codes { MIN_ROWS_OF_CODES } else { MIN_ROWS_OF_FLOATS }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct GatedMatmulParams {
+    cols: u32,
+    y_stride: u32,
+    y_start: u32,
+    alpha: f32,
+    limit: f32,
+}
+
+impl GatedProduct<'_> {
+    /// Whether both products go this way, and together.
+    pub(crate) fn is_half(&self, backend: &GpuBackend) -> bool {
+        let (gate, up) = (&self.gate, &self.up);
+        backend.joins_halves()
+            && backend.is_half(gate)
+            && backend.is_half(up)
+            && gate.weight.n_out == up.weight.n_out
+            && [gate, up].iter().all(|product| product.weight.parts.len() == 1)
+    }
+
+    /// Writes the result in f16 into `y`, which has room for [`padded_rows`].
+    pub(crate) fn run_half(&self, backend: &GpuBackend, x: &Act, y: Bound<'_>) -> Result<(), TensorError> {
+        let (gate_weight, up_weight) = (self.gate.weight, self.up.weight);
+        let (gate_part, up_part) = (&gate_weight.parts[0], &up_weight.parts[0]);
+        let halves = backend.halves(x)?;
+        let (gate_made, up_made) =
+            (backend.unpacked(gate_weight, gate_part)?, backend.unpacked(up_weight, up_part)?);
+        let bound = [halves, half_of(gate_part, &gate_made), half_of(up_part, &up_made), y];
+        let (kind, alpha, limit) = gate(self.kind);
+        let (cols, n_out) = (gate_weight.cols, gate_weight.n_out);
+        let params =
+            GatedMatmulParams { cols: cols as u32, y_stride: n_out as u32, y_start: 0, alpha, limit };
+        let grid = Grid { x: (n_out / (TILE / 2)) as u32, y: (padded_rows(x.rows()) / TILE) as u32, z: 1 };
+        backend.run(&GatedMatmul { shape: backend.matmul_shape(), kind }, &bound, &params, grid)
+    }
+}
+
+/// A part of a weight in f16: made, or as it is.
+fn half_of<'a>(part: &'a Part, made: &'a Option<Pooled>) -> Bound<'a> {
+    made.as_ref().map_or_else(|| part.codes.bound(), Pooled::bound)
 }
 
 impl GpuBackend {
@@ -58,16 +113,35 @@ impl GpuBackend {
         let values = |n: usize, seed: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
         };
-        let bytes: Vec<u8> =
-            values(n_out * cols, 3).iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
-        let tensor = HostTensor::new("check", &[n_out, cols], DType::F16, bytes.into())?;
-        let weight = GpuWeight::new(self.gpu(), self.buffers(), &tensor)?;
+        let weight = |seed| {
+            let values = values(n_out * cols, seed);
+            let bytes: Vec<u8> = values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
+            let tensor = HostTensor::new("check", &[n_out, cols], DType::F16, bytes.into())?;
+            GpuWeight::new(self.gpu(), self.buffers(), &tensor)
+        };
+        let (weight, other) = (weight(3)?, weight(7)?);
         let x = self.act(n_rows, cols, &values(n_rows * cols, 5));
-        let product = Product { weight: &weight, bias: None, routing: None, n_rows };
+        let product = |weight| Product { weight, bias: None, routing: None, n_rows };
+        let both = GatedProduct { gate: product(&weight), up: product(&other), kind: Gate::Silu };
         let (ours, theirs) = (self.take(n_rows * n_out * 4)?, self.take(n_rows * n_out * 4)?);
         self.half_product(&x, &weight, ours.bound())?;
-        self.product(&x, &product, theirs.bound())?;
-        self.are_alike(ours.bound(), theirs.bound(), n_rows * n_out)
+        self.product(&x, &both.gate, theirs.bound())?;
+        if !self.are_alike(ours.bound(), theirs.bound(), n_rows * n_out)? {
+            return Ok(false);
+        }
+        if !self.joins_halves() {
+            return Ok(true);
+        }
+        let ours = self.new_halves(n_rows, n_out, |y| both.run_half(self, &x, y));
+        let [gate, up] = [&both.gate, &both.up]
+            .map(|product| self.new_act(n_rows, n_out, |y| self.product(&x, product, y)));
+        let theirs = self.gated(&gate, &up, both.kind);
+        self.are_alike(self.floats(&ours), self.floats(&theirs), n_rows * n_out)
+    }
+
+    /// Whether the kernel that joins two products is made for the device's subgroups: two lanes to a matrix's row.
+    fn joins_halves(&self) -> bool {
+        self.subgroup() == 2 * MATRIX
     }
 
     /// Whether a product goes this way.
@@ -77,10 +151,7 @@ impl GpuBackend {
             let n_bytes = (part.n_rows * weight.cols * 2) as u64;
             part.n_rows.is_multiple_of(TILE) && n_bytes <= self.gpu().limits.max_storage_buffer_binding_size
         };
-        let min_rows = match weight.layout {
-            Layout::Codes(_) => MIN_ROWS_OF_CODES,
-            Layout::Floats(_) => MIN_ROWS_OF_FLOATS,
-        };
+        let min_rows = min_half_rows(matches!(weight.layout, Layout::Codes(_)));
         self.has_half_products
             && bias.is_none()
             && routing.is_none()
@@ -92,20 +163,10 @@ impl GpuBackend {
     /// The product of `x` and a weight into `y`, which has room for [`padded_rows`].
     pub(crate) fn half_product(&self, x: &Act, weight: &GpuWeight, y: Bound<'_>) -> Result<(), TensorError> {
         let halves = self.halves(x)?;
-        let has_room = self.gpu().limits.max_compute_workgroup_storage_size >= WORKGROUP_BYTES;
-        let kernel = Matmul {
-            subgroup: self.subgroup(),
-            tile_rows: TILE as u32,
-            tile_outs: TILE as u32,
-            n_down: 2,
-            n_across: 2,
-            k_tile: (if has_room { K_TILE } else { K_TILE / 2 }) as u32,
-            size: MATRIX,
-            has_vectors: true,
-        };
+        let kernel = Matmul { shape: self.matmul_shape() };
         for part in &weight.parts {
-            let unpacked = self.unpacked(weight, part)?;
-            let w = unpacked.as_ref().map_or_else(|| part.codes.bound(), Pooled::bound);
+            let made = self.unpacked(weight, part)?;
+            let w = half_of(part, &made);
             let params = [weight.cols as u32, weight.n_out as u32, part.first_row as u32];
             let grid =
                 Grid { x: (part.n_rows / TILE) as u32, y: (padded_rows(x.rows()) / TILE) as u32, z: 1 };
@@ -114,18 +175,19 @@ impl GpuBackend {
         Ok(())
     }
 
-    /// Rows of f16, with room for [`padded_rows`].
-    fn halves<'a>(&self, x: &'a Act) -> Result<Bound<'a>, TensorError> {
-        let known = &x.handle::<GpuAct>().halves;
-        if known.get().is_none() {
-            let made = self.take(padded_rows(x.rows()) * x.cols() * 2)?;
-            let n_quads = x.rows() * x.cols() / 4;
-            let grid = Grid::flat(n_quads.div_ceil(256));
-            self.run(&HalfRows {}, &[act(x), made.bound()], &[n_quads as u32], grid)?;
-            // When another thread was faster its rows serve as well.
-            let _ = known.set(made);
+    /// How products are divided.
+    fn matmul_shape(&self) -> MatmulShape {
+        let has_room = self.gpu().limits.max_compute_workgroup_storage_size >= WORKGROUP_BYTES;
+        MatmulShape {
+            subgroup: self.subgroup(),
+            tile_rows: TILE as u32,
+            tile_outs: TILE as u32,
+            n_down: 2,
+            n_across: 2,
+            k_tile: (if has_room { K_TILE } else { K_TILE / 2 }) as u32,
+            size: MATRIX,
+            has_vectors: true,
         }
-        Ok(known.get().expect("just set").bound())
     }
 
     /// A part of a weight as f16, unless that is what it is.
@@ -142,15 +204,17 @@ impl GpuBackend {
             weight.layout.groups(weight.cols) as u32,
             weight.layout.group(weight.cols),
         ];
-        let grid = Grid::flat(n.div_ceil(64));
+        let grid = Grid::flat(n.div_ceil(UNPACK_LANES * UNPACK_EACH));
+        let (lanes, n_each) = (UNPACK_LANES as u32, UNPACK_EACH as u32);
         let (codes, high, scales) = (part.codes.bound(), part.high.bound(), part.scales.bound());
         match weight.layout {
             Layout::Codes(layout) => {
-                self.run(&UnpackCodes { layout }, &[codes, high, scales, unpacked.bound()], &params, grid)?;
+                let bound = [codes, high, scales, unpacked.bound()];
+                self.run(&UnpackCodes { layout, lanes, n_each }, &bound, &params, grid)?;
             }
             Layout::Floats(layout) => {
                 let bound = [codes, scales, self.none(), unpacked.bound()];
-                self.run(&UnpackFloats { layout }, &bound, &params, grid)?;
+                self.run(&UnpackFloats { layout, lanes, n_each }, &bound, &params, grid)?;
             }
         }
         Ok(Some(unpacked))

@@ -3,11 +3,11 @@
 
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{
-    AttentionSpec, Backend, Batch, DType, HostTensor, KvLayerSpec, KvSpec, Reach, Span, TensorError,
+    Act, AttentionSpec, Backend, Batch, DType, HostTensor, KvLayerSpec, KvSpec, Reach, Span, TensorError,
 };
 
 use crate::attention::Attention;
-use crate::backend::{GpuBackend, act};
+use crate::backend::GpuBackend;
 use crate::batch::BatchTables;
 use crate::bindings::Bound;
 use crate::half::TOLERANCE;
@@ -17,11 +17,15 @@ use crate::recorder::Grid;
 
 /// Rows of a sequence from which its attention goes this way.
 const MIN_ROWS: usize = 32;
-/// Lines of a workgroup: rows times heads.
-const LINES: usize = 64;
-/// Lanes of a subgroup, and bytes of workgroup memory, that the kernel is made for.
+/// Lines of a subgroup: rows times heads.
+const LINES: usize = 16;
+/// Tokens that a workgroup meets at a time.
+const TILE: usize = 32;
+/// Lanes of a subgroup that the kernel is made for.
 const SUBGROUP: u32 = 32;
-const WORKGROUP_BYTES: u32 = 46 << 10;
+/// Subgroups of a workgroup: the more, the more lines share what is loaded.
+const FEW_SUBGROUPS: usize = 4;
+const MANY_SUBGROUPS: usize = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -41,6 +45,12 @@ fn fits(shape: &KvShape) -> bool {
     shape.dtype == "f16" && matches!(shape.k_dim, 32 | 64 | 96 | 128) && matches!(shape.v_dim, 32 | 64 | 128)
 }
 
+/// Workgroup memory for a tile's keys and values, scores and weights.
+fn workgroup_bytes(shape: &KvShape, n_subgroups: usize) -> usize {
+    let tile = TILE * (shape.k_dim + shape.v_dim + 16) as usize * 2;
+    tile + n_subgroups * LINES * (TILE + 8) * 6
+}
+
 fn is_long(span: &Span) -> bool {
     span.rows.len() >= MIN_ROWS
 }
@@ -51,9 +61,7 @@ impl GpuBackend {
         const N_ROWS: usize = 3 * MIN_ROWS + 5;
         const BLOCK_TOKENS: usize = 16;
         let (n_heads, n_kv_heads, dim) = (8, 2, 64);
-        if self.subgroup() != SUBGROUP
-            || self.gpu().limits.max_compute_workgroup_storage_size < WORKGROUP_BYTES
-        {
+        if self.subgroup() != SUBGROUP {
             return Ok(false);
         }
         let layers = vec![KvLayerSpec { n_kv_heads, k_dim: dim, v_dim: dim }];
@@ -72,7 +80,8 @@ impl GpuBackend {
         self.store_kv(&mut kv, 0, &k, &v, &batch);
         let plain = AttentionSpec {
             n_heads,
-            scale: 0.5,
+            // So that the largest score of a line grows by much on the way.
+            scale: 2.0,
             reach: Reach::Causal,
             window: None,
             softcap: None,
@@ -80,16 +89,17 @@ impl GpuBackend {
         };
         let sinks = HostTensor::from_f32("sinks", &[n_heads], &[1.0, -1.0, 2.0, 0.5, 0.0, 3.0, -2.0, 1.5])?;
         let sinks = Some(self.upload(&sinks)?);
-        let special = AttentionSpec { window: Some(40), softcap: Some(20.0), sinks, ..plain.clone() };
+        let special =
+            AttentionSpec { scale: 0.5, window: Some(40), softcap: Some(20.0), sinks, ..plain.clone() };
         let layer = &kv.handle::<GpuKv>().layers[0];
         let tables = self.tables(&batch)?;
         let n = N_ROWS * n_heads * dim;
-        let (ours, theirs) = (self.take(n * 4)?, self.take(n * 4)?);
+        let theirs = self.take(n * 4)?;
         for spec in [plain, special] {
             let attention = Attention { q: &q, layer, batch: &batch, tables, spec: &spec, turn: None };
-            attention.run_tiles(self, ours.bound())?;
+            let ours = self.new_halves(N_ROWS, n_heads * dim, |y| attention.run_tiles(self, y, true));
             attention.run(self, 0..N_ROWS, theirs.bound(), None)?;
-            if !self.are_alike(ours.bound(), theirs.bound(), n)? {
+            if !self.are_alike(self.floats(&ours), theirs.bound(), n)? {
                 return Ok(false);
             }
         }
@@ -98,7 +108,19 @@ impl GpuBackend {
 
     /// Whether attention of any of a batch's rows goes this way.
     pub(crate) fn has_tiles(&self, layer: &GpuKvLayer, batch: &Batch) -> bool {
-        self.has_half_attention && fits(&layer.shape) && batch.spans.iter().any(is_long)
+        let has_room = self.has_room(&layer.shape, FEW_SUBGROUPS);
+        self.has_half_attention && fits(&layer.shape) && has_room && batch.spans.iter().any(is_long)
+    }
+
+    fn has_room(&self, shape: &KvShape, n_subgroups: usize) -> bool {
+        workgroup_bytes(shape, n_subgroups) <= self.gpu().limits.max_compute_workgroup_storage_size as usize
+    }
+
+    /// Subgroups of a workgroup.
+    fn n_subgroups(&self, shape: &KvShape) -> usize {
+        // What many lanes load at a time are whole runs of this many elements.
+        let divides = [shape.k_dim, shape.v_dim].iter().all(|dim| dim.is_multiple_of(64));
+        if divides && self.has_room(shape, MANY_SUBGROUPS) { MANY_SUBGROUPS } else { FEW_SUBGROUPS }
     }
 
     /// Whether two results are the same but for roundings.
@@ -116,12 +138,23 @@ impl GpuBackend {
 }
 
 impl Attention<'_> {
-    /// Writes the result, `[rows, n_heads * v_dim]`: sequences with many rows this way, the others as [`Self::run`] does.
-    pub(crate) fn run_tiles(&self, backend: &GpuBackend, y: Bound<'_>) -> Result<(), TensorError> {
+    /// The result, `[rows, n_heads * v_dim]`: sequences with many rows this way, the others as [`Self::run`] does.
+    pub(crate) fn in_tiles(&self, backend: &GpuBackend) -> Act {
+        let spans = &self.batch.spans;
+        let (rows, cols) = (self.q.rows(), self.spec.n_heads * self.layer.shape.v_dim as usize);
+        if spans.iter().all(is_long) && backend.wants_halves(rows, cols) {
+            return backend.new_halves(rows, cols, |y| self.run_tiles(backend, y, true));
+        }
+        backend.new_act(rows, cols, |y| self.run_tiles(backend, y, false))
+    }
+
+    /// Writes the result; in f16 only where all sequences have many rows.
+    fn run_tiles(&self, backend: &GpuBackend, y: Bound<'_>, is_half: bool) -> Result<(), TensorError> {
         let (layer, spec) = (self.layer, self.spec);
         let group = spec.n_heads / layer.n_kv_heads;
-        let n_heads = (1 << group.trailing_zeros()).min(LINES / 4);
-        let n_queries = LINES / n_heads;
+        let n_heads = (1 << group.trailing_zeros()).min(LINES);
+        let n_subgroups = backend.n_subgroups(&layer.shape);
+        let n_queries = n_subgroups * LINES / n_heads;
         let mut tiles: Vec<[u32; 2]> = Vec::new();
         for span in &self.batch.spans {
             if !is_long(span) {
@@ -131,7 +164,14 @@ impl Attention<'_> {
             let starts = span.rows.clone().step_by(n_queries);
             tiles.extend(starts.map(|first| [first, n_queries.min(span.rows.end - first)].map(|n| n as u32)));
         }
-        let kernel = AttendTiles { heads: layer.shape, n_heads: n_heads as u32, n_queries: n_queries as u32 };
+        let kernel = AttendTiles {
+            heads: layer.shape,
+            n_heads: n_heads as u32,
+            n_queries: n_queries as u32,
+            n_subgroups: n_subgroups as u32,
+            tile: TILE as u32,
+            is_half,
+        };
         let params = TileParams {
             n_tiles: tiles.len() as u32,
             n_heads: spec.n_heads as u32,
@@ -146,7 +186,16 @@ impl Attention<'_> {
         let table = self.tables.tiles(backend, n_queries, &tiles)?;
         let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
         let sinks = self.sinks(backend)?;
-        let bound = [rows.bound(), block_tables.bound(), table.bound(), act(self.q), keys, values, sinks, y];
+        let bound = [
+            rows.bound(),
+            block_tables.bound(),
+            table.bound(),
+            backend.floats(self.q),
+            keys,
+            values,
+            sinks,
+            y,
+        ];
         let grid = Grid { x: params.n_tiles, y: params.n_kv_heads, z: (group / n_heads) as u32 };
         backend.run(&kernel, &bound, &params, grid)
     }

@@ -42,6 +42,8 @@ kernels! {
     /// `weight, y, x`, and the codes of y with their scales
     RmsNorm = "rms_norm.wgsl" [Read, Write, Read] + is_quantising [Write, Write] {
         kind: &'static str,
+        /// Whether y is in f16.
+        is_half: bool,
         is_quantising: bool,
         #[serde(flatten)]
         shape: NormShape,
@@ -49,6 +51,8 @@ kernels! {
     /// `weight, y`
     RmsNormInPlace = "rms_norm.wgsl" [Read, Write] {
         kind: &'static str,
+        /// Whether y is in f16.
+        is_half: bool,
         is_quantising: bool,
         #[serde(flatten)]
         shape: NormShape,
@@ -56,6 +60,8 @@ kernels! {
     /// `weight, y, x, residual`, and the codes of y with their scales
     AddRmsNorm = "rms_norm.wgsl" [Read, Write, Read, Write] + is_quantising [Write, Write] {
         kind: &'static str,
+        /// Whether y is in f16.
+        is_half: bool,
         is_quantising: bool,
         #[serde(flatten)]
         shape: NormShape,
@@ -144,31 +150,33 @@ kernels! {
         is_quantising: bool,
     }
     HalfRows = "half_rows.wgsl" [Read, Write] {}
+    FloatRows = "float_rows.wgsl" [Read, Write] {}
     /// `codes, high, scales, y`
     UnpackCodes = "unpack.wgsl" [Read, Read, Read, Write] {
         #[serde(flatten)]
         layout: Codes,
+        lanes: u32,
+        /// Runs of eight columns of a lane.
+        n_each: u32,
     }
     /// `codes, scales, unused, y`
     UnpackFloats = "unpack.wgsl" [Read, Read, Read, Write] {
         #[serde(flatten)]
         layout: Floats,
+        lanes: u32,
+        /// Runs of eight columns of a lane.
+        n_each: u32,
     }
     /// `x, w, y`
     Matmul = "matmul.wgsl" [Write, Write, Write] {
-        subgroup: u32,
-        /// Rows and columns of a workgroup's results.
-        tile_rows: u32,
-        tile_outs: u32,
-        /// Subgroups that share them, down the rows and across the columns.
-        n_down: u32,
-        n_across: u32,
-        /// Columns of x and w that are in workgroup memory.
-        k_tile: u32,
-        /// Rows and columns of the device's matrices.
-        size: u32,
-        /// Whether workgroup memory goes by fours, which is faster where it is possible.
-        has_vectors: bool,
+        #[serde(flatten)]
+        shape: MatmulShape,
+    }
+    /// `x, gate, up, y`
+    GatedMatmul = "matmul.wgsl" [Write, Write, Write, Write] {
+        #[serde(flatten)]
+        shape: MatmulShape,
+        kind: &'static str,
     }
     /// `rows, k, v, k cache, v cache`
     StoreKv = "store_kv.wgsl" [Read, Read, Read, Write, Write] {
@@ -196,6 +204,11 @@ kernels! {
         /// Query heads and rows of a workgroup.
         n_heads: u32,
         n_queries: u32,
+        n_subgroups: u32,
+        /// Tokens at a time.
+        tile: u32,
+        /// Whether y is in f16.
+        is_half: bool,
     }
     /// `rows, parts, stats, sinks, y`, and the codes of y with their scales
     MergeAttention = "attention_merge.wgsl" [Read, Read, Read, Read, Write] + is_quantising [Write, Write] {
@@ -346,6 +359,24 @@ impl MatvecShape {
 pub(crate) struct Division {
     pub(crate) n_out: u32,
     pub(crate) n_sets: u32,
+}
+
+/// How a product on matrix units is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct MatmulShape {
+    pub(crate) subgroup: u32,
+    /// Rows and columns of a workgroup's results; of a gated product half of the columns are each matrix's.
+    pub(crate) tile_rows: u32,
+    pub(crate) tile_outs: u32,
+    /// Subgroups that share them, down the rows and across the columns.
+    pub(crate) n_down: u32,
+    pub(crate) n_across: u32,
+    /// Columns of x and w that are in workgroup memory.
+    pub(crate) k_tile: u32,
+    /// Rows and columns of the device's matrices.
+    pub(crate) size: u32,
+    /// Whether workgroup memory goes by fours, which is faster where it is possible.
+    pub(crate) has_vectors: bool,
 }
 
 /// How keys and values of a layer are stored.

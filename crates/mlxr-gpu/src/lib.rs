@@ -11,6 +11,7 @@
     reason = "shaders without run-time checks, and what only Vulkan and Metal know of an adapter or make of memory"
 )]
 
+mod acts;
 mod attention;
 mod backend;
 mod batch;

@@ -72,8 +72,9 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &Group { n_experts: 128, tile: 16 });
     printed.print(pipelines, &QuantiseRows {});
     printed.print(pipelines, &HalfRows {});
+    printed.print(pipelines, &FloatRows {});
     // Metal's matrices are 8 by 8, and came with 2.3.
-    let matmul = Matmul {
+    let shape = MatmulShape {
         subgroup: SUBGROUP,
         tile_rows: 64,
         tile_outs: 64,
@@ -83,7 +84,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         size: 8,
         has_vectors: false,
     };
-    printed.print_for((2, 3), pipelines, &matmul);
+    printed.print_for((2, 3), pipelines, &Matmul { shape });
     for kind in ["silu", "gelu", "gelu_tanh", "clamped_swiglu"] {
         for is_quantising in [false, true] {
             printed.print(pipelines, &Gated { kind, is_quantising });
@@ -102,9 +103,12 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         printed.print(pipelines, &LayerNorm { lanes, n_subgroups });
         for (has_quads, is_quantising) in [(false, false), (true, false), (true, true)] {
             let shape = NormShape { lanes, n_subgroups, has_quads, per_lane: 2 };
-            printed.print(pipelines, &RmsNorm { kind: "out_of_place", is_quantising, shape });
-            printed.print(pipelines, &RmsNormInPlace { kind: "in_place", is_quantising: false, shape });
-            printed.print(pipelines, &AddRmsNorm { kind: "residual", is_quantising, shape });
+            let is_half = false;
+            printed.print(pipelines, &RmsNorm { kind: "out_of_place", is_half, is_quantising, shape });
+            printed
+                .print(pipelines, &RmsNormInPlace { kind: "in_place", is_half, is_quantising: false, shape });
+            let is_half = has_quads && !is_quantising;
+            printed.print(pipelines, &AddRmsNorm { kind: "residual", is_half, is_quantising, shape });
         }
     }
 }
@@ -124,7 +128,7 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         match layout {
             Layout::Codes(layout) => {
                 printed.print(pipelines, &EmbedCodes { layout });
-                printed.print(pipelines, &UnpackCodes { layout });
+                printed.print(pipelines, &UnpackCodes { layout, lanes: 256, n_each: 2 });
                 for shape in shapes {
                     printed.print(pipelines, &MatvecCodes { layout, shape });
                 }
@@ -134,7 +138,7 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
             }
             Layout::Floats(layout) => {
                 printed.print(pipelines, &EmbedFloats { layout });
-                printed.print(pipelines, &UnpackFloats { layout });
+                printed.print(pipelines, &UnpackFloats { layout, lanes: 256, n_each: 2 });
                 for shape in shapes {
                     printed.print(pipelines, &MatvecFloats { layout, shape });
                 }
@@ -190,7 +194,7 @@ fn attend(heads: KvShape, shape: AttentionShape) -> Attend {
 #[test]
 fn kernels_on_matrices_can_be_printed_for_vulkan() {
     let pipelines = Pipelines::new();
-    let product = Matmul {
+    let shape = MatmulShape {
         subgroup: 32,
         tile_rows: 128,
         tile_outs: 128,
@@ -200,12 +204,17 @@ fn kernels_on_matrices_can_be_printed_for_vulkan() {
         size: 16,
         has_vectors: true,
     };
-    let attention = [(128, 4), (64, 1), (32, 16)].map(|(dim, n_heads)| {
+    print_for_vulkan(&pipelines.render(&Matmul { shape }).unwrap());
+    for kind in ["silu", "gelu", "gelu_tanh", "clamped_swiglu"] {
+        print_for_vulkan(&pipelines.render(&GatedMatmul { shape, kind }).unwrap());
+    }
+    for (dim, n_heads, n_subgroups, is_half) in
+        [(128, 4, 8, true), (128, 4, 4, false), (64, 1, 8, false), (32, 16, 4, true)]
+    {
         let heads = KvShape { dtype: "f16", k_dim: dim, v_dim: dim, block_tokens: 16 };
-        pipelines.render(&AttendTiles { heads, n_heads, n_queries: 64 / n_heads }).unwrap()
-    });
-    for source in [pipelines.render(&product).unwrap()].into_iter().chain(attention) {
-        print_for_vulkan(&source);
+        let n_queries = 16 * n_subgroups / n_heads;
+        let kernel = AttendTiles { heads, n_heads, n_queries, n_subgroups, tile: 32, is_half };
+        print_for_vulkan(&pipelines.render(&kernel).unwrap());
     }
 }
 

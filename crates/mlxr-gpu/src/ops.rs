@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, TensorError, Weight};
 
-use crate::backend::{GpuBackend, act};
+use crate::backend::GpuBackend;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::experts::Choices;
@@ -90,7 +90,7 @@ impl GpuBackend {
         let n = rows * stride;
         let padded = self.take(n * 4)?;
         let params = [n as u32, cols as u32, stride as u32];
-        self.run(&PadRows {}, &[act(x), padded.bound()], &params, Grid::flat(n.div_ceil(256)))?;
+        self.run(&PadRows {}, &[self.floats(x), padded.bound()], &params, Grid::flat(n.div_ceil(256)))?;
         Ok(padded)
     }
 
@@ -98,7 +98,7 @@ impl GpuBackend {
     pub(crate) fn input<'a>(&self, x: &'a Act, layout: &Layout) -> Result<Input<'a>, TensorError> {
         Ok(match *layout {
             Layout::Codes(layout) => Input::Codes(layout, self.codes(x)?),
-            Layout::Floats(layout) => Input::Floats(layout, act(x)),
+            Layout::Floats(layout) => Input::Floats(layout, self.floats(x)),
         })
     }
 

@@ -6,7 +6,7 @@ use mlxr_tensor::{
     MAX_LARGEST, MAX_LEFT_OUT, Ranked, Rows, RowsWanted, StartedRows, TensorError,
 };
 
-use crate::backend::{GpuBackend, NO_COLUMN, act};
+use crate::backend::{GpuBackend, NO_COLUMN};
 use crate::batch::BatchTables;
 use crate::buffers::Pooled;
 use crate::kernels::{Argmax, DrawTokens, ExpSum, FeedTokens, GuessTokens, Largest};
@@ -54,11 +54,11 @@ impl Ahead for GpuBackend {
             let subgroup = self.subgroup();
             let kernel = DrawTokens { lanes, subgroup, n_subgroups: lanes / subgroup };
             let params = [n_rows as u32, x.cols() as u32, DRAW_TOLERANCE.to_bits()];
-            let bound = [act(x), packed.bound(), tokens.bound()];
+            let bound = [self.floats(x), packed.bound(), tokens.bound()];
             self.run(&kernel, &bound, &params, Grid::flat(n_rows))?;
         }
         let values = match wanted {
-            RowsWanted::All => (act(x).buffer, n_rows * x.cols() * 4),
+            RowsWanted::All => (self.floats(x).buffer, n_rows * x.cols() * 4),
             _ => (found.buffer(), n_bytes),
         };
         let parts = [values, (tokens.buffer(), n_rows * 8)];
@@ -144,7 +144,7 @@ impl GpuBackend {
         let found = self.take(x.rows() * 4)?;
         let params = [x.rows() as u32, x.cols() as u32];
         let kernel = Argmax { lanes: self.max_lanes() };
-        self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        self.run(&kernel, &[self.floats(x), found.bound()], &params, Grid::flat(x.rows()))?;
         Ok(found)
     }
 
@@ -174,7 +174,7 @@ impl GpuBackend {
         let lanes = self.max_lanes();
         let kernel = ExpSum { lanes, n_subgroups: lanes / self.subgroup() };
         let params = [x.rows() as u32, x.cols() as u32, (n_bytes / 4) as u32];
-        self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        self.run(&kernel, &[self.floats(x), found.bound()], &params, Grid::flat(x.rows()))?;
         Ok((found, n_all))
     }
 
@@ -185,7 +185,7 @@ impl GpuBackend {
         let found = self.take(n_bytes)?;
         let params = [x.rows() as u32, x.cols() as u32, n as u32];
         let kernel = Largest { lanes: self.max_lanes() };
-        self.run(&kernel, &[act(x), found.bound()], &params, Grid::flat(x.rows()))?;
+        self.run(&kernel, &[self.floats(x), found.bound()], &params, Grid::flat(x.rows()))?;
         Ok(found)
     }
 

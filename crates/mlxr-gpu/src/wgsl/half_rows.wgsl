@@ -1,4 +1,4 @@
-// Activations as f16, what is too large for it as its largest.
+// Activations as f16.
 
 struct Params {
     n_quads: u32,
@@ -9,6 +9,7 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read_write> y: array<vec2<u32>>;
 
 //# include "grid.wgsl"
+//# include "half_bits.wgsl"
 
 @compute @workgroup_size(256)
 fn main(
@@ -18,7 +19,6 @@ fn main(
 ) {
     let i = workgroup_index(wg, n_wg) * 256u + lane;
     if (i < p.n_quads) {
-        let v = clamp(x[i], vec4(-65504.0), vec4(65504.0));
-        y[i] = vec2(pack2x16float(v.xy), pack2x16float(v.zw));
+        y[i] = half_bits(x[i]);
     }
 }

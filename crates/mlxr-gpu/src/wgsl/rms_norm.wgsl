@@ -26,7 +26,11 @@ fn square(v: Item) -> f32 {
 //# endif
 
 @group(0) @binding(0) var<storage, read> weight: array<Item>;
+//# if is_half
+@group(0) @binding(1) var<storage, read_write> y: array<vec2<u32>>;
+//# else
 @group(0) @binding(1) var<storage, read_write> y: array<Item>;
+//# endif
 //# if kind != "in_place"
 @group(0) @binding(2) var<storage, read> x: array<Item>;
 //# endif
@@ -37,6 +41,9 @@ fn square(v: Item) -> f32 {
 //# if is_quantising
 //# set first_of_codes = 4 if kind == "residual" else 3
 //# include "quantise.wgsl"
+//# endif
+//# if is_half
+//# include "half_bits.wgsl"
 //# endif
 //# include "grid.wgsl"
 //# include "workgroup_sum.wgsl"
@@ -85,7 +92,11 @@ fn main(
     quantise(start + c{{ k }}, y{{ k }}, c{{ k }} < p.n_items);
     //# endif
     if (c{{ k }} < p.n_items) {
+        //# if is_half
+        y[start + c{{ k }}] = half_bits(y{{ k }});
+        //# else
         y[start + c{{ k }}] = y{{ k }};
+        //# endif
     }
     //# endfor
 }

@@ -1,4 +1,4 @@
-// A weight as rows of f16: one lane for eight columns.
+// A weight as rows of f16, a lane having {{ n_each }} times eight columns.
 
 struct Params {
     n: u32,
@@ -22,31 +22,39 @@ fn halves(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
     return vec4(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
 }
 
-@compute @workgroup_size(64)
+//# if bits is defined
+// A quarter of a chunk.
+fn eight(chunk: Chunk, quarter: u32) -> vec4<u32> {
+    let is_high = (quarter & 2u) != 0u;
+    let words = select(chunk.low, chunk.high, is_high);
+    let two = select(words.xy, words.zw, (quarter & 1u) != 0u);
+    let scale = vec4(select(chunk.scale.x, chunk.scale.y, is_high));
+    let offset = vec4(-select(chunk.offset.x, chunk.offset.y, is_high));
+    return halves(fma(scale, vec4<f32>(unpack4xI8(two.x)), offset), fma(scale, vec4<f32>(unpack4xI8(two.y)), offset));
+}
+//# endif
+
+@compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    prepare_weights(lane, 64u);
-    let i = workgroup_index(wg, n_wg) * 64u + lane;
-    if (i >= p.n) {
-        return;
+    prepare_weights(lane, {{ lanes }}u);
+    let first = workgroup_index(wg, n_wg) * {{ lanes * n_each }}u + lane;
+    // All loads before the first store, so that none waits for it.
+    //# for k in range(n_each)
+    let i{{ k }} = first + {{ k * lanes }}u;
+    let at{{ k }} = min(i{{ k }}, p.n - 1u){{ " / 4u" if bits is defined else "" }};
+    let chunk{{ k }} = w_chunk(at{{ k }} / p.n_chunks, at{{ k }} % p.n_chunks);
+    //# endfor
+    //# for k in range(n_each)
+    if (i{{ k }} < p.n) {
+        //# if bits is defined
+        y[i{{ k }}] = eight(chunk{{ k }}, i{{ k }} & 3u);
+        //# else
+        y[i{{ k }}] = halves(chunk{{ k }}.low, chunk{{ k }}.high);
+        //# endif
     }
-    //# if bits is defined
-    let at = i / 4u;
-    let chunk = w_chunk(at / p.n_chunks, at % p.n_chunks);
-    let is_high = (i & 2u) != 0u;
-    let words = select(chunk.low, chunk.high, is_high);
-    let two = select(words.xy, words.zw, (i & 1u) != 0u);
-    let scale = vec4(select(chunk.scale.x, chunk.scale.y, is_high));
-    let offset = vec4(-select(chunk.offset.x, chunk.offset.y, is_high));
-    y[i] = halves(
-        fma(scale, vec4<f32>(unpack4xI8(two.x)), offset),
-        fma(scale, vec4<f32>(unpack4xI8(two.y)), offset),
-    );
-    //# else
-    let chunk = w_chunk(i / p.n_chunks, i % p.n_chunks);
-    y[i] = halves(chunk.low, chunk.high);
-    //# endif
+    //# endfor
 }

@@ -14,18 +14,21 @@ use crate::kv::GpuKvLayer;
 use crate::recorder::Grid;
 
 /// Tokens of a split of attention, for rows that see few and many: more at a time read memory faster, but make fewer
-/// workgroups. Splits start at multiples of it, so it may depend on nothing but what the row sees.
+/// workgroups. Splits start at multiples of it, so it may depend on nothing but what the row sees. A workgroup has as many
+/// lanes.
 const SPLITS: [usize; 2] = [128, 256];
 /// Tokens from which a row sees many: on an H200 short splits are 3 % of a step faster at 4,096, long ones at 8,192.
 const MANY: usize = 5120;
-/// Lanes of an attention workgroup.
-const ATTENTION_LANES: u32 = 256;
 /// Query heads that share a workgroup.
 const MAX_HEADS: usize = 8;
 /// Workgroups up to which the last one of a row's joins its splits, and each rotates what it meets. Where there are more,
 /// kernels of their own for that cost less than what it adds to each: on an H200, of 16 sequences, 128 workgroups were
 /// faster and 2,048 slower.
 pub(crate) const MAX_JOINED: usize = 1536;
+/// Rounds in which a lane goes over its keys and values where splits are short and workgroups few: there a kernel's code,
+/// which others have driven out since the last layer, takes longer to read than to run. It is told when a kernel runs,
+/// since a compiler that knows it makes no loop.
+const ROUNDS: u32 = 2;
 /// Scratch for the parts of attention; more rows go in several rounds.
 const MAX_PART_BYTES: usize = 64 << 20;
 
@@ -46,6 +49,7 @@ struct AttentionParams {
     least_seen: u32,
     most_seen: u32,
     has_sinks: u32,
+    n_rounds: u32,
 }
 
 /// What is still to be done to the rows of a step before they attend.
@@ -146,10 +150,10 @@ impl Attention<'_> {
         let n_heads = (1..=MAX_HEADS.min(group)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
         let shape = AttentionShape {
             n_heads: n_heads as u32,
+            n_tiles: (spec.n_heads / n_heads) as u32,
+            tiles_per_kv: (group / n_heads) as u32,
             split: split as u32,
-            lanes: ATTENTION_LANES,
-            n_subgroups: ATTENTION_LANES / backend.subgroup(),
-            in_units: split == ATTENTION_LANES as usize,
+            n_subgroups: split as u32 / backend.subgroup(),
         };
         let sinks = self.sinks(backend)?;
         let mut first_row = rows.start;
@@ -171,6 +175,7 @@ impl Attention<'_> {
                 least_seen,
                 most_seen,
                 has_sinks: spec.sinks.is_some().into(),
+                n_rounds: ROUNDS,
             };
             let (table, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
             let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
@@ -202,7 +207,6 @@ impl Attention<'_> {
                     split: split as u32,
                     v_dim: layer.shape.v_dim,
                     n_heads: n_heads as u32,
-                    lanes: ATTENTION_LANES,
                     is_quantising: codes.is_some(),
                 };
                 let bound = [table, parts.bound(), stats.bound(), sinks, y];

@@ -216,7 +216,6 @@ kernels! {
         v_dim: u32,
         /// Query heads of a workgroup.
         n_heads: u32,
-        lanes: u32,
         is_quantising: bool,
     }
 }
@@ -400,12 +399,12 @@ impl KvShape {
 pub(crate) struct AttentionShape {
     /// Query heads of a workgroup.
     pub(crate) n_heads: u32,
-    /// Tokens of a split.
+    /// Workgroups that all query heads take, and those that share a key head.
+    pub(crate) n_tiles: u32,
+    pub(crate) tiles_per_kv: u32,
+    /// Tokens of a split, and lanes of a workgroup.
     pub(crate) split: u32,
-    pub(crate) lanes: u32,
     pub(crate) n_subgroups: u32,
-    /// Whether subgroups go from scores to sums by themselves; then a lane has a token.
-    pub(crate) in_units: bool,
 }
 
 /// The function of `gated.wgsl`, with its parameters.

@@ -173,7 +173,7 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
                 }
             }
             for (n_heads, is_quantising) in [(1, false), (4, true)] {
-                let merge = MergeAttention { split: 128, v_dim: dim, n_heads, lanes: 256, is_quantising };
+                let merge = MergeAttention { split: 128, v_dim: dim, n_heads, is_quantising };
                 printed.print(pipelines, &merge);
             }
         }
@@ -181,8 +181,7 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
 }
 
 fn shape(n_heads: u32, split: u32) -> AttentionShape {
-    let lanes = 256;
-    AttentionShape { n_heads, split, lanes, n_subgroups: lanes / SUBGROUP, in_units: split == lanes }
+    AttentionShape { n_heads, n_tiles: 8, tiles_per_kv: 1, split, n_subgroups: split / SUBGROUP }
 }
 
 fn attend(heads: KvShape, shape: AttentionShape) -> Attend {

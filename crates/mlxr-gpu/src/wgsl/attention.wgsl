@@ -4,7 +4,7 @@
 // position, so that the same numbers meet in the same order in every batch. Of a row's splits the last workgroup to be
 // done joins all, or attention_merge.wgsl does.
 //
-// Of rows that see many tokens each subgroup goes from scores to sums by itself, of others all lanes together.
+// Each subgroup goes from scores to sums by itself, and meets the others in the end.
 //
 // Where every sequence has one row, queries may come as they are before rotation: then the workgroup that sees the row's
 // own position rotates its key as well, stores key and value, and meets them in workgroup memory.
@@ -52,24 +52,35 @@
 //# set k_octets = k_dim // 8
 //# set v_octets = v_dim // 8
 //# set v_quads = v_dim // 4
-//# set n_blocks = split // block_tokens
-//# set n_q = (n_heads * k_dim // 4 + lanes - 1) // lanes
+//# set n_q = (n_heads * k_dim // 4 + split - 1) // split
 // Groups that join splits, each four columns a lane.
-//# set n_joiners = lanes // v_quads
+//# set n_joiners = split // v_quads
 //# set own_octets = k_octets + v_octets if n_pairs else 0
-var<workgroup> blocks: array<u32, {{ n_blocks }}>;
 var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
-//# if in_units
-// A subgroup is a unit that needs no other until the end: a lane has the scores of one token, then columns of values.
-//# set unit = lanes // n_subgroups
+// A subgroup is a unit that needs no other until the end, and has a token for each of its lanes.
+//# set unit = split // n_subgroups
 //# set n_units = n_subgroups
-// Octets of a key, and tokens of values, that are on their way at a time.
-//# set k_ahead = 4 if dtype == "f32" else 8
-//# set v_ahead = 4 if dtype == "f32" else 8
+// Lanes that share the keys of as many tokens, so that a query that is read serves all of these; octets of each share, and
+// tokens that lie between those of a lane.
+//# set n_shares = 4 if k_octets % 4 == 0 else 2 if k_octets % 2 == 0 else 1
+//# set share_octets = k_octets // n_shares
+//# set n_slots = unit // n_shares
+// Loads that are on their way at a time: octets of each key, and tokens of values. On an H200 two workgroups of 256 lanes
+// find room at once with these, where one does with more.
+//# set k_ahead = [16 // n_shares // (2 if dtype == "f32" else 1), share_octets] | min
+//# set v_ahead = 2 if dtype == "f32" else 4
+// Blocks of a unit.
+//# set n_blocks = [unit // block_tokens, 1] | max
+//# set blocks = ["block0", "block1", "block2", "block3", "block4", "block5", "block6", "block7"][:n_blocks]
 // Octets of values of a lane, groups of lanes that have different tokens, and tokens of each.
 //# set n_cols = (v_octets + unit - 1) // unit
 //# set n_groups = unit // v_octets if v_octets <= unit else 1
 //# set n_tokens = (unit + n_groups - 1) // n_groups
+// Whether no lane's token is beyond the unit.
+//# set is_even = unit % n_groups == 0 and (unit % v_octets == 0 or n_cols > 1)
+// Rounds over keys and values, which are all on their way before the first; `p.n_rounds` where there are several.
+//# set is_short = is_joining and split == 128 and not is_q8 and is_even and k_ahead == share_octets
+//# set n_rounds = 2 if is_short and share_octets % 2 == 0 and n_tokens % 2 == 0 else 1
 // Groups of a unit that join before they meet the others.
 //# set n_joined = n_groups if v_octets in [1, 2, 4, 8, 16, 32] and n_groups in [1, 2, 4, 8, 16, 32] else 1
 //# set n_sums = n_units * n_groups // n_joined
@@ -84,36 +95,10 @@ var<workgroup> unit_stats: array<vec2<f32>, {{ n_units * n_heads }}>;
 // Heads, or columns of one, whose values are summed at a time, in the memory that is left of what every device has.
 //# set slice_quads = 2 * ([unit, v_octets] | min)
 //# set n_slices = n_heads * n_cols
-//# set room = 32256 - 4 * (n_blocks + n_heads * k_dim + n_heads * split + 2 * n_units * n_heads + 8 * own_octets + 2 * n_joiners + 1)
+//# set room = 32256 - 4 * (n_heads * k_dim + n_heads * split + 2 * n_units * n_heads + 8 * own_octets + 2 * n_joiners + 1)
 //# set n_summed = [[n_slices, room // (16 * n_sums * slice_quads)] | min, 1] | max
-//# set n_quads = [n_summed * n_sums * slice_quads, lanes] | max
+//# set n_quads = [n_summed * n_sums * slice_quads, split] | max
 var<workgroup> sums: array<vec4<f32>, {{ n_quads }}>;
-//# else
-// Lanes that share a token's scores, and octets of each.
-//# set n_shares = lanes // split if k_octets % (lanes // split * (4 if is_q8 else 1)) == 0 else 1
-//# set share_octets = k_octets // n_shares
-// Loads in flight at a time.
-//# set k_ahead = 8 if share_octets % 8 == 0 and not is_q8 else 4 if share_octets % 4 == 0 else 1
-//# set v_ahead = 8
-// Lanes that have a token's values, and tokens of each.
-//# set n_groups = lanes // v_octets
-//# set n_tokens = (split + n_groups - 1) // n_groups
-//# set subgroup = lanes // n_subgroups
-// Scores of a lane once shares are joined.
-//# set n_scores = (n_heads * split + lanes - 1) // lanes
-//# set per_head = split // subgroup
-// Groups of a subgroup, which join before they meet the others.
-//# set n_joined = subgroup // v_octets if v_octets in [1, 2, 4, 8, 16, 32] and subgroup > v_octets else 1
-//# set n_sums = n_groups // n_joined
-// Scores by share, head and token; then weights by head and token.
-var<workgroup> weights: array<f32, {{ n_shares * n_heads * split }}>;
-var<workgroup> partial: array<f32, {{ n_scores * n_subgroups }}>;
-// Heads whose values are summed at a time, in the memory that is left of what every device has.
-//# set room = 32256 - 4 * (n_blocks + n_heads * k_dim + n_shares * n_heads * split + n_scores * n_subgroups + 8 * own_octets + 2 * n_joiners + 1)
-//# set n_summed = [[n_heads, lanes // v_octets, room // (32 * n_sums * v_octets)] | min, 1] | max
-//# set n_quads = [2 * n_summed * n_sums * v_octets, lanes] | max
-var<workgroup> sums: array<vec4<f32>, {{ n_quads }}>;
-//# endif
 //# if is_joining
 var<workgroup> joined: array<vec2<f32>, {{ n_joiners }}>;
 var<workgroup> is_last: u32;
@@ -145,7 +130,16 @@ fn turned_{{ x }}(start: u32, quad: u32, row: u32) -> vec4<f32> {
 //# endfor
 //# endif
 
-@compute @workgroup_size({{ lanes }})
+// The block that a token of a unit lies in.
+fn block_of(token: u32, {{ blocks | join(": u32, ") }}: u32) -> u32 {
+    var block = block0;
+    //# for b in range(1, n_blocks)
+    block = select(block, block{{ b }}, token / {{ block_tokens }}u % {{ n_blocks }}u == {{ b }}u);
+    //# endfor
+    return block;
+}
+
+@compute @workgroup_size({{ split }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
@@ -153,24 +147,15 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) sublane: u32,
 ) {
-    let tiles = p.n_heads / {{ n_heads }}u;
     let place = workgroup_index(wg, n_wg);
-    if (place >= p.n_rows * tiles) {
+    if (place >= p.n_rows * {{ n_tiles }}u) {
         return;
     }
-    let local_row = place / tiles;
-    let first_head = place % tiles * {{ n_heads }}u;
-    let q_start = ((p.first_row + local_row) * p.n_heads + first_head) * {{ k_dim // 4 }}u;
-    //# for i in range(n_q)
-    let q_idx{{ i }} = min(lane + {{ i * lanes }}u, {{ n_heads * k_dim // 4 - 1 }}u);
-    //# if n_pairs
-    let q{{ i }} = turned_q(q_start + q_idx{{ i }} / {{ k_dim // 4 }}u * {{ k_dim // 4 }}u, q_idx{{ i }} % {{ k_dim // 4 }}u, p.first_row + local_row);
-    //# else
-    let q{{ i }} = q[q_start + q_idx{{ i }}];
-    //# endif
-    //# endfor
+    let local_row = place / {{ n_tiles }}u;
+    let tile = place % {{ n_tiles }}u;
+    let first_head = tile * {{ n_heads }}u;
     let info = rows[p.first_row + local_row];
-    let kv_head = first_head / (p.n_heads / p.n_kv_heads);
+    let kv_head = tile / {{ tiles_per_kv }}u;
     let seen = reach(info);
     let split = p.first_split + wg.z;
     let start = split * {{ split }}u;
@@ -181,14 +166,46 @@ fn main(
     // The tokens that are seen, counted from the start of the split.
     let low = max(seen.x, start) - start;
     let high = min(seen.y - start, {{ split - 1 }}u);
-    for (var i = lane; i < {{ n_blocks }}u; i += {{ lanes }}u) {
-        if (i * {{ block_tokens }}u <= high) {
-            blocks[i] = block_tables[info.z + start / {{ block_tokens }}u + i] * p.n_kv_heads + kv_head;
-        }
-    }
+    // Blocks of a unit's tokens; those that nobody sees may not be there, and the nearest stand for them.
+    let unit_start = subgroup * {{ unit }}u;
+    //# for b in range(n_blocks)
+    let block{{ b }} = block_tables[info.z + (start + clamp(unit_start + {{ b * block_tokens }}u, low, high)) / {{ block_tokens }}u] * p.n_kv_heads + kv_head;
+    //# endfor
+    // The first keys and values are on their way while queries are made ready.
+    let share = sublane / {{ n_slots }}u;
+    let slot = sublane % {{ n_slots }}u;
+    //# for i in range(n_shares)
+    //# if block_tokens % n_slots == 0
+    let k_start{{ i }} = (block{{ i * n_slots // block_tokens }} * {{ k_octets }}u + share * {{ share_octets }}u) * {{ block_tokens }}u + unit_start % {{ block_tokens }}u + slot + {{ i * n_slots % block_tokens }}u;
+    //# else
+    let k_token{{ i }} = unit_start + slot + {{ i * n_slots }}u;
+    let k_start{{ i }} = (block_of(k_token{{ i }}, {{ blocks | join(", ") }}) * {{ k_octets }}u + share * {{ share_octets }}u) * {{ block_tokens }}u + k_token{{ i }} % {{ block_tokens }}u;
+    //# endif
+    //# endfor
+    //# set first_d = 0
+    //# include "attention_unit_keys.wgsl"
+    let group = sublane / {{ v_octets }}u;
+    //# for c in range(n_cols)
+    //# if v_octets <= unit
+    let column{{ c }} = sublane % {{ v_octets }}u;
+    //# else
+    let column{{ c }} = min(sublane + {{ c * unit }}u, {{ v_octets - 1 }}u);
+    //# endif
+    //# endfor
+    //# set first_v = 0
+    //# include "attention_unit_values.wgsl"
+    let q_start = ((p.first_row + local_row) * p.n_heads + first_head) * {{ k_dim // 4 }}u;
     //# for i in range(n_q)
-    if (lane + {{ i * lanes }}u < {{ n_heads * k_dim // 4 }}u) {
-        queries[lane + {{ i * lanes }}u] = q{{ i }};
+    let q_idx{{ i }} = min(lane + {{ i * split }}u, {{ n_heads * k_dim // 4 - 1 }}u);
+    //# if n_pairs
+    let q{{ i }} = turned_q(q_start + q_idx{{ i }} / {{ k_dim // 4 }}u * {{ k_dim // 4 }}u, q_idx{{ i }} % {{ k_dim // 4 }}u, p.first_row + local_row);
+    //# else
+    let q{{ i }} = q[q_start + q_idx{{ i }}];
+    //# endif
+    //# endfor
+    //# for i in range(n_q)
+    if (lane + {{ i * split }}u < {{ n_heads * k_dim // 4 }}u) {
+        queries[lane + {{ i * split }}u] = q{{ i }};
     }
     //# endfor
     //# if n_pairs
@@ -199,15 +216,15 @@ fn main(
         let kv_row = row * p.n_kv_heads + kv_head;
         let block = info.w / {{ block_tokens }}u * p.n_kv_heads + kv_head;
         let place = info.w % {{ block_tokens }}u;
-        let is_first = first_head % (p.n_heads / p.n_kv_heads) == 0u;
-        for (var i = lane; i < {{ k_octets }}u; i += {{ lanes }}u) {
+        let is_first = tile % {{ tiles_per_kv }}u == 0u;
+        for (var i = lane; i < {{ k_octets }}u; i += {{ split }}u) {
             let key = encode(turned_k(kv_row * {{ 2 * k_octets }}u, 2u * i, row), turned_k(kv_row * {{ 2 * k_octets }}u, 2u * i + 1u, row));
             own_key[i] = key;
             if (is_first) {
                 k_cache[(block * {{ k_octets }}u + i) * {{ block_tokens }}u + place] = key;
             }
         }
-        for (var i = lane; i < {{ v_octets }}u; i += {{ lanes }}u) {
+        for (var i = lane; i < {{ v_octets }}u; i += {{ split }}u) {
             let value = encode(v[kv_row * {{ v_quads }}u + 2u * i], v[kv_row * {{ v_quads }}u + 2u * i + 1u]);
             own_value[i] = value;
             if (is_first) {
@@ -218,11 +235,7 @@ fn main(
     //# endif
     workgroupBarrier();
 
-    //# if in_units
     //# include "attention_units.wgsl"
-    //# else
-    //# include "attention_across.wgsl"
-    //# endif
     //# if is_joining
     // What all lanes have written is there for everybody before this is counted.
     storageBarrier();

@@ -11,8 +11,8 @@
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
 
 //# set v_quads = v_dim // 4
-//# set n_joiners = lanes // v_quads
-var<workgroup> sums: array<vec4<f32>, {{ lanes }}>;
+//# set n_joiners = split // v_quads
+var<workgroup> sums: array<vec4<f32>, {{ split }}>;
 var<workgroup> joined: array<vec2<f32>, {{ n_joiners }}>;
 
 //# if is_quantising
@@ -22,7 +22,7 @@ var<workgroup> joined: array<vec2<f32>, {{ n_joiners }}>;
 //# include "grid.wgsl"
 //# include "reach.wgsl"
 
-@compute @workgroup_size({{ lanes }})
+@compute @workgroup_size({{ split }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,

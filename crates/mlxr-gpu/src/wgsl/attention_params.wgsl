@@ -16,5 +16,7 @@ struct Params {
     least_seen: u32,
     most_seen: u32,
     has_sinks: u32,
+    // Two.
+    n_rounds: u32,
 }
 var<immediate> p: Params;

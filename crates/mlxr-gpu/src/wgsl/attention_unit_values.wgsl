@@ -1,32 +1,16 @@
-    // Loads of values in attention: up to {{ v_ahead }} tokens of a lane, from its token number {{ first_v }} on. What is not seen
-    // stands for the nearest that is, and counts for nothing.
-    //# if first_v == 0
-    //# for c in range(n_cols)
-    //# if v_octets <= unit
-    let column{{ c }} = sublane % {{ v_octets }}u;
-    //# else
-    let column{{ c }} = min(sublane + {{ c * unit }}u, {{ v_octets - 1 }}u);
-    //# endif
-    //# endfor
-    //# endif
+    // Loads of values in attention: up to {{ v_ahead }} tokens of a lane, from its token number {{ first_v }} on.
     //# for i in range(first_v, [first_v + v_ahead, n_tokens] | min)
-    let at{{ i }} = clamp(subgroup * {{ unit }}u + group + {{ i * n_groups }}u, low, high);
-    let slot{{ i }} = blocks[at{{ i }} / {{ block_tokens }}u] * {{ block_tokens }}u + at{{ i }} % {{ block_tokens }}u;
+    //# if is_even and block_tokens % n_groups == 0
+    {{ "var" if n_rounds > 1 else "let" }} v_token{{ i }} = unit_start + group + {{ i * n_groups }}u;
+    let v_slot{{ i }} = block{{ i * n_groups // block_tokens }} * {{ block_tokens }}u + unit_start % {{ block_tokens }}u + group + {{ i * n_groups % block_tokens }}u;
+    //# else
+    {{ "var" if n_rounds > 1 else "let" }} v_token{{ i }} = unit_start + min(group + {{ i * n_groups }}u, {{ unit - 1 }}u);
+    let v_slot{{ i }} = block_of(v_token{{ i }}, {{ blocks | join(", ") }}) * {{ block_tokens }}u + v_token{{ i }} % {{ block_tokens }}u;
+    //# endif
     //# for c in range(n_cols)
-    {{ "var" if n_pairs else "let" }} octet{{ i }}_{{ c }} = v_cache[slot{{ i }} * {{ v_octets }}u + column{{ c }}];
+    var octet{{ i }}_{{ c }} = v_cache[v_slot{{ i }} * {{ v_octets }}u + column{{ c }}];
     //# if is_q8
-    let v_scale{{ i }}_{{ c }} = v_scales[slot{{ i }} * {{ v_dim // 32 }}u + column{{ c }} / 4u];
+    var v_scale{{ i }}_{{ c }} = v_scales[v_slot{{ i }} * {{ v_dim // 32 }}u + column{{ c }} / 4u];
     //# endif
     //# endfor
     //# endfor
-    //# if n_pairs
-    if (own < {{ split }}u) {
-        //# for i in range(first_v, [first_v + v_ahead, n_tokens] | min)
-        if (at{{ i }} == own) {
-            //# for c in range(n_cols)
-            octet{{ i }}_{{ c }} = own_value[column{{ c }}];
-            //# endfor
-        }
-        //# endfor
-    }
-    //# endif

@@ -1,47 +1,87 @@
-    // Attention of a split, each subgroup by itself: from keys and queries to parts and stats. Needs `weights`, `unit_stats` and `sums`.
+    // Attention of a split, each subgroup by itself: from keys and queries to parts and stats. Needs `weights`, `unit_stats` and `sums`,
+    // and the first keys and values.
 
-    // What is not seen stands for the nearest that is, and counts for nothing.
-    let token = clamp(lane, low, high);
-    let k_start = blocks[token / {{ block_tokens }}u] * {{ k_octets * block_tokens }}u + token % {{ block_tokens }}u;
+    //# for i in range(n_shares)
     //# for h in range(n_heads)
-    var dot{{ h }} = vec4(0.0);
+    var dot{{ i }}_{{ h }} = 0.0;
     //# endfor
-    //# for first in range(0, k_octets, k_ahead)
-    //# set end = [first + k_ahead, k_octets] | min
-    //# for d in range(first, end)
-    {{ "var" if n_pairs else "let" }} key{{ d }} = k_cache[k_start + {{ d * block_tokens }}u];
-    //# if is_q8 and d % 4 == 0
-    // Four octets share a scale.
-    let k_scale{{ d // 4 }} = k_scales[(k_start - token % {{ block_tokens }}u) / 4u + {{ d // 4 * block_tokens }}u + token % {{ block_tokens }}u];
-    //# endif
     //# endfor
-    //# if first == 0
-    // Values: a lane has eight columns of every so manyth token. The first are on their way while scores are computed.
-    let group = sublane / {{ v_octets }}u;
-    //# set first_v = 0
-    //# include "attention_unit_values.wgsl"
+    var q_at = share * {{ 2 * share_octets }}u;
+    //# for first_d in range(0, share_octets, k_ahead)
+    //# set end_d = [first_d + k_ahead, share_octets] | min
+    //# if first_d > 0
+    //# include "attention_unit_keys.wgsl"
     //# endif
     //# if n_pairs
-    if (lane == own) {
-        //# for d in range(first, end)
-        key{{ d }} = own_key[{{ d }}];
+    if (own < {{ split }}u) {
+        //# for i in range(n_shares)
+        if (unit_start + slot + {{ i * n_slots }}u == own) {
+            //# for d in range(first_d, end_d)
+            key{{ d }}_{{ i }} = own_key[share * {{ share_octets }}u + {{ d }}u];
+            //# endfor
+        }
         //# endfor
     }
     //# endif
-    //# for d in range(first, end)
+    //# if n_rounds > 1
+    for (var round = 0u; round < p.n_rounds; round++) {
+    //# endif
+    //# for d in range(first_d, first_d + (end_d - first_d) // n_rounds)
     {
-        let both = decode(key{{ d }}){{ (" * k_scale" ~ (d // 4)) if is_q8 else "" }};
         //# for h in range(n_heads)
-        dot{{ h }} = fma(both[0], queries[{{ h * k_dim // 4 + 2 * d }}], dot{{ h }});
-        dot{{ h }} = fma(both[1], queries[{{ h * k_dim // 4 + 2 * d + 1 }}], dot{{ h }});
+        let first{{ h }} = queries[q_at + {{ h * k_dim // 4 + 2 * d }}u];
+        let second{{ h }} = queries[q_at + {{ h * k_dim // 4 + 2 * d + 1 }}u];
+        //# endfor
+        //# for i in range(n_shares)
+        {
+            //# set scale_d = d if share_octets % 4 > 0 else [d // 4 * 4, first_d] | max
+            let both = decode(key{{ d }}_{{ i }}){{ (" * k_scale" ~ scale_d ~ "_" ~ i) if is_q8 else "" }};
+            //# for half in ["first", "second"]
+            //# for c in [".x", ".y", ".z", ".w"]
+            //# for h in range(n_heads)
+            dot{{ i }}_{{ h }} = fma(both[{{ 0 if half == "first" else 1 }}]{{ c }}, {{ half }}{{ h }}{{ c }}, dot{{ i }}_{{ h }});
+            //# endfor
+            //# endfor
+            //# endfor
+        }
         //# endfor
     }
     //# endfor
+    //# if n_rounds > 1
+        q_at += {{ 2 * share_octets // n_rounds }}u;
+        //# for d in range(share_octets // n_rounds)
+        //# for i in range(n_shares)
+        key{{ d }}_{{ i }} = key{{ d + share_octets // n_rounds }}_{{ i }};
+        //# endfor
+        //# endfor
+    }
+    //# endif
+    //# endfor
+    // All other values are on their way from here on.
+    //# for first_v in range(v_ahead, n_tokens, v_ahead)
+    //# include "attention_unit_values.wgsl"
     //# endfor
 
+    // Shares meet, and leave each lane the scores of the token that has its number.
+    //# for n in [4, 2]
+    //# if n <= n_shares
+    {
+        let has_second = (share & {{ n // 2 }}u) != 0u;
+        //# for i in range(n // 2)
+        //# for h in range(n_heads)
+        {
+            let given = select(dot{{ i + n // 2 }}_{{ h }}, dot{{ i }}_{{ h }}, has_second);
+            let kept = select(dot{{ i }}_{{ h }}, dot{{ i + n // 2 }}_{{ h }}, has_second);
+            dot{{ i }}_{{ h }} = kept + subgroupShuffleXor(given, {{ n // 2 * n_slots }}u);
+        }
+        //# endfor
+        //# endfor
+    }
+    //# endif
+    //# endfor
     let is_seen = lane >= low && lane <= high;
     //# for h in range(n_heads)
-    var score{{ h }} = p.scale * ((dot{{ h }}.x + dot{{ h }}.y) + (dot{{ h }}.z + dot{{ h }}.w));
+    var score{{ h }} = p.scale * dot0_{{ h }};
     if (p.softcap != 0.0) {
         score{{ h }} = p.softcap * tanh_stable(score{{ h }} / p.softcap);
     }
@@ -75,18 +115,39 @@
     var value{{ h }}_{{ c }} = mat2x4<f32>();
     //# endfor
     //# endfor
-    //# for first_v in range(0, n_tokens, v_ahead)
-    //# if first_v > 0
-    //# include "attention_unit_values.wgsl"
+    //# set at_once = n_tokens if n_rounds > 1 else v_ahead
+    //# for first_v in range(0, n_tokens, at_once)
+    //# set end_v = first_v + ([at_once, n_tokens - first_v] | min) // n_rounds
+    //# if n_rounds > 1
+    for (var round = 0u; round < p.n_rounds; round++) {
     //# endif
-    //# for i in range(first_v, [first_v + v_ahead, n_tokens] | min)
+    if (low > 0u || high < {{ split - 1 }}u{{ " || own < " ~ split ~ "u" if n_pairs else "" }}) {
+        //# for i in range(first_v, end_v)
+        // What is not seen may be of others, and no number.
+        if (v_token{{ i }} < low || v_token{{ i }} > high) {
+            //# for c in range(n_cols)
+            octet{{ i }}_{{ c }} = Octet();
+            //# if is_q8
+            v_scale{{ i }}_{{ c }} = 0.0;
+            //# endif
+            //# endfor
+        }
+        //# if n_pairs
+        if (v_token{{ i }} == own) {
+            //# for c in range(n_cols)
+            octet{{ i }}_{{ c }} = own_value[column{{ c }}];
+            //# endfor
+        }
+        //# endif
+        //# endfor
+    }
+    //# for i in range(first_v, end_v)
     {
-        let place = subgroup * {{ unit }}u + {{ ("group + " ~ (i * n_groups) ~ "u") if unit % n_groups == 0 and unit % v_octets == 0 else ("min(group + " ~ (i * n_groups) ~ "u, " ~ (unit - 1) ~ "u)") }};
         //# for j in range(n_heads // w_vec)
-        //# if unit % n_groups == 0
-        let w{{ j }} = weights[place * {{ n_heads // w_vec }}u + {{ j }}u];
+        //# if is_even
+        let w{{ j }} = weights[v_token{{ i }} * {{ n_heads // w_vec }}u + {{ j }}u];
         //# else
-        let w{{ j }} = select({{ w_type }}(0.0), weights[place * {{ n_heads // w_vec }}u + {{ j }}u], group + {{ i * n_groups }}u < {{ unit }}u);
+        let w{{ j }} = select({{ w_type }}(0.0), weights[v_token{{ i }} * {{ n_heads // w_vec }}u + {{ j }}u], group + {{ i * n_groups }}u < {{ unit }}u);
         //# endif
         //# endfor
         //# for c in range(n_cols)
@@ -99,6 +160,15 @@
         //# endfor
     }
     //# endfor
+    //# if n_rounds > 1
+        //# for i in range(end_v)
+        v_token{{ i }} = v_token{{ i + end_v }};
+        //# for c in range(n_cols)
+        octet{{ i }}_{{ c }} = octet{{ i + end_v }}_{{ c }};
+        //# endfor
+        //# endfor
+    }
+    //# endif
     //# endfor
     //# for first in range(0, n_slices, n_summed)
     //# set n = [n_summed, n_slices - first] | min
@@ -123,7 +193,7 @@
     }
     //# endfor
     workgroupBarrier();
-    for (var i = lane; i < {{ n * slice_quads }}u; i += {{ lanes }}u) {
+    for (var i = lane; i < {{ n * slice_quads }}u; i += {{ split }}u) {
         let slice = {{ first }}u + i / {{ slice_quads }}u;
         let h = slice / {{ n_cols }}u;
         let quad = slice % {{ n_cols }}u * {{ slice_quads }}u + i % {{ slice_quads }}u;

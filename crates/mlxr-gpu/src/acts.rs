@@ -9,8 +9,9 @@ use crate::backend::GpuBackend;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::half::{K_TILE, min_half_rows, padded_rows};
-use crate::kernels::{FloatRows, HalfRows, QuantiseRows};
+use crate::kernels::{FloatRows, HalfRows, QuantiseRows, ScaleRows};
 use crate::layout::CODES_CHUNK;
+use crate::params::ScaleRowsParams;
 use crate::recorder::Grid;
 
 /// What stands behind an activation.
@@ -20,11 +21,31 @@ pub(crate) struct GpuAct {
     values: OnceLock<Pooled>,
     codes: OnceLock<ActCodes>,
     halves: OnceLock<Pooled>,
+    /// What a product has left in their place.
+    unscaled: Option<Unscaled>,
+}
+
+/// A norm of which codes and values are still to be scaled, see `squares.wgsl`: products scale what they read of it.
+struct Unscaled {
+    values: Pooled,
+    /// Of each chunk.
+    squares: Pooled,
+    eps: f32,
 }
 
 impl GpuAct {
     pub(crate) fn of_floats(values: Pooled) -> Self {
         Self { values: OnceLock::from(values), ..Self::default() }
+    }
+
+    /// The values and codes that were written are still to be scaled.
+    pub(crate) fn leave_unscaled(&mut self, squares: Pooled, eps: f32) {
+        self.unscaled = self.values.take().map(|values| Unscaled { values, squares, eps });
+    }
+
+    /// Squares and epsilon of the norm by which codes and [`GpuBackend::stored`] are still to be scaled.
+    pub(crate) fn unscaled(&self) -> Option<(Bound<'_>, f32)> {
+        self.unscaled.as_ref().map(|unscaled| (unscaled.squares.bound(), unscaled.eps))
     }
 
     /// Rows of f16, with room for [`padded_rows`].
@@ -104,9 +125,18 @@ impl GpuBackend {
 
     /// An activation's values.
     pub(crate) fn floats<'a>(&self, x: &'a Act) -> Bound<'a> {
-        let GpuAct { values, halves, .. } = x.handle();
+        let GpuAct { values, halves, unscaled, .. } = x.handle();
         values.get_or_init(|| {
             let made = self.take_or_fail(x.rows() * x.cols() * 4);
+            if let Some(Unscaled { values, squares, eps }) = unscaled {
+                let n_squares = (x.cols() / CODES_CHUNK) as u32;
+                let kernel = ScaleRows { lanes: 256, subgroup: self.subgroup(), n_squares };
+                let (n_quads, cols) = (x.cols() as u32 / 4, x.cols() as f32);
+                let params = ScaleRowsParams { n_quads, cols, eps: *eps };
+                let bound = [values.bound(), squares.bound(), made.bound()];
+                self.note(self.run(&kernel, &bound, &params, Grid::flat(x.rows())));
+                return made;
+            }
             let halves = halves.get().expect("an activation is one or the other");
             let n_quads = x.rows() * x.cols() / 4;
             self.note(self.elementwise(
@@ -120,12 +150,19 @@ impl GpuBackend {
         values.get().expect("just set").bound()
     }
 
+    /// An activation's values as they are stored, which may still be to be scaled.
+    pub(crate) fn stored<'a>(&self, x: &'a Act) -> Bound<'a> {
+        let unscaled = &x.handle::<GpuAct>().unscaled;
+        unscaled.as_ref().map_or_else(|| self.floats(x), |unscaled| unscaled.values.bound())
+    }
+
     /// An activation's values, to change.
     pub(crate) fn floats_mut<'a>(&self, x: &'a mut Act) -> Bound<'a> {
         self.floats(x);
         let handle = x.handle_mut::<GpuAct>();
         handle.codes.take();
         handle.halves.take();
+        handle.unscaled.take();
         handle.values.get().expect("just made").bound()
     }
 
@@ -158,7 +195,7 @@ impl GpuBackend {
             let [codes, scales] = made.bound();
             let n_quads = n / 4;
             let grid = Grid::flat(n_quads.div_ceil(256));
-            self.run(&QuantiseRows {}, &[self.floats(x), codes, scales], &[n_quads as u32], grid)?;
+            self.run(&QuantiseRows {}, &[self.stored(x), codes, scales], &[n_quads as u32], grid)?;
             // When another thread was faster its codes serve as well.
             let _ = known.set(made);
         }

@@ -236,9 +236,14 @@ fn product_of<'a>(x: &Act, (w, bias): LinearLayer<'a>) -> Product<'a> {
     Product { weight: w.handle(), bias, routing: None, n_rows: x.rows() }
 }
 
+/// Bindings with more behind them.
+pub(crate) fn with<'a>(bound: &[Bound<'a>], more: impl IntoIterator<Item = Bound<'a>>) -> Vec<Bound<'a>> {
+    bound.iter().copied().chain(more).collect()
+}
+
 /// Bindings with those of codes behind them.
 pub(crate) fn with_codes<'a>(bound: &[Bound<'a>], codes: Option<[Bound<'a>; 2]>) -> Vec<Bound<'a>> {
-    bound.iter().copied().chain(codes.into_iter().flatten()).collect()
+    with(bound, codes.into_iter().flatten())
 }
 
 /// What stands for the column of a row that has none, in `argmax.wgsl` and `largest.wgsl`.
@@ -422,15 +427,20 @@ impl Backend for GpuBackend {
         norm: &Weight,
         eps: f32,
     ) -> Act {
-        let normed = NormedProduct { product: product_of(x, layer), scale, norm, eps };
+        let normed = NormedProduct { product: product_of(x, layer), scale, norm };
         if !normed.is_fused(self) {
             let y = self.linear(x, layer.0, layer.1);
             return self.add_rms_norm(residual, &y, scale, norm, eps);
         }
         assert_eq!((x.rows(), layer.0.shape()[0]), (residual.rows(), residual.cols()), "shapes of a sum");
-        let (shape, cols) = ([residual.rows(), residual.cols()], residual.cols());
+        let (rows, cols) = (residual.rows(), residual.cols());
         let residual = self.floats_mut(residual);
-        self.new_act_with_codes(shape, cols, |y, codes| normed.run(self, x, [residual, y], codes))
+        let squares = self.take_or_fail(rows * cols / CODES_CHUNK * 4);
+        let mut y = self.new_act_with_codes([rows, cols], cols, |y, codes| {
+            normed.run(self, x, [residual, squares.bound(), y], codes)
+        });
+        y.handle_mut::<GpuAct>().leave_unscaled(squares, eps);
+        y
     }
 
     fn layer_norm(&self, x: &Act, weight: &Weight, bias: Option<&Weight>, eps: f32) -> Act {

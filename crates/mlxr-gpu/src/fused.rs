@@ -3,13 +3,13 @@
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, Gate, TensorError, Weight};
 
-use crate::backend::{GpuBackend, with_codes};
+use crate::backend::{GpuBackend, with};
 use crate::bindings::Bound;
 use crate::kernels::{
     GatedMatvecCodes, GatedMatvecFloats, MatvecShape, NormedMatvecCodes, NormedMatvecFloats, gate,
 };
 use crate::layout::CODES_CHUNK;
-use crate::ops::{Input, Matvec, MatvecParams, Product, row_tile};
+use crate::ops::{Form, MatvecParams, Product, row_tile};
 use crate::recorder::Grid;
 
 /// Rows up to which this is done, measured with one on an H200. Where there are more, kernels work longer than they wait.
@@ -55,12 +55,14 @@ impl GatedProduct<'_> {
         let GatedProduct { gate: Product { weight, bias, n_rows, .. }, up, kind: gate_kind } = self;
         let (part, up_part) = (&weight.parts[0], &up.weight.parts[0]);
         let is_quantising = codes.is_some();
+        let input = backend.input(x, &weight.layout)?;
         let size = [weight.n_out, weight.cols / weight.layout.chunk()].map(|n| n as u32);
         let n_tile = row_tile(*n_rows);
         let shape = MatvecShape::gated(backend.subgroup(), &weight.layout, size, n_tile, is_quantising);
+        let shape = MatvecShape { is_unscaled: input.is_unscaled(), ..shape };
         let (kind, alpha, limit) = gate(*gate_kind);
         let params = GatedMatvecParams {
-            product: self.gate.params(part),
+            product: self.gate.params(part, &input),
             has_up_bias: up.bias.is_some().into(),
             alpha,
             limit,
@@ -71,19 +73,20 @@ impl GatedProduct<'_> {
         let [w_codes, w_high, w_scales] = part.planes();
         let [up_codes, up_high, up_scales] = up_part.planes();
         let none = backend.none();
-        match backend.input(x, &weight.layout)? {
-            Input::Codes(layout, [x_codes, x_scales]) => {
+        let more = input.squares().into_iter().chain(codes.into_iter().flatten());
+        match input.form {
+            Form::Codes(layout, [x_codes, x_scales]) => {
                 let bound = [
                     w_codes, w_high, w_scales, x_codes, x_scales, bias, none, y, up_codes, up_high,
                     up_scales, up_bias,
                 ];
                 let kernel = GatedMatvecCodes { layout, shape, kind, is_quantising };
-                backend.run(&kernel, &with_codes(&bound, codes), &params, grid)
+                backend.run(&kernel, &with(&bound, more), &params, grid)
             }
-            Input::Floats(layout, x) => {
+            Form::Floats(layout, x) => {
                 let bound = [w_codes, w_scales, x, bias, none, y, up_codes, up_scales, up_bias];
                 let kernel = GatedMatvecFloats { layout, shape, kind, is_quantising };
-                backend.run(&kernel, &with_codes(&bound, codes), &params, grid)
+                backend.run(&kernel, &with(&bound, more), &params, grid)
             }
         }
     }
@@ -94,66 +97,61 @@ impl GatedProduct<'_> {
 struct NormedMatvecParams {
     product: MatvecParams,
     scale: f32,
-    eps: f32,
 }
 
-/// A product that is added to a residual, and the norm of that.
+/// A product that is added to a residual, and the norm of that, which those who read it scale.
 pub(crate) struct NormedProduct<'a> {
     pub(crate) product: Product<'a>,
     pub(crate) scale: f32,
     pub(crate) norm: &'a Weight,
-    pub(crate) eps: f32,
 }
 
 impl NormedProduct<'_> {
     /// Whether one kernel computes all.
     pub(crate) fn is_fused(&self, backend: &GpuBackend) -> bool {
         let Product { weight, n_rows, .. } = self.product;
-        backend.gpu().is_coherent()
-            && backend.gpu().binds_many()
+        backend.gpu().binds_many()
             && n_rows <= FEW_ROWS
             && weight.cols.is_multiple_of(weight.layout.chunk())
             && weight.n_out.is_multiple_of(CODES_CHUNK)
             && weight.parts.len() == 1
     }
 
-    /// Adds to the residual, writes the norm and its codes.
+    /// Adds to the residual, writes the norm that is still to be scaled, its squares and its codes.
     pub(crate) fn run(
         &self,
         backend: &GpuBackend,
         x: &Act,
-        [residual, y]: [Bound<'_>; 2],
+        [residual, squares, y]: [Bound<'_>; 3],
         codes: Option<[Bound<'_>; 2]>,
     ) -> Result<(), TensorError> {
-        let NormedProduct { product, scale, norm, eps } = self;
-        let Product { weight, bias, n_rows, .. } = *product;
+        let NormedProduct { product: Product { weight, bias, n_rows, .. }, scale, norm } = self;
         let part = &weight.parts[0];
         let input = backend.input(x, &weight.layout)?;
-        let params = product.params(part);
         let size = [weight.n_out, weight.cols / weight.layout.chunk()].map(|n| n as u32);
-        let usual = MatvecShape::new(backend.subgroup(), &weight.layout, size, row_tile(n_rows), false);
-        let matvec = Matvec { input, product, params, shape: usual };
-        let tuned = backend.tuned(&matvec, [&part.codes, &part.high, &part.scales])?;
-        // A lane has four columns.
-        let shape = if (tuned.n_sets * tuned.n_out).is_multiple_of(4) { tuned } else { usual };
-        let lanes = backend.norm_shape(weight.n_out);
-        let (norm_lanes, norm_per_lane, is_quantising) = (lanes.lanes, lanes.per_lane, codes.is_some());
-        let params = NormedMatvecParams { product: params, scale: *scale, eps: *eps };
-        let grid = Grid::flat(weight.n_out.div_ceil((shape.n_sets * shape.n_out) as usize));
-        let (bias, norm) = (backend.values_or_none(bias)?, backend.values(norm)?);
+        let n_tile = row_tile(*n_rows);
+        // A kernel of many registers may have fewer lanes on Metal than the device has.
+        let max_lanes = if backend.gpu().info.api == "metal" { 256 } else { backend.max_lanes() };
+        let shape = MatvecShape::normed(backend.subgroup(), &weight.layout, size, n_tile, max_lanes);
+        let shape = MatvecShape { is_unscaled: input.is_unscaled(), ..shape };
+        let params = NormedMatvecParams { product: self.product.params(part, &input), scale: *scale };
+        let n_groups = weight.n_out / CODES_CHUNK;
+        let grid = Grid::tiles(n_groups, n_rows.div_ceil(n_tile as usize));
+        let (bias, norm) = (backend.values_or_none(*bias)?, backend.values(norm)?);
         let [w_codes, w_high, w_scales] = part.planes();
-        let (none, arrivals) = (backend.none(), backend.arrivals());
-        match input {
-            Input::Codes(layout, [x_codes, x_scales]) => {
+        let (none, is_normed, is_quantising) = (backend.none(), true, codes.is_some());
+        let more = input.squares().into_iter().chain(codes.into_iter().flatten());
+        match input.form {
+            Form::Codes(layout, [x_codes, x_scales]) => {
                 let bound =
-                    [w_codes, w_high, w_scales, x_codes, x_scales, bias, none, residual, norm, arrivals, y];
-                let kernel = NormedMatvecCodes { layout, shape, norm_lanes, norm_per_lane, is_quantising };
-                backend.run(&kernel, &with_codes(&bound, codes), &params, grid)
+                    [w_codes, w_high, w_scales, x_codes, x_scales, bias, none, residual, norm, squares, y];
+                let kernel = NormedMatvecCodes { layout, shape, is_normed, is_quantising };
+                backend.run(&kernel, &with(&bound, more), &params, grid)
             }
-            Input::Floats(layout, x) => {
-                let bound = [w_codes, w_scales, x, bias, none, residual, norm, arrivals, y];
-                let kernel = NormedMatvecFloats { layout, shape, norm_lanes, norm_per_lane, is_quantising };
-                backend.run(&kernel, &with_codes(&bound, codes), &params, grid)
+            Form::Floats(layout, x) => {
+                let bound = [w_codes, w_scales, x, bias, none, residual, norm, squares, y];
+                let kernel = NormedMatvecFloats { layout, shape, is_normed, is_quantising };
+                backend.run(&kernel, &with(&bound, more), &params, grid)
             }
         }
     }

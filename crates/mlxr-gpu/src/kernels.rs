@@ -3,12 +3,12 @@
 use mlxr_tensor::{Activation, DType, Gate};
 use serde::{Deserialize, Serialize};
 
-use crate::layout::{Codes, Floats, Layout};
+use crate::layout::{CODES_CHUNK, Codes, Floats, Layout};
 use crate::pipelines::Access::{Read, Write};
 use crate::pipelines::{Access, Kernel};
 
 macro_rules! kernels {
-    ($($(#[$doc:meta])* $name:ident = $file:literal [$($access:ident),*] $(+ $flag:ident [$($more:ident),*])? {
+    ($($(#[$doc:meta])* $name:ident = $file:literal [$($access:ident),*] $(+ $($flag:ident).+ [$($more:ident),*])* {
         $($(#[$attr:meta])* $field:ident: $type:ty),* $(,)?
     })*) => {$(
         $(#[$doc])*
@@ -19,9 +19,9 @@ macro_rules! kernels {
             const FILE: &'static str = $file;
 
             fn bindings(&self) -> Vec<Access> {
-                let more: &[Access] = &[];
-                $(let more: &[Access] = if self.$flag { &[$($more),*] } else { more };)?
-                [&[$($access),*], more].concat()
+                let parts: &[&[Access]] =
+                    &[&[$($access),*] $(, if self.$($flag).+ { &[$($more),*] } else { &[] })*];
+                parts.concat()
             }
         }
     )*};
@@ -66,6 +66,8 @@ kernels! {
         #[serde(flatten)]
         shape: NormShape,
     }
+    /// `x, squares, y`
+    ScaleRows = "scale_rows.wgsl" [Read, Read, Write] { lanes: u32, subgroup: u32, n_squares: u32 }
     LayerNorm = "layer_norm.wgsl" [Read, Read, Read, Write] { lanes: u32, n_subgroups: u32 }
     RotateHeads = "rope.wgsl" [Read, Write] { is_interleaved: bool }
     Argmax = "argmax.wgsl" [Read, Write] { lanes: u32 }
@@ -92,23 +94,25 @@ kernels! {
         #[serde(flatten)]
         layout: Floats,
     }
-    /// `codes, high, scales, x codes, x scales, bias, routing, y`
-    MatvecCodes = "matvec_codes.wgsl" [Read, Read, Read, Read, Read, Read, Read, Write] {
+    /// `codes, high, scales, x codes, x scales, bias, routing, y`, and the squares of an x that is still to be scaled
+    MatvecCodes = "matvec_codes.wgsl"
+        [Read, Read, Read, Read, Read, Read, Read, Write] + shape.is_unscaled [Read] {
         #[serde(flatten)]
         layout: Codes,
         #[serde(flatten)]
         shape: MatvecShape,
     }
-    /// `codes, scales, x, bias, routing, y`
-    MatvecFloats = "matvec_floats.wgsl" [Read, Read, Read, Read, Read, Write] {
+    /// `codes, scales, x, bias, routing, y`, and the squares of an x that is still to be scaled
+    MatvecFloats = "matvec_floats.wgsl" [Read, Read, Read, Read, Read, Write] + shape.is_unscaled [Read] {
         #[serde(flatten)]
         layout: Floats,
         #[serde(flatten)]
         shape: MatvecShape,
     }
-    /// As `MatvecCodes`, then `up codes, up high, up scales, up bias`, and the codes of y with their scales
+    /// As `MatvecCodes`, with `up codes, up high, up scales, up bias` behind y, and the codes of y with their scales
     GatedMatvecCodes = "matvec_codes.wgsl"
-        [Read, Read, Read, Read, Read, Read, Read, Write, Read, Read, Read, Read] + is_quantising [Write, Write] {
+        [Read, Read, Read, Read, Read, Read, Read, Write, Read, Read, Read, Read]
+        + shape.is_unscaled [Read] + is_quantising [Write, Write] {
         #[serde(flatten)]
         layout: Codes,
         #[serde(flatten)]
@@ -116,9 +120,10 @@ kernels! {
         kind: &'static str,
         is_quantising: bool,
     }
-    /// As `MatvecFloats`, then `up codes, up scales, up bias`, and the codes of y with their scales
+    /// As `MatvecFloats`, with `up codes, up scales, up bias` behind y, and the codes of y with their scales
     GatedMatvecFloats = "matvec_floats.wgsl"
-        [Read, Read, Read, Read, Read, Write, Read, Read, Read] + is_quantising [Write, Write] {
+        [Read, Read, Read, Read, Read, Write, Read, Read, Read]
+        + shape.is_unscaled [Read] + is_quantising [Write, Write] {
         #[serde(flatten)]
         layout: Floats,
         #[serde(flatten)]
@@ -126,27 +131,28 @@ kernels! {
         kind: &'static str,
         is_quantising: bool,
     }
-    /// `codes, high, scales, x codes, x scales, bias, routing, residual, norm, arrivals, y`, and the codes of y with their
-    /// scales
+    /// `codes, high, scales, x codes, x scales, bias, routing, residual, norm, squares, y`, the squares of an x that is still
+    /// to be scaled, and the codes of y with their scales
     NormedMatvecCodes = "matvec_codes.wgsl"
-        [Read, Read, Read, Read, Read, Read, Read, Write, Read, Write, Write] + is_quantising [Write, Write] {
+        [Read, Read, Read, Read, Read, Read, Read, Write, Read, Write, Write]
+        + shape.is_unscaled [Read] + is_quantising [Write, Write] {
         #[serde(flatten)]
         layout: Codes,
         #[serde(flatten)]
         shape: MatvecShape,
-        norm_lanes: u32,
-        norm_per_lane: u32,
+        is_normed: bool,
         is_quantising: bool,
     }
-    /// `codes, scales, x, bias, routing, residual, norm, arrivals, y`, and the codes of y with their scales
+    /// `codes, scales, x, bias, routing, residual, norm, squares, y`, the squares of an x that is still to be scaled, and
+    /// the codes of y with their scales
     NormedMatvecFloats = "matvec_floats.wgsl"
-        [Read, Read, Read, Read, Read, Write, Read, Write, Write] + is_quantising [Write, Write] {
+        [Read, Read, Read, Read, Read, Write, Read, Write, Write]
+        + shape.is_unscaled [Read] + is_quantising [Write, Write] {
         #[serde(flatten)]
         layout: Floats,
         #[serde(flatten)]
         shape: MatvecShape,
-        norm_lanes: u32,
-        norm_per_lane: u32,
+        is_normed: bool,
         is_quantising: bool,
     }
     HalfRows = "half_rows.wgsl" [Read, Write] {}
@@ -288,6 +294,8 @@ pub(crate) struct MatvecShape {
     pub(crate) n_rows: u32,
     /// Whether the row of the weight depends on the row of the input (experts); rows that are met together have the same.
     pub(crate) is_routed: bool,
+    /// Whether the input is still to be scaled, see `squares.wgsl`.
+    pub(crate) is_unscaled: bool,
 }
 
 impl MatvecShape {
@@ -321,7 +329,18 @@ impl MatvecShape {
             (Layout::Floats(_), ..) => (8, 1),
         };
         let subgroup_bits = subgroup.ilog2();
-        Self { n_chunks, n_ahead, subgroup, subgroup_bits, n_split, n_sets, n_out, n_rows, is_routed }
+        Self {
+            n_chunks,
+            n_ahead,
+            subgroup,
+            subgroup_bits,
+            n_split,
+            n_sets,
+            n_out,
+            n_rows,
+            is_routed,
+            is_unscaled: false,
+        }
     }
 
     /// For gated products of matrices of so many chunks to a row. A workgroup whose results are quantised has a chunk of
@@ -335,7 +354,26 @@ impl MatvecShape {
         is_quantising: bool,
     ) -> Self {
         let usual = Self::new(subgroup, layout, size, n_rows, false);
-        if is_quantising { Self { n_ahead: 1, n_out: 16, n_sets: 4, ..usual } } else { usual }
+        if !is_quantising {
+            return usual;
+        }
+        // Registers have room for both chunks of a lane where those are small.
+        let is_small = matches!(layout, Layout::Codes(codes) if codes.bits <= 4);
+        let n_ahead = if is_small && n_rows == 1 && usual.n_ahead == 2 { 2 } else { 1 };
+        Self { n_ahead, n_out: 16, n_sets: 4, ..usual }
+    }
+
+    /// For products that are added to a residual and normalised: a workgroup has a chunk of the results.
+    pub(crate) fn normed(
+        subgroup: u32,
+        layout: &Layout,
+        size: [u32; 2],
+        n_rows: u32,
+        max_lanes: u32,
+    ) -> Self {
+        let usual = Self::new(subgroup, layout, size, n_rows, false);
+        let n_sets = (max_lanes / (subgroup * usual.n_split)).clamp(1, 16);
+        Self { n_sets, n_out: CODES_CHUNK as u32 / n_sets, ..usual }
     }
 
     /// Columns of a gated product that a workgroup computes.

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 
 use mlxr_tensor::conformance::data;
-use mlxr_tensor::{DType, Format};
 use naga::back::{msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -71,6 +70,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &Combine {});
     printed.print(pipelines, &Group { n_experts: 128, tile: 16 });
     printed.print(pipelines, &QuantiseRows {});
+    printed.print(pipelines, &ScaleRows { lanes: 256, subgroup: SUBGROUP, n_squares: 128 });
     printed.print(pipelines, &HalfRows {});
     printed.print(pipelines, &FloatRows {});
     // Metal's matrices are 8 by 8, and came with 2.3.
@@ -117,7 +117,9 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     let layouts: Vec<Layout> = data::formats().into_iter().filter_map(Layout::of).collect();
     let shapes = |layout: &Layout| {
         let of = |n_rows, is_routed| MatvecShape::new(SUBGROUP, layout, [4096, 448], n_rows, is_routed);
-        [1, 2, 4, 8, 16].map(|n_rows| [of(n_rows, false), of(n_rows, true)]).concat()
+        let unscaled = MatvecShape { is_unscaled: true, ..of(2, false) };
+        let all = [1, 2, 4, 8, 16].map(|n_rows| [of(n_rows, false), of(n_rows, true)]).concat();
+        [all, vec![unscaled]].concat()
     };
     let kind = "silu";
     for layout in layouts {
@@ -125,6 +127,9 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         let is_quantising = matches!(layout, Layout::Codes(_));
         let gated =
             [1, 4].map(|n_rows| MatvecShape::gated(SUBGROUP, &layout, [4096, 448], n_rows, is_quantising));
+        let normed = [1, 2].map(|n_rows| MatvecShape::normed(SUBGROUP, &layout, [4096, 448], n_rows, 1024));
+        let gated = [gated, gated.map(|shape| MatvecShape { is_unscaled: true, ..shape })].concat();
+        let is_normed = true;
         match layout {
             Layout::Codes(layout) => {
                 printed.print(pipelines, &EmbedCodes { layout });
@@ -133,7 +138,10 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
                     printed.print(pipelines, &MatvecCodes { layout, shape });
                 }
                 for shape in gated {
-                    printed.print(pipelines, &GatedMatvecCodes { layout, shape, kind, is_quantising: true });
+                    printed.print(pipelines, &GatedMatvecCodes { layout, shape, kind, is_quantising });
+                }
+                for shape in normed {
+                    printed.print(pipelines, &NormedMatvecCodes { layout, shape, is_normed, is_quantising });
                 }
             }
             Layout::Floats(layout) => {
@@ -143,8 +151,10 @@ fn weight_kernels(pipelines: &Pipelines, printed: &mut Printed) {
                     printed.print(pipelines, &MatvecFloats { layout, shape });
                 }
                 for shape in gated {
-                    printed
-                        .print(pipelines, &GatedMatvecFloats { layout, shape, kind, is_quantising: false });
+                    printed.print(pipelines, &GatedMatvecFloats { layout, shape, kind, is_quantising });
+                }
+                for shape in normed {
+                    printed.print(pipelines, &NormedMatvecFloats { layout, shape, is_normed, is_quantising });
                 }
             }
         }
@@ -226,21 +236,6 @@ fn kernels_that_join_can_be_printed_for_vulkan() {
         let joining = Attend { is_joining: true, is_quantising: true, ..attend(heads, shape(4, split)) };
         print_for_vulkan(&pipelines.render(&joining).unwrap());
         print_for_vulkan(&pipelines.render(&Attend { n_pairs: 64, ..joining }).unwrap());
-    }
-    let (norm_lanes, norm_per_lane) = (1024, 1);
-    for n_rows in [1, 2] {
-        let codes = Layout::of(Format::Plain(DType::Q4_0)).unwrap();
-        let shape = MatvecShape::new(SUBGROUP, &codes, [4096, 128], n_rows, false);
-        let Layout::Codes(layout) = codes else { panic!("{codes:?}") };
-        let is_quantising = true;
-        let kernel = NormedMatvecCodes { layout, shape, norm_lanes, norm_per_lane, is_quantising };
-        print_for_vulkan(&pipelines.render(&kernel).unwrap());
-        let floats = Layout::of(Format::Plain(DType::F16)).unwrap();
-        let shape = MatvecShape::new(SUBGROUP, &floats, [4096, 512], n_rows, false);
-        let Layout::Floats(layout) = floats else { panic!("{floats:?}") };
-        let is_quantising = false;
-        let kernel = NormedMatvecFloats { layout, shape, norm_lanes, norm_per_lane, is_quantising };
-        print_for_vulkan(&pipelines.render(&kernel).unwrap());
     }
 }
 

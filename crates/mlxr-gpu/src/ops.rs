@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, TensorError, Weight};
 
-use crate::backend::GpuBackend;
+use crate::acts::GpuAct;
+use crate::backend::{GpuBackend, with};
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::experts::Choices;
@@ -25,6 +26,8 @@ pub(crate) struct MatvecParams {
     choices_per_row: u32,
     first_out: u32,
     group: u32,
+    x_cols: f32,
+    x_eps: f32,
 }
 
 /// A product: which rows of the result come from which rows of the input.
@@ -38,7 +41,7 @@ pub(crate) struct Product<'a> {
 
 impl Product<'_> {
     /// What the kernels are told of one part of the weight.
-    pub(crate) fn params(&self, part: &Part) -> MatvecParams {
+    pub(crate) fn params(&self, part: &Part, input: &Input<'_>) -> MatvecParams {
         let Product { weight, bias, routing, n_rows } = *self;
         MatvecParams {
             n_chunks: weight.cols.div_ceil(weight.layout.chunk()) as u32,
@@ -51,13 +54,34 @@ impl Product<'_> {
             choices_per_row: routing.map_or(1, |(_, n)| n as u32),
             first_out: part.first_row as u32,
             group: weight.layout.group(weight.cols),
+            x_cols: weight.cols as f32,
+            x_eps: input.unscaled.map_or(0.0, |(_, eps)| eps),
         }
     }
 }
 
-/// The input of a product, in the form in which its weight's layout meets it.
+/// The input of a product.
 #[derive(Clone, Copy)]
-pub(crate) enum Input<'a> {
+pub(crate) struct Input<'a> {
+    pub(crate) form: Form<'a>,
+    /// Squares and epsilon of the norm by which it is still to be scaled.
+    pub(crate) unscaled: Option<(Bound<'a>, f32)>,
+}
+
+impl<'a> Input<'a> {
+    pub(crate) fn is_unscaled(&self) -> bool {
+        self.unscaled.is_some()
+    }
+
+    /// What is bound behind a product's result.
+    pub(crate) fn squares(&self) -> Option<Bound<'a>> {
+        self.unscaled.map(|(squares, _)| squares)
+    }
+}
+
+/// The form in which a weight's layout meets an input.
+#[derive(Clone, Copy)]
+pub(crate) enum Form<'a> {
     Codes(Codes, [Bound<'a>; 2]),
     Floats(Floats, Bound<'a>),
 }
@@ -96,10 +120,12 @@ impl GpuBackend {
 
     /// An activation of whole chunks as a weight of some layout meets it.
     pub(crate) fn input<'a>(&self, x: &'a Act, layout: &Layout) -> Result<Input<'a>, TensorError> {
-        Ok(match *layout {
-            Layout::Codes(layout) => Input::Codes(layout, self.codes(x)?),
-            Layout::Floats(layout) => Input::Floats(layout, self.floats(x)),
-        })
+        let handle = x.handle::<GpuAct>();
+        let form = match *layout {
+            Layout::Codes(layout) => Form::Codes(layout, self.codes(x)?),
+            Layout::Floats(layout) => Form::Floats(layout, self.stored(x)),
+        };
+        Ok(Input { form, unscaled: handle.unscaled() })
     }
 
     /// One product of `x` into `y`.
@@ -111,18 +137,19 @@ impl GpuBackend {
             Some((Choices::Tiles { tile, .. }, _)) => tile,
         };
         let size = [weight.n_out, weight.cols.div_ceil(weight.layout.chunk())].map(|n| n as u32);
-        let usual = MatvecShape::new(self.subgroup(), &weight.layout, size, n_tile, routing.is_some());
         let padded;
         let input = match weight.layout {
             Layout::Floats(layout) if !x.cols().is_multiple_of(FLOATS_CHUNK) => {
                 padded = self.padded(x)?;
-                Input::Floats(layout, padded.bound())
+                Input { form: Form::Floats(layout, padded.bound()), unscaled: None }
             }
             layout => self.input(x, &layout)?,
         };
+        let usual = MatvecShape::new(self.subgroup(), &weight.layout, size, n_tile, routing.is_some());
+        let usual = MatvecShape { is_unscaled: input.is_unscaled(), ..usual };
         for part in &weight.parts {
             let planes = [&part.codes, &part.high, &part.scales];
-            let matvec = Matvec { input, product, params: product.params(part), shape: usual };
+            let matvec = Matvec { input, product, params: product.params(part, &input), shape: usual };
             let shape = self.tuned(&matvec, planes)?;
             self.matvec(&Matvec { shape, ..matvec }, planes.map(Numbered::bound), y)?;
         }
@@ -145,14 +172,14 @@ impl GpuBackend {
             Some((Choices::Tiles { tiles, n_tiles, .. }, _)) => (tiles, n_tiles),
         };
         let grid = Grid::tiles(n_groups, n_tiles);
-        match input {
-            Input::Codes(layout, [x_codes, x_scales]) => {
+        match input.form {
+            Form::Codes(layout, [x_codes, x_scales]) => {
                 let bound = [codes, high, scales, x_codes, x_scales, bias, routing, y];
-                self.run(&MatvecCodes { layout, shape }, &bound, &params, grid)
+                self.run(&MatvecCodes { layout, shape }, &with(&bound, input.squares()), &params, grid)
             }
-            Input::Floats(layout, x) => {
+            Form::Floats(layout, x) => {
                 let bound = [codes, scales, x, bias, routing, y];
-                self.run(&MatvecFloats { layout, shape }, &bound, &params, grid)
+                self.run(&MatvecFloats { layout, shape }, &with(&bound, input.squares()), &params, grid)
             }
         }
     }

@@ -39,6 +39,14 @@ pub(crate) struct ScaleParams {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
+pub(crate) struct ScaleRowsParams {
+    pub(crate) n_quads: u32,
+    pub(crate) cols: f32,
+    pub(crate) eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct GatedParams {
     pub(crate) n: u32,
     pub(crate) alpha: f32,

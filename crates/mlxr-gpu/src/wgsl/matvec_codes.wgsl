@@ -11,19 +11,26 @@
 @group(0) @binding(4) var<storage, read> x_scales: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 @group(0) @binding(6) var<storage, read> routing: array<u32>;
-//# if norm_lanes is defined
-@group(0) @binding(7) @coherent var<storage, read_write> residual: array<vec4<f32>>;
+//# if is_normed is defined
+@group(0) @binding(7) var<storage, read_write> residual: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read> norm: array<vec4<f32>>;
-// Workgroups that are done, zero before and after.
-@group(0) @binding(9) var<storage, read_write> arrivals: array<atomic<u32>>;
+@group(0) @binding(9) var<storage, read_write> squares: array<f32>;
 @group(0) @binding(10) var<storage, read_write> y: array<vec4<f32>>;
-//# set first_of_codes = 11
+//# set after_y = 11
 //# elif kind is defined
 @group(0) @binding(7) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(11) var<storage, read> up_bias: array<f32>;
-//# set first_of_codes = 12
+//# set after_y = 12
 //# else
 @group(0) @binding(7) var<storage, read_write> y: array<f32>;
+//# set after_y = 8
+//# endif
+//# set n_squares = n_chunks
+//# if is_unscaled
+@group(0) @binding({{ after_y }}) var<storage, read> x_squares: array<f32>;
+//# set first_of_codes = after_y + 1
+//# else
+//# set first_of_codes = after_y
 //# endif
 
 fn dot4(start: i32, a: vec4<u32>, b: vec4<u32>) -> i32 {
@@ -56,9 +63,9 @@ fn number(sum: i32) -> f32 {
             let place = (at >> 5u) * 64u + (at & 31u);
             let low = x_codes[place];
             let high = x_codes[place + 32u];
-            let s = x_scales[place];
+            let s = x_scales[place]{{ " * factor%d"|format(n) if is_unscaled else "" }};
             //# if has_halves and has_offset
-            let halves = x_scales[place + 32u];
+            let halves = x_scales[place + 32u]{{ " * factor%d"|format(n) if is_unscaled else "" }};
             //# endif
             //# for o in range(n_out)
             //# set sum = "sum" ~ (o * n_rows + n)

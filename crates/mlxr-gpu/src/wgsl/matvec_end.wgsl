@@ -22,15 +22,7 @@
     }
     //# endif
     workgroupBarrier();
-    //# if kind is defined or norm_lanes is defined
-    // A lane has four columns of a row of y.
-    //# set n_quads = n_sets * n_y // 4
-    let quad = index % {{ n_quads }}u;
-    let n = min(index / {{ n_quads }}u, {{ n_rows - 1 }}u);
-    let column = workgroup_index(wg, n_wg) * {{ 4 * n_quads }}u + 4u * quad;
-    let row = first_row + n;
-    let is_there = index < {{ n_quads * n_rows }}u && column < p.n_out && row < p.n_rows;
-    let at = (row * p.y_stride + column) / 4u;
+    //# if kind is defined or is_normed is defined
     //# for m in range(2 if kind is defined else 1)
     var own{{ m }} = vec4(
         //# for j in range(4)

@@ -10,19 +10,26 @@
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> routing: array<u32>;
-//# if norm_lanes is defined
-@group(0) @binding(5) @coherent var<storage, read_write> residual: array<vec4<f32>>;
+//# if is_normed is defined
+@group(0) @binding(5) var<storage, read_write> residual: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> norm: array<vec4<f32>>;
-// Workgroups that are done, zero before and after.
-@group(0) @binding(7) var<storage, read_write> arrivals: array<atomic<u32>>;
+@group(0) @binding(7) var<storage, read_write> squares: array<f32>;
 @group(0) @binding(8) var<storage, read_write> y: array<vec4<f32>>;
-//# set first_of_codes = 9
+//# set after_y = 9
 //# elif kind is defined
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read> up_bias: array<f32>;
-//# set first_of_codes = 9
+//# set after_y = 9
 //# else
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;
+//# set after_y = 6
+//# endif
+//# set n_squares = n_chunks // 4
+//# if is_unscaled
+@group(0) @binding({{ after_y }}) var<storage, read> x_squares: array<f32>;
+//# set first_of_codes = after_y + 1
+//# else
+//# set first_of_codes = after_y
 //# endif
 
 // In this order everywhere, which a built-in product of vectors does not promise.
@@ -41,8 +48,8 @@ fn add_products(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
         //# for n in range(n_rows)
         {
             let at = x_row{{ n }} * {{ n_chunks }}u + c{{ u }};
-            let low = x[2u * at];
-            let high = x[2u * at + 1u];
+            let low = x[2u * at]{{ " * factor%d"|format(n) if is_unscaled else "" }};
+            let high = x[2u * at + 1u]{{ " * factor%d"|format(n) if is_unscaled else "" }};
             //# for o in range(n_out)
             sum{{ o * n_rows + n }} = add_products(w{{ u }}_{{ o }}.high, high, add_products(w{{ u }}_{{ o }}.low, low, sum{{ o * n_rows + n }}));
             //# endfor

@@ -11,13 +11,15 @@ struct Params {
     choices_per_row: u32,
     first_out: u32,
     group: u32,
+    // Columns of x, and what keeps its norm finite, where it is still to be scaled.
+    x_cols: f32,
+    x_eps: f32,
     //# if kind is defined
     has_up_bias: u32,
     alpha: f32,
     limit: f32,
-    //# elif norm_lanes is defined
+    //# elif is_normed is defined
     scale: f32,
-    eps: f32,
     //# endif
 }
 var<immediate> p: Params;

@@ -21,11 +21,8 @@ fn joined(set_idx: u32, i: u32) -> f32 {
 //# if kind is defined
 //# include "gate.wgsl"
 //# endif
-//# if norm_lanes is defined
-//# set n_lanes = lanes * n_sets
-//# set n_turns = [norm_lanes // n_lanes, 1] | max
-var<workgroup> is_last: u32;
-var<workgroup> squares: array<f32, {{ n_turns * n_lanes // subgroup }}>;
+//# if is_unscaled or is_normed is defined
+//# include "squares.wgsl"
 //# endif
 //# if is_quantising is defined and is_quantising
 //# include "quantise.wgsl"
@@ -67,6 +64,30 @@ fn main(
     let x_row{{ n }} = min(first_row + {{ n }}u, p.n_rows - 1u);
     //# endfor
     //# endif
+    //# endif
+    //# if kind is defined or is_normed is defined
+    // A lane ends with four columns of a row of y.
+    //# set n_quads = n_sets * n_y // 4
+    let quad = index % {{ n_quads }}u;
+    let n = min(index / {{ n_quads }}u, {{ n_rows - 1 }}u);
+    let column = workgroup_index(wg, n_wg) * {{ 4 * n_quads }}u + 4u * quad;
+    let row = first_row + n;
+    let is_there = index < {{ n_quads * n_rows }}u && column < p.n_out && row < p.n_rows;
+    let at = (row * p.y_stride + column) / 4u;
+    //# endif
+    //# if is_normed is defined
+    var before = vec4(0.0);
+    var norm_weight = vec4(0.0);
+    if (is_there) {
+        before = residual[at];
+        norm_weight = norm[column / 4u];
+    }
+    //# endif
+    //# if is_unscaled
+    //# for n in range(n_rows)
+    //# set row = "x_row" ~ n
+    //# include "row_factor.wgsl"
+    //# endfor
     //# endif
     //# for o in range(n_y)
     let w_row{{ o }} = base + min(first + {{ o }}u, p.n_out - 1u);

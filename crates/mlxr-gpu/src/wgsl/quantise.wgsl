@@ -11,6 +11,11 @@
 // Stores the codes of four columns. Chunks are whole: either all of a chunk's lanes have something to store or none,
 // and all of them come here.
 fn quantise(i: u32, v: vec4<f32>, has_some: bool) {
+    quantise_times(i, v, 1.0, has_some);
+}
+
+// The same of factor * v, whose codes are those of v.
+fn quantise_times(i: u32, v: vec4<f32>, factor: f32, has_some: bool) {
     let m = abs(v);
     var largest = max(max(m.x, m.y), max(m.z, m.w));
     largest = max(largest, subgroupShuffleXor(largest, 1u));
@@ -28,8 +33,8 @@ fn quantise(i: u32, v: vec4<f32>, has_some: bool) {
         let chunk = (i >> 3u) & 31u;
         codes[group * 256u + ((i >> 2u) & 1u) * 128u + chunk * 4u + (i & 3u)] = pack4xI8(q);
         if ((i & 7u) == 0u) {
-            scales[group * 64u + chunk] = scale * vec2<f32>(1.0, f32(sum + other));
-            scales[group * 64u + 32u + chunk] = scale * vec2<f32>(f32(sum), f32(other));
+            scales[group * 64u + chunk] = scale * vec2<f32>(1.0, f32(sum + other)) * factor;
+            scales[group * 64u + 32u + chunk] = scale * vec2<f32>(f32(sum), f32(other)) * factor;
         }
     }
 }

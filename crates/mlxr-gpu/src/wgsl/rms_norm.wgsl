@@ -1,5 +1,6 @@
 // y = x / sqrt(mean(x^2) + eps) * weight over groups of columns, one workgroup per group.
-// With a residual: residual += scale * x first, and the norm is of the residual.
+// With a residual: residual += scale * x first, and the norm is of the residual; it is scaled last, as where a product has
+// left that to others.
 
 struct Params {
     n_groups: u32,
@@ -13,16 +14,8 @@ var<immediate> p: Params;
 
 //# if has_quads
 alias Item = vec4<f32>;
-
-fn square(v: Item) -> f32 {
-    return dot(v, v);
-}
 //# else
 alias Item = f32;
-
-fn square(v: Item) -> f32 {
-    return v * v;
-}
 //# endif
 
 @group(0) @binding(0) var<storage, read> weight: array<Item>;
@@ -46,7 +39,12 @@ fn square(v: Item) -> f32 {
 //# include "half_bits.wgsl"
 //# endif
 //# include "grid.wgsl"
+//# if has_quads
+//# include "squares.wgsl"
+var<workgroup> squares: array<f32, {{ per_lane * lanes // 8 }}>;
+//# else
 //# include "workgroup_sum.wgsl"
+//# endif
 
 @compute @workgroup_size({{ lanes }})
 fn main(
@@ -75,20 +73,46 @@ fn main(
     //# endif
     let w{{ k }} = weight[at{{ k }}];
     //# endfor
+    //# if not has_quads
     var sum = 0.0;
+    //# endif
     //# for k in range(per_lane)
     let v{{ k }} = {{ "fma(Item(p.scale), x%d, r%d)"|format(k, k) if kind == "residual" else "x%d"|format(k) }};
     if (c{{ k }} < p.n_items) {
         //# if kind == "residual"
         residual[start + c{{ k }}] = v{{ k }};
         //# endif
-        sum += square(v{{ k }});
+        //# if not has_quads
+        sum += v{{ k }} * v{{ k }};
+        //# endif
     }
+    //# if has_quads
+    let squares{{ k }} = chunk_squares(v{{ k }});
+    if ((lane & 7u) == 0u) {
+        squares[c{{ k }} >> 3u] = squares{{ k }};
+    }
+    //# endif
     //# endfor
+    //# if has_quads
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var i = sublane; i < p.n_items / 8u; i += {{ lanes // n_subgroups }}u) {
+        sum += squares[i];
+    }
+    let factor = row_factor(sum, p.cols, p.eps);
+    //# else
     let factor = 1.0 / sqrt(workgroup_sum(sum, subgroup, sublane) / p.cols + p.eps);
+    //# endif
     //# for k in range(per_lane)
+    //# if kind == "residual"
+    let u{{ k }} = v{{ k }} * w{{ k }};
+    let y{{ k }} = u{{ k }} * factor;
+    //# else
     let y{{ k }} = v{{ k }} * factor * w{{ k }};
-    //# if is_quantising
+    //# endif
+    //# if is_quantising and kind == "residual"
+    quantise_times(start + c{{ k }}, u{{ k }}, factor, c{{ k }} < p.n_items);
+    //# elif is_quantising
     quantise(start + c{{ k }}, y{{ k }}, c{{ k }} < p.n_items);
     //# endif
     if (c{{ k }} < p.n_items) {

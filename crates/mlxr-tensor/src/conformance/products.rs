@@ -144,7 +144,8 @@ pub(super) fn gated(backend: &dyn Backend) {
     }
 }
 
-/// A product, a sum and a norm in one op, against the ops they stand for: few rows and many, and a product of the result.
+/// A product, a sum and a norm in one op, against the ops they stand for: few rows and many, then products of the result and
+/// an op that changes it.
 pub(super) fn added_and_normed(backend: &dyn Backend) {
     let mut noise = Noise::new(9);
     let cases =
@@ -154,7 +155,8 @@ pub(super) fn added_and_normed(backend: &dyn Backend) {
             let tensor = data::tensor(Format::Plain(dtype), &shape, &mut noise);
             backend.upload(&tensor).expect("a required format")
         };
-        let (weight, next) = (matrix(dtype, [n_out, 256]), matrix(DType::Q8_0, [40, n_out]));
+        let weight = matrix(dtype, [n_out, 256]);
+        let next = [DType::Q4_1, DType::F16].map(|dtype| matrix(dtype, [32, n_out]));
         let [bias, norm] = [n_out, n_out].map(|n| {
             let tensor = HostTensor::from_f32("vector", &[n], &noise.values(n)).expect("sizes fit");
             backend.upload(&tensor).expect("a vector of f32")
@@ -171,8 +173,18 @@ pub(super) fn added_and_normed(backend: &dyn Backend) {
             let case = format!("{n_rows} rows of {n_out} in {dtype}");
             assert_same_bits(&read(backend, &together), &read(backend, &apart), &format!("{case}: sum"));
             assert_same_bits(&read(backend, &got), &read(backend, &expected), &format!("{case}: norm"));
-            let next = |x: &Act| read(backend, &backend.linear(x, &next, None));
-            assert_same_bits(&next(&got), &next(&expected), &format!("{case}: then a product"));
+            for next in &next {
+                let product = |x: &Act| read(backend, &backend.linear(x, next, None));
+                assert_same_bits(&product(&got), &product(&expected), &format!("{case}: then {next:?}"));
+            }
+            let next = (&next[0], None);
+            let gated = |x| read(backend, &backend.linear_gated(x, next, next, Gate::Silu));
+            assert_same_bits(&gated(&got), &gated(&expected), &format!("{case}: then gated"));
+            let twice = |mut x: Act| {
+                backend.scale(&mut x, 2.0);
+                read(backend, &backend.linear(&x, next.0, None))
+            };
+            assert_same_bits(&twice(got), &twice(expected), &format!("{case}: then changed"));
         }
     }
 }

@@ -15,7 +15,7 @@
 //# include "grid.wgsl"
 //# include "reach.wgsl"
 
-//# set is_q8 = dtype in ["q8_0", "q4_0"]
+//# set has_scales = dtype in ["q8_0", "q4_0"]
 //# set kv_access = "read_write" if n_pairs else "read"
 //# set seen_by_all = "@coherent " if is_joining else ""
 @group(0) @binding(0) var<storage, read> rows: array<vec4<u32>>;
@@ -26,7 +26,7 @@
 // Per row, head and split: the weighted values; the largest score and the sum of exponentials.
 @group(0) @binding(5) {{ seen_by_all }}var<storage, read_write> parts: array<vec4<f32>>;
 @group(0) @binding(6) {{ seen_by_all }}var<storage, read_write> stats: array<vec2<f32>>;
-//# if is_q8
+//# if has_scales
 @group(0) @binding(7) var<storage, read> k_scales: array<f32>;
 @group(0) @binding(8) var<storage, read> v_scales: array<f32>;
 //# endif
@@ -38,7 +38,7 @@
 //# include "turn.wgsl"
 //# endif
 //# if is_joining
-//# set at = 9 if is_q8 else 10 if n_pairs else 7
+//# set at = 9 if has_scales else 10 if n_pairs else 7
 // By row and workgroup of heads: workgroups that are done, zero before and after.
 @group(0) @binding({{ at }}) var<storage, read_write> arrivals: array<atomic<u32>>;
 @group(0) @binding({{ at + 1 }}) var<storage, read> sinks: array<f32>;
@@ -79,7 +79,7 @@ var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
 // Whether no lane's token is beyond the unit.
 //# set is_even = unit % n_groups == 0 and (unit % v_octets == 0 or n_cols > 1)
 // Rounds over keys and values, which are all on their way before the first; `p.n_rounds` where there are several.
-//# set is_short = is_joining and split == 128 and not is_q8 and is_even and k_ahead == share_octets
+//# set is_short = is_joining and split == 128 and not has_scales and is_even and k_ahead == share_octets
 //# set n_rounds = 2 if is_short and share_octets % 2 == 0 and n_tokens % 2 == 0 else 1
 // Groups of a unit that join before they meet the others.
 //# set n_joined = n_groups if v_octets in [1, 2, 4, 8, 16, 32] and n_groups in [1, 2, 4, 8, 16, 32] else 1

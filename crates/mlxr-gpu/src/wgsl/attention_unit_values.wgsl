@@ -9,7 +9,7 @@
     //# endif
     //# for c in range(n_cols)
     var octet{{ i }}_{{ c }} = v_cache[v_slot{{ i }} * {{ v_octets }}u + column{{ c }}];
-    //# if is_q8
+    //# if has_scales
     var v_scale{{ i }}_{{ c }} = v_scales[v_slot{{ i }} * {{ v_dim // 32 }}u + column{{ c }} / 4u];
     //# endif
     //# endfor

@@ -35,7 +35,7 @@
         //# for i in range(n_shares)
         {
             //# set scale_d = d if share_octets % 4 > 0 else [d // 4 * 4, first_d] | max
-            let both = decode(key{{ d }}_{{ i }}){{ (" * k_scale" ~ scale_d ~ "_" ~ i) if is_q8 else "" }};
+            let both = decode(key{{ d }}_{{ i }}){{ (" * k_scale" ~ scale_d ~ "_" ~ i) if has_scales else "" }};
             //# for half in ["first", "second"]
             //# for c in [".x", ".y", ".z", ".w"]
             //# for h in range(n_heads)
@@ -127,7 +127,7 @@
         if (v_token{{ i }} < low || v_token{{ i }} > high) {
             //# for c in range(n_cols)
             octet{{ i }}_{{ c }} = Octet();
-            //# if is_q8
+            //# if has_scales
             v_scale{{ i }}_{{ c }} = 0.0;
             //# endif
             //# endfor
@@ -151,7 +151,7 @@
         //# endif
         //# endfor
         //# for c in range(n_cols)
-        let both{{ c }} = decode(octet{{ i }}_{{ c }}){{ (" * v_scale" ~ i ~ "_" ~ c) if is_q8 else "" }};
+        let both{{ c }} = decode(octet{{ i }}_{{ c }}){{ (" * v_scale" ~ i ~ "_" ~ c) if has_scales else "" }};
         //# for h in range(n_heads)
         //# set w = "w" ~ (h // w_vec) ~ (w_lane[h % w_vec] if w_vec > 1 else "")
         value{{ h }}_{{ c }}[0] = fma(vec4({{ w }}), both{{ c }}[0], value{{ h }}_{{ c }}[0]);

@@ -477,7 +477,7 @@ mod tests {
         assert!(refused("source: a\nmessages:\n  - role: king\n    content: x").starts_with("3:11: role is"));
         assert!(refused("source: a\ntemplate: '{{ .System }}'").contains("Go's language"));
         assert!(refused("source: a\ntemplate: '{% for'").starts_with("2:11: "));
-        assert!(refused("source: a\nkv_type: q4_0").contains("expected f32"));
+        assert!(refused("source: a\nkv_type: q5_0").contains("expected f32"));
         assert!(refused("- a").contains("a model must be a mapping"));
     }
 

@@ -20,7 +20,7 @@ use crate::linear::wide::{TILE_BYTES, WideActs, WideRows};
 const WIDE_FROM: usize = 32;
 
 /// As [`WIDE_FROM`], for super-blocks: before that their integer products are faster.
-const BLOCKS_FROM: usize = 64;
+const BLOCKS_FROM: usize = 256;
 
 pub(super) const KERNELS: WideKernels = WideKernels {
     from_rows: WIDE_FROM,

@@ -16,16 +16,17 @@ use crate::recorder::Grid;
 /// Tokens of a split of attention, for rows that see few and many: more at a time read memory faster, but make fewer
 /// workgroups. Splits start at multiples of it, so it may depend on nothing but what the row sees. A workgroup has as many
 /// lanes.
-const SPLITS: [usize; 2] = [128, 256];
+const SHORT: usize = 128;
+const LONG: usize = 256;
 /// Tokens from which a row sees many: on an H200 short splits are 3 % of a step faster at 4,096, long ones at 8,192.
 const MANY: usize = 5120;
-/// Query heads that share a workgroup.
-const MAX_HEADS: usize = 8;
+/// Rows that end within so many tokens have one split, which needs no joining.
+const SINGLE: usize = 256;
 /// Workgroups up to which the last one of a row's joins its splits, and each rotates what it meets. Where there are more,
 /// kernels of their own for that cost less than what it adds to each: on an H200, of 16 sequences, 128 workgroups were
 /// faster and 2,048 slower.
 pub(crate) const MAX_JOINED: usize = 1536;
-/// Rounds in which a lane goes over its keys and values where splits are short and workgroups few: there a kernel's code,
+/// Rounds in which a lane goes over its keys and values where contexts are short and workgroups few: there a kernel's code,
 /// which others have driven out since the last layer, takes longer to read than to run. It is told when a kernel runs,
 /// since a compiler that knows it makes no loop.
 const ROUNDS: u32 = 2;
@@ -50,6 +51,36 @@ struct AttentionParams {
     most_seen: u32,
     has_sinks: u32,
     n_rounds: u32,
+    /// Rows that end before this are said to see nothing.
+    single: u32,
+}
+
+/// The splits of rows that see so many tokens.
+#[derive(Clone, Copy)]
+struct Splits {
+    n_tokens: usize,
+    least_seen: usize,
+    most_seen: usize,
+}
+
+/// Each row is served by one of these. A row that ends within its only split is said to see nothing.
+const SPLITS: [Splits; 3] = [
+    Splits { n_tokens: SINGLE, least_seen: 0, most_seen: 0 },
+    Splits { n_tokens: SHORT, least_seen: 1, most_seen: MANY - 1 },
+    Splits { n_tokens: LONG, least_seen: MANY, most_seen: u32::MAX as usize },
+];
+
+impl Splits {
+    /// Whether rows have one.
+    fn is_single(self) -> bool {
+        self.most_seen == 0
+    }
+
+    /// Query heads that share a workgroup: fewer where a kernel is mostly latency, so that it has less to do and its code is
+    /// shorter. On an H200 two are faster there than four, and than one.
+    fn max_heads(self) -> usize {
+        if self.is_single() { 2 } else { 8 }
+    }
 }
 
 /// What is still to be done to the rows of a step before they attend.
@@ -87,10 +118,10 @@ impl Attention<'_> {
         (first, last)
     }
 
-    /// Tokens that a row sees.
+    /// Tokens that a row sees, as the kernels count them.
     fn n_seen(&self, row: usize) -> usize {
         let (first, last) = self.reach(row);
-        last + 1 - first
+        if last < SINGLE { 0 } else { last + 1 - first }
     }
 
     /// The splits of so many tokens that rows from `rows.start` on need, for as many of them as fit in the scratch: first
@@ -123,44 +154,52 @@ impl Attention<'_> {
         y: Bound<'_>,
         codes: Option<[Bound<'_>; 2]>,
     ) -> Result<(), TensorError> {
-        for (split, least_seen, most_seen) in [(SPLITS[0], 0, MANY - 1), (SPLITS[1], MANY, u32::MAX as usize)]
-        {
-            let is_served = |row: &usize| (least_seen..=most_seen).contains(&self.n_seen(*row));
+        for splits in SPLITS {
+            let is_served = |row: &usize| (splits.least_seen..=splits.most_seen).contains(&self.n_seen(*row));
             let (first, last) = (rows.clone().find(is_served), rows.clone().rev().find(is_served));
             if let (Some(first), Some(last)) = (first, last) {
-                let seen = [least_seen, most_seen].map(|n| n as u32);
-                self.run_split(backend, first..last + 1, (split, seen), y, codes)?;
+                self.run_splits(backend, first..last + 1, splits, y, codes)?;
             }
         }
         Ok(())
     }
 
-    /// Writes the result of those of some rows that see at least and at most so many tokens, in splits.
-    fn run_split(
+    /// Writes the result of those of some rows that are served by such splits.
+    fn run_splits(
         &self,
         backend: &GpuBackend,
         rows: Range<usize>,
-        (split, [least_seen, most_seen]): (usize, [u32; 2]),
+        splits: Splits,
         y: Bound<'_>,
         codes: Option<[Bound<'_>; 2]>,
     ) -> Result<(), TensorError> {
         let (layer, spec) = (self.layer, self.spec);
         let v_dim = layer.shape.v_dim as usize;
         let group = spec.n_heads / layer.n_kv_heads;
-        let n_heads = (1..=MAX_HEADS.min(group)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
+        let (split, is_single) = (splits.n_tokens, splits.is_single());
+        let n_heads =
+            (1..=splits.max_heads().min(group)).rev().find(|n| group.is_multiple_of(*n)).unwrap_or(1);
         let shape = AttentionShape {
             n_heads: n_heads as u32,
             n_tiles: (spec.n_heads / n_heads) as u32,
             tiles_per_kv: (group / n_heads) as u32,
             split: split as u32,
             n_subgroups: split as u32 / backend.subgroup(),
+            is_single,
+            n_rounds: ROUNDS,
         };
         let sinks = self.sinks(backend)?;
         let mut first_row = rows.start;
         while first_row < rows.end {
             let (first_split, max_splits, n_rows) = self.round(first_row..rows.end, split);
             let n_parts = n_rows * spec.n_heads * max_splits;
-            let (parts, stats) = (backend.take(n_parts * v_dim * 4)?, backend.take(n_parts * 8)?);
+            let scratch = if is_single {
+                None
+            } else {
+                Some((backend.take_behind(n_parts * v_dim * 4)?, backend.take_behind(n_parts * 8)?))
+            };
+            // A single split is the result.
+            let ends = scratch.as_ref().map_or([y, sinks], |(parts, stats)| [parts.bound(), stats.bound()]);
             let params = AttentionParams {
                 first_row: first_row as u32,
                 n_rows: n_rows as u32,
@@ -172,24 +211,28 @@ impl Attention<'_> {
                 softcap: spec.softcap.unwrap_or(0.0),
                 sees_both: (spec.reach == Reach::Both).into(),
                 first_split: first_split as u32,
-                least_seen,
-                most_seen,
+                least_seen: splits.least_seen as u32,
+                most_seen: splits.most_seen as u32,
                 has_sinks: spec.sinks.is_some().into(),
                 n_rounds: ROUNDS,
+                single: SINGLE as u32,
             };
             let (table, tables) = (self.tables.rows.bound(), self.tables.block_tables.bound());
             let (keys, values) = (layer.keys.buffer.bound(), layer.values.buffer.bound());
             let grid = Grid::tiles(n_rows * spec.n_heads / n_heads, max_splits);
-            let mut bound =
-                vec![table, tables, backend.floats(self.q), keys, values, parts.bound(), stats.bound()];
+            let mut bound = vec![table, tables, backend.floats(self.q), keys, values, ends[0], ends[1]];
             bound.extend(layer.scales.iter().flat_map(|(k, v)| [k.buffer.bound(), v.buffer.bound()]));
             if let Some(Turn { k, v, angles, .. }) = self.turn {
                 bound.extend([angles.bound(), backend.floats(k), backend.floats(v)]);
             }
             let gpu = backend.gpu();
-            let is_joining = gpu.is_coherent() && gpu.binds_many() && n_parts / n_heads <= MAX_JOINED;
+            let is_joining =
+                !is_single && gpu.is_coherent() && gpu.binds_many() && n_parts / n_heads <= MAX_JOINED;
             if is_joining {
                 bound.extend([backend.arrivals(), sinks, y]);
+            }
+            let is_last = is_single || is_joining;
+            if is_last {
                 bound = with_codes(&bound, codes);
             }
             let kernel = Attend {
@@ -198,18 +241,18 @@ impl Attention<'_> {
                 n_pairs: self.turn.map_or(0, |turn| turn.n_pairs),
                 is_interleaved: self.turn.is_some_and(|turn| turn.is_interleaved),
                 is_joining,
-                is_quantising: is_joining && codes.is_some(),
+                is_quantising: is_last && codes.is_some(),
             };
             backend.run(&kernel, &bound, &params, grid)?;
             first_row += n_rows;
-            if !is_joining {
+            if !is_last {
                 let kernel = MergeAttention {
                     split: split as u32,
                     v_dim: layer.shape.v_dim,
                     n_heads: n_heads as u32,
                     is_quantising: codes.is_some(),
                 };
-                let bound = [table, parts.bound(), stats.bound(), sinks, y];
+                let bound = [table, ends[0], ends[1], sinks, y];
                 let grid = Grid::flat(n_rows * spec.n_heads / n_heads);
                 backend.run(&kernel, &with_codes(&bound, codes), &params, grid)?;
             }
@@ -231,7 +274,7 @@ impl Unturned<'_> {
     pub(crate) fn is_fused(&self, backend: &GpuBackend, layer: &GpuKvLayer, batch: &Batch) -> bool {
         /// Elements of a head that workgroup memory has room for.
         const MAX_DIM: u32 = 256;
-        let n_splits: usize = batch.positions.iter().map(|&at| at as usize / SPLITS[1] + 1).sum();
+        let n_splits: usize = batch.positions.iter().map(|&at| at as usize / LONG + 1).sum();
         backend.gpu().binds_many()
             && layer.scales.is_none()
             && n_splits * layer.n_kv_heads <= MAX_JOINED

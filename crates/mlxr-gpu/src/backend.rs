@@ -144,6 +144,11 @@ impl GpuBackend {
         self.buffers.take(&self.gpu, n_bytes)
     }
 
+    /// Scratch of `n_bytes` for a dispatch that waits for the one before in any case.
+    pub(crate) fn take_behind(&self, n_bytes: usize) -> Result<Pooled, TensorError> {
+        self.buffers.take_behind(&self.gpu, n_bytes)
+    }
+
     /// Records one dispatch of a kernel.
     pub(crate) fn run<K: Kernel, P: NoUninit>(
         &self,

@@ -2,8 +2,9 @@
 //!
 //! A buffer that comes back may be given out again at once: what still uses it was recorded before what comes next.
 //! But then the next dispatch waits for that one, and dispatches that could run side by side no longer do; so up to
-//! [`MAX_SPARE_BYTES`] a buffer rests until what uses it has been submitted. Writes from the host overtake what is
-//! recorded and not submitted, so they always need a buffer nothing recorded uses.
+//! [`max_spare_bytes`] a buffer rests until what uses it has been submitted, unless it is for a dispatch that waits in any
+//! case. Writes from the host overtake what is recorded and not submitted, so they always need a buffer nothing recorded
+//! uses.
 //!
 //! The same ops in the same order find the same buffers, so that bind groups are found again.
 //!
@@ -17,8 +18,12 @@ use mlxr_tensor::TensorError;
 use crate::bindings::BindGroups;
 use crate::device::Gpu;
 
-/// Bytes of buffers that may rest.
-const MAX_SPARE_BYTES: u64 = 64 << 20;
+/// Bytes of buffers that may rest: a small part of the device's memory. The largest piece of a step of 16 sequences of an
+/// 8B model takes 130 MB.
+fn max_spare_bytes(gpu: &Gpu) -> u64 {
+    let total = gpu.info.memory.map_or(0, |memory| memory.total_bytes);
+    (total / 256).clamp(64 << 20, 256 << 20)
+}
 
 /// A pooled buffer; dropping it gives it back.
 pub(crate) struct Pooled {
@@ -54,6 +59,14 @@ struct Shelves {
     next_id: u64,
 }
 
+impl Shelves {
+    fn pop_used(&mut self, size: u64) -> Option<(wgpu::Buffer, u64)> {
+        let found = self.used.get_mut(&size).and_then(Vec::pop)?;
+        self.used_bytes -= size;
+        Some(found)
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Buffers {
@@ -82,12 +95,21 @@ impl Buffers {
         let size = size_class(n_bytes);
         let mut shelves = self.lock();
         let mut found = shelves.clean.get_mut(&size).and_then(Vec::pop);
-        if found.is_none() && shelves.used_bytes + size > MAX_SPARE_BYTES {
-            found = shelves.used.get_mut(&size).and_then(Vec::pop);
-            if found.is_some() {
-                shelves.used_bytes -= size;
-            }
+        if found.is_none() && shelves.used_bytes + size > max_spare_bytes(gpu) {
+            found = shelves.pop_used(size);
         }
+        drop(shelves);
+        self.wrap(gpu, size, found)
+    }
+
+    /// As [`Buffers::take`], for a dispatch that waits for the one before in any case.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`].
+    pub(crate) fn take_behind(self: &Arc<Self>, gpu: &Gpu, n_bytes: usize) -> Result<Pooled, TensorError> {
+        let size = size_class(n_bytes);
+        let mut shelves = self.lock();
+        let found = shelves.pop_used(size).or_else(|| shelves.clean.get_mut(&size).and_then(Vec::pop));
         drop(shelves);
         self.wrap(gpu, size, found)
     }

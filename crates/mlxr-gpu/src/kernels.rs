@@ -226,7 +226,7 @@ kernels! {
     }
 }
 
-/// `rows, block tables, q, k cache, v cache, parts, stats`; of a cache in q8_0 `k scales, v scales`, or with pairs that turn
+/// `rows, block tables, q, k cache, v cache`; `parts, stats`, or of a single split `y, sinks`; of a cache in q8_0 `k scales, v scales`, or with pairs that turn
 /// `angles, k, v`; where splits are joined `arrivals, sinks, y`, and the codes of y with their scales
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub(crate) struct Attend {
@@ -246,7 +246,8 @@ impl Kernel for Attend {
 
     fn bindings(&self) -> Vec<Access> {
         let cache = if self.n_pairs > 0 { Write } else { Read };
-        let mut bindings = vec![Read, Read, Read, cache, cache, Write, Write];
+        let second = if self.shape.is_single { Read } else { Write };
+        let mut bindings = vec![Read, Read, Read, cache, cache, Write, second];
         if self.heads.has_scales() {
             bindings.extend([Read; 2]);
         }
@@ -443,6 +444,10 @@ pub(crate) struct AttentionShape {
     /// Tokens of a split, and lanes of a workgroup.
     pub(crate) split: u32,
     pub(crate) n_subgroups: u32,
+    /// Whether the rows it serves have one split.
+    pub(crate) is_single: bool,
+    /// Rounds over keys and values where its code should be short.
+    pub(crate) n_rounds: u32,
 }
 
 /// The function of `gated.wgsl`, with its parameters.

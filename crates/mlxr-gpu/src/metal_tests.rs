@@ -174,6 +174,13 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
                     }
                 }
             }
+            for is_quantising in [false, true] {
+                let single = attend(heads, AttentionShape { is_single: true, ..shape(2, 256) });
+                printed.print(pipelines, &Attend { is_quantising, ..single });
+                if !heads.has_scales() {
+                    printed.print(pipelines, &Attend { n_pairs: dim / 2, is_quantising, ..single });
+                }
+            }
             if heads.has_scales() {
                 printed.print(pipelines, &StoreKvScaled { heads, octets: 4 });
             } else {
@@ -191,7 +198,8 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
 }
 
 fn shape(n_heads: u32, split: u32) -> AttentionShape {
-    AttentionShape { n_heads, n_tiles: 8, tiles_per_kv: 1, split, n_subgroups: split / SUBGROUP }
+    let n_subgroups = split / SUBGROUP;
+    AttentionShape { n_heads, n_tiles: 8, tiles_per_kv: 1, split, n_subgroups, is_single: false, n_rounds: 2 }
 }
 
 fn attend(heads: KvShape, shape: AttentionShape) -> Attend {

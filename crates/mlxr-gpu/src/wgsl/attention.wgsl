@@ -2,7 +2,7 @@
 //
 // A workgroup serves {{ n_heads }} query heads that share a key head, of one row, over {{ split }} tokens at a fixed multiple of the
 // position, so that the same numbers meet in the same order in every batch. Of a row's splits the last workgroup to be
-// done joins all, or attention_merge.wgsl does.
+// done joins all, or attention_merge.wgsl does. Rows that end in the first `p.single` tokens have one split.
 //
 // Each subgroup goes from scores to sums by itself, and meets the others in the end.
 //
@@ -23,9 +23,14 @@
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, {{ kv_access }}> k_cache: array<Octet>;
 @group(0) @binding(4) var<storage, {{ kv_access }}> v_cache: array<Octet>;
+//# if is_single
+@group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> sinks: array<f32>;
+//# else
 // Per row, head and split: the weighted values; the largest score and the sum of exponentials.
 @group(0) @binding(5) {{ seen_by_all }}var<storage, read_write> parts: array<vec4<f32>>;
 @group(0) @binding(6) {{ seen_by_all }}var<storage, read_write> stats: array<vec2<f32>>;
+//# endif
 //# if has_scales
 @group(0) @binding(7) var<storage, read> k_scales: array<f32>;
 @group(0) @binding(8) var<storage, read> v_scales: array<f32>;
@@ -37,16 +42,18 @@
 @group(0) @binding(9) var<storage, read> v: array<vec4<f32>>;
 //# include "turn.wgsl"
 //# endif
-//# if is_joining
+// Where it can go in rounds at all, see below.
+//# set max_rounds = n_rounds
 //# set at = 9 if has_scales else 10 if n_pairs else 7
+//# if is_joining
 // By row and workgroup of heads: workgroups that are done, zero before and after.
 @group(0) @binding({{ at }}) var<storage, read_write> arrivals: array<atomic<u32>>;
 @group(0) @binding({{ at + 1 }}) var<storage, read> sinks: array<f32>;
 @group(0) @binding({{ at + 2 }}) var<storage, read_write> y: array<vec4<f32>>;
-//# if is_quantising
-//# set first_of_codes = at + 3
-//# include "quantise.wgsl"
 //# endif
+//# if is_quantising
+//# set first_of_codes = at + (3 if is_joining else 0)
+//# include "quantise.wgsl"
 //# endif
 
 //# set k_octets = k_dim // 8
@@ -79,8 +86,8 @@ var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
 // Whether no lane's token is beyond the unit.
 //# set is_even = unit % n_groups == 0 and (unit % v_octets == 0 or n_cols > 1)
 // Rounds over keys and values, which are all on their way before the first; `p.n_rounds` where there are several.
-//# set is_short = is_joining and split == 128 and not has_scales and is_even and k_ahead == share_octets
-//# set n_rounds = 2 if is_short and share_octets % 2 == 0 and n_tokens % 2 == 0 else 1
+//# set is_short = (is_joining and split == 128 or is_single) and not has_scales and is_even and k_ahead == share_octets
+//# set n_rounds = max_rounds if is_short and share_octets % max_rounds == 0 and n_tokens % max_rounds == 0 else 1
 // Groups of a unit that join before they meet the others.
 //# set n_joined = n_groups if v_octets in [1, 2, 4, 8, 16, 32] and n_groups in [1, 2, 4, 8, 16, 32] else 1
 //# set n_sums = n_units * n_groups // n_joined
@@ -159,7 +166,7 @@ fn main(
     let seen = reach(info);
     let split = p.first_split + wg.z;
     let start = split * {{ split }}u;
-    let n_seen = seen.y + 1u - seen.x;
+    let n_seen = select(seen.y + 1u - seen.x, 0u, seen.y < p.single);
     if (start > seen.y || start + {{ split }}u <= seen.x || n_seen < p.least_seen || n_seen > p.most_seen) {
         return;
     }

@@ -36,7 +36,7 @@ fn main(
     let local_row = place / tiles;
     let first_head = place % tiles * {{ n_heads }}u;
     let seen = reach(rows[p.first_row + local_row]);
-    let n_seen = seen.y + 1u - seen.x;
+    let n_seen = select(seen.y + 1u - seen.x, 0u, seen.y < p.single);
     if (n_seen < p.least_seen || n_seen > p.most_seen) {
         return;
     }

@@ -16,7 +16,9 @@ struct Params {
     least_seen: u32,
     most_seen: u32,
     has_sinks: u32,
-    // Two.
+    // As the kernel's own.
     n_rounds: u32,
+    // Rows that end before this are said to see nothing.
+    single: u32,
 }
 var<immediate> p: Params;

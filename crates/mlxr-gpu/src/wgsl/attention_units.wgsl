@@ -49,7 +49,7 @@
     //# endfor
     //# if n_rounds > 1
         q_at += {{ 2 * share_octets // n_rounds }}u;
-        //# for d in range(share_octets // n_rounds)
+        //# for d in range(share_octets - share_octets // n_rounds)
         //# for i in range(n_shares)
         key{{ d }}_{{ i }} = key{{ d + share_octets // n_rounds }}_{{ i }};
         //# endfor
@@ -161,7 +161,7 @@
     }
     //# endfor
     //# if n_rounds > 1
-        //# for i in range(end_v)
+        //# for i in range(n_tokens - end_v)
         v_token{{ i }} = v_token{{ i + end_v }};
         //# for c in range(n_cols)
         octet{{ i }}_{{ c }} = octet{{ i + end_v }}_{{ c }};
@@ -193,15 +193,31 @@
     }
     //# endfor
     workgroupBarrier();
+    //# for turn in range((n * slice_quads + split - 1) // split if is_single else 1)
+    //# if is_single
+    {
+        let i = min(lane + {{ turn * split }}u, {{ n * slice_quads - 1 }}u);
+    //# else
     for (var i = lane; i < {{ n * slice_quads }}u; i += {{ split }}u) {
+    //# endif
         let slice = {{ first }}u + i / {{ slice_quads }}u;
         let h = slice / {{ n_cols }}u;
         let quad = slice % {{ n_cols }}u * {{ slice_quads }}u + i % {{ slice_quads }}u;
         var largest = -3.0e38;
+        //# if is_single
+        if (p.has_sinks != 0u) {
+            largest = sinks[first_head + h];
+        }
+        //# endif
         for (var u = 0u; u < {{ n_units }}u; u++) {
             largest = max(largest, unit_stats[u * {{ n_heads }}u + h].x);
         }
         var total = 0.0;
+        //# if is_single
+        if (p.has_sinks != 0u) {
+            total = exp(sinks[first_head + h] - largest);
+        }
+        //# endif
         var sum = vec4(0.0);
         let first_sum = i / {{ slice_quads }}u * {{ n_sums * slice_quads }}u + i % {{ slice_quads }}u;
         for (var u = 0u; u < {{ n_units }}u; u++) {
@@ -212,6 +228,17 @@
             sum = fma(vec4(factor), sums[first_sum + (u * {{ n_groups // n_joined }}u + {{ g }}u) * {{ slice_quads }}u], sum);
             //# endfor
         }
+        //# if is_single
+        let is_there = lane + {{ turn * split }}u < {{ n * slice_quads }}u && quad < {{ v_quads }}u;
+        let value = sum / total;
+        let to = ((p.first_row + local_row) * p.n_heads + first_head + h) * {{ v_quads }}u + quad;
+        //# if is_quantising
+        quantise(to, value, is_there);
+        //# endif
+        if (is_there) {
+            y[to] = value;
+        }
+        //# else
         if (quad < {{ v_quads }}u) {
             let part = (local_row * p.n_heads + first_head + h) * p.max_splits + wg.z;
             parts[part * {{ v_quads }}u + quad] = sum;
@@ -219,5 +246,7 @@
                 stats[part] = vec2(largest, total);
             }
         }
+        //# endif
     }
+    //# endfor
     //# endfor

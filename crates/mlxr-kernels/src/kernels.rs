@@ -79,8 +79,8 @@ pub(crate) enum CodeKernels {
     },
 }
 
-/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16: `out[x * WIDE_ROWS + w]` for
-/// each block of activation rows, `BLOCK_FLOATS` after the one before; the last is whole as well. A product does not depend on the numbers of rows.
+/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16, where `wide::sums_at` says; the
+/// last block of activation rows is whole as well. A product does not depend on the numbers of rows.
 pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs<'_>, &mut TileScratch, &mut [f32]);
 
 /// Positions that attention kernels meet in one go.

@@ -20,7 +20,7 @@ use crate::linear::wide::{TILE_BYTES, WideActs, WideRows};
 const WIDE_FROM: usize = 32;
 
 /// As [`WIDE_FROM`], for super-blocks: before that their integer products are faster.
-const BLOCKS_FROM: usize = 256;
+const BLOCKS_FROM: usize = 128;
 
 pub(super) const KERNELS: WideKernels = WideKernels {
     from_rows: WIDE_FROM,
@@ -76,8 +76,12 @@ struct TileUnit;
 impl Unit for TileUnit {
     const IS_BESIDE: bool = true;
 
-    /// Taking up sums and putting them back takes as long as some thirty multiplications.
-    const PANEL_COLS: usize = 1024;
+    /// Two tiles of 512 columns stay in the first-level cache, so many blocks of activations passing by. Taking up sums
+    /// and putting them back, which longer panels save, takes as long as some thirty multiplications.
+    #[inline]
+    fn panel_cols(n_blocks: usize) -> usize {
+        if n_blocks < 4 { 1024 } else { 512 }
+    }
 
     #[inline]
     unsafe fn begin() {
@@ -106,18 +110,20 @@ impl Unit for TileUnit {
 
     #[inline(always)]
     unsafe fn open(add: bool, out: Sums) {
-        let (high, stride) = (out.at, out.stride * 4);
-        let low = high.wrapping_add(TILE_ROWS * out.stride);
+        let (high, stride, right) = (out.at, out.stride * 4, out.at.wrapping_add(out.right));
+        let (low, low_right) = (high.wrapping_add(out.low), right.wrapping_add(out.low));
         // SAFETY: by the caller's promise.
         unsafe {
             if add {
                 asm!(
                     "tileloadd tmm0, [{high} + {stride}]",
-                    "tileloadd tmm1, [{high} + {stride} + 64]",
+                    "tileloadd tmm1, [{right} + {stride}]",
                     "tileloadd tmm2, [{low} + {stride}]",
-                    "tileloadd tmm3, [{low} + {stride} + 64]",
+                    "tileloadd tmm3, [{low_right} + {stride}]",
                     high = in(reg) high,
+                    right = in(reg) right,
                     low = in(reg) low,
+                    low_right = in(reg) low_right,
                     stride = in(reg) stride,
                     options(nostack, preserves_flags, readonly),
                 );
@@ -133,17 +139,19 @@ impl Unit for TileUnit {
         }
     }
 
+    /// Activations are loaded with the hint that they come from the second-level cache once, so that they leave the panel
+    /// in the first.
     #[inline(always)]
     unsafe fn step(acts: *const u8, panel: *const u8) {
         // SAFETY: by the caller's promise.
         unsafe {
             asm!(
-                "tileloadd tmm4, [{acts} + {line}]",
+                "tileloaddt1 tmm4, [{acts} + {line}]",
                 "tileloadd tmm6, [{panel} + {line}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{panel} + {line} + {panel_tile}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{acts} + {line} + {tile}]",
+                "tileloaddt1 tmm5, [{acts} + {line} + {tile}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 acts = in(reg) acts,
@@ -158,17 +166,19 @@ impl Unit for TileUnit {
 
     #[inline(always)]
     unsafe fn close(out: Sums) {
-        let (high, stride) = (out.at, out.stride * 4);
-        let low = high.wrapping_add(TILE_ROWS * out.stride);
+        let (high, stride, right) = (out.at, out.stride * 4, out.at.wrapping_add(out.right));
+        let (low, low_right) = (high.wrapping_add(out.low), right.wrapping_add(out.low));
         // SAFETY: by the caller's promise.
         unsafe {
             asm!(
                 "tilestored [{high} + {stride}], tmm0",
-                "tilestored [{high} + {stride} + 64], tmm1",
+                "tilestored [{right} + {stride}], tmm1",
                 "tilestored [{low} + {stride}], tmm2",
-                "tilestored [{low} + {stride} + 64], tmm3",
+                "tilestored [{low_right} + {stride}], tmm3",
                 high = in(reg) high,
+                right = in(reg) right,
                 low = in(reg) low,
+                low_right = in(reg) low_right,
                 stride = in(reg) stride,
                 options(nostack, preserves_flags),
             );

@@ -134,7 +134,7 @@ fn multiply<U: Unit>(
     let blocks = acts.chunks_exact(n_steps * 2 * TILE_BYTES).zip(out.chunks_mut(BLOCK_ROWS * stride));
     for (acts, out) in blocks {
         if out.len() == BLOCK_ROWS * stride && columns.len() == PAIR {
-            let sums = Sums { at: out[columns.start..].as_mut_ptr(), stride };
+            let sums = Sums::in_rows(out[columns.start..].as_mut_ptr(), stride);
             // SAFETY: `n_steps` tiles of both kinds are in bounds, and 32 by 32 sums; the unit is set up.
             unsafe { U::two_by_two(acts, panel, n_steps, add, sums) };
             continue;
@@ -143,7 +143,7 @@ fn multiply<U: Unit>(
         for (whole, row) in whole.iter_mut().zip(out.chunks_exact(stride)) {
             whole[..columns.len()].copy_from_slice(&row[columns.clone()]);
         }
-        let sums = Sums { at: whole.as_mut_ptr().cast(), stride: PAIR };
+        let sums = Sums::in_rows(whole.as_mut_ptr().cast(), PAIR);
         // SAFETY: as above.
         unsafe { U::two_by_two(acts, panel, n_steps, add, sums) };
         for (whole, row) in whole.iter().zip(out.chunks_exact_mut(stride)) {

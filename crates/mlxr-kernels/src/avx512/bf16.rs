@@ -44,7 +44,9 @@ struct VectorUnit;
 
 impl Unit for VectorUnit {
     /// Two tiles stay in the first-level cache.
-    const PANEL_COLS: usize = 512;
+    fn panel_cols(_: usize) -> usize {
+        512
+    }
 
     #[inline]
     unsafe fn begin() {}
@@ -58,7 +60,8 @@ impl Unit for VectorUnit {
         for first in (0..BLOCK_ROWS).step_by(ROWS) {
             // SAFETY: rows of a tile are a line apart and tiles follow each other, and so do their rows of sums.
             unsafe {
-                let out = Sums { at: out.at.add(first * out.stride), ..out };
+                let out =
+                    Sums { at: out.at.add(first / N_ROWS * out.low + first % N_ROWS * out.stride), ..out };
                 some_rows(acts.as_ptr().add(first * LINE_BYTES), panel.as_ptr(), n_steps, add, out);
             }
         }
@@ -78,7 +81,7 @@ unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool
         if add {
             for (row, acc) in acc.iter_mut().enumerate() {
                 let sums = out.at.add(row * out.stride);
-                *acc = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(N_ROWS))];
+                *acc = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(out.right))];
             }
         }
         for step in 0..n_steps {
@@ -98,7 +101,7 @@ unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool
         for (row, acc) in acc.iter().enumerate() {
             let sums = out.at.add(row * out.stride);
             _mm512_storeu_ps(sums, acc[0]);
-            _mm512_storeu_ps(sums.add(N_ROWS), acc[1]);
+            _mm512_storeu_ps(sums.add(out.right), acc[1]);
         }
     }
 }
@@ -126,7 +129,7 @@ mod tests {
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, wide::SuperBlocks};
     use crate::kernels::Kernels;
-    use crate::linear::wide::{BLOCK_FLOATS, WIDE_ROWS};
+    use crate::linear::wide::{BLOCK_FLOATS, sums_at};
     use crate::pool::ThreadPool;
     use crate::weight::Matrix;
 
@@ -151,7 +154,7 @@ mod tests {
                 panic!("a tile order")
             };
             let (weights, scratch) = (WideRows::Tiled(matrix.tiles(0..n_w)), &mut TileScratch::empty());
-            let mut out = vec![0f32; BLOCK_FLOATS];
+            let mut out = vec![0f32; n_w.div_ceil(2 * N_ROWS) * BLOCK_FLOATS];
             // SAFETY: as above.
             unsafe {
                 match dtype {
@@ -165,15 +168,12 @@ mod tests {
                 }
             }
             let values = tensor.to_f32().expect("numbers");
-            for (w, (got, values)) in out.iter().zip(values.chunks_exact(cols)).enumerate() {
+            for (w, values) in values.chunks_exact(cols).enumerate() {
+                let got = out[sums_at(1, 0, w / N_ROWS) + w % N_ROWS];
                 let terms = values.iter().zip(&x).map(|(&w, &x)| round(w) * round(x));
                 let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                 // A value that lies between two bf16 may be rounded either way.
-                assert!(
-                    (f64::from(*got) - sum).abs() <= 1e-4 * size,
-                    "{} row {w}: {got} {sum}",
-                    dtype.name()
-                );
+                assert!((f64::from(got) - sum).abs() <= 1e-4 * size, "{} row {w}: {got} {sum}", dtype.name());
             }
         }
     }
@@ -185,6 +185,12 @@ mod tests {
         static SUMS: RefCell<[[f32; 2 * N_ROWS]; BLOCK_ROWS]> = const { RefCell::new([[0.0; 2 * N_ROWS]; BLOCK_ROWS]) };
     }
 
+    /// Where the sum of row `i` with weight row `j` is.
+    fn place(out: Sums, i: usize, j: usize) -> *mut f32 {
+        let tile = i / N_ROWS * out.low + j / N_ROWS * out.right;
+        out.at.wrapping_add(tile + i % N_ROWS * out.stride + j % N_ROWS)
+    }
+
     /// Number `i` of bf16 from `from` on.
     unsafe fn number(from: *const u8, i: usize) -> f32 {
         // SAFETY: it is there, by the caller's promise.
@@ -193,7 +199,9 @@ mod tests {
 
     impl Unit for Beside {
         const IS_BESIDE: bool = true;
-        const PANEL_COLS: usize = 1024;
+        fn panel_cols(n_blocks: usize) -> usize {
+            if n_blocks < 4 { 1024 } else { 512 }
+        }
 
         unsafe fn begin() {}
 
@@ -208,7 +216,7 @@ mod tests {
                 for (i, row) in sums.iter_mut().enumerate() {
                     for (j, sum) in row.iter_mut().enumerate() {
                         // SAFETY: in bounds, by the caller's promise.
-                        *sum = if add { unsafe { *out.at.add(i * out.stride + j) } } else { 0.0 };
+                        *sum = if add { unsafe { *place(out, i, j) } } else { 0.0 };
                     }
                 }
             });
@@ -237,7 +245,7 @@ mod tests {
                 for (i, row) in sums.iter().enumerate() {
                     for (j, &sum) in row.iter().enumerate() {
                         // SAFETY: in bounds, by the caller's promise.
-                        unsafe { *out.at.add(i * out.stride + j) = sum };
+                        unsafe { *place(out, i, j) = sum };
                     }
                 }
             });
@@ -271,7 +279,8 @@ mod tests {
                     panic!("a tile order")
                 };
                 let weights = WideRows::Tiled(matrix.tiles(0..n_w));
-                let mut out = [(); 2].map(|()| vec![f32::NAN; acts.n_blocks() * BLOCK_FLOATS]);
+                let n_sums = n_w.div_ceil(2 * N_ROWS) * acts.n_blocks() * BLOCK_FLOATS;
+                let mut out = [(); 2].map(|()| vec![f32::NAN; n_sums]);
                 let [beside, vectors] = &mut out;
                 let (scratch, format) = (&mut TileScratch::empty(), tensor.format());
                 macro_rules! both {
@@ -290,10 +299,11 @@ mod tests {
                     }
                 }
                 for i in 0..n_x {
-                    let at = i / BLOCK_ROWS * BLOCK_FLOATS + i % BLOCK_ROWS * WIDE_ROWS;
-                    let largest = vectors[at..at + n_w].iter().fold(0f32, |m, v| m.max(v.abs()));
-                    for (got, expected) in beside[at..at + n_w].iter().zip(&vectors[at..]) {
-                        let limit = 1e-4 * largest;
+                    let places: Vec<usize> =
+                        (0..n_w).map(|w| sums_at(acts.n_blocks(), i, w / N_ROWS) + w % N_ROWS).collect();
+                    let largest = places.iter().fold(0f32, |m, &at| m.max(vectors[at].abs()));
+                    for at in places {
+                        let (got, expected, limit) = (beside[at], vectors[at], 1e-4 * largest);
                         assert!((got - expected).abs() <= limit, "{}: {got} {expected}", format.name());
                     }
                 }

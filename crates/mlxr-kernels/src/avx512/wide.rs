@@ -16,7 +16,9 @@ use crate::aligned::AlignedBytes;
 use crate::linear::blocks::BLOCK_COLS;
 use crate::linear::tile::{TileScratch, UnpackedTile};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
-use crate::linear::wide::{BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, TILE_BYTES, WIDE_ROWS, WideActs, WideRows};
+use crate::linear::wide::{
+    BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, TILE_BYTES, TILE_FLOATS, WIDE_ROWS, WideActs, WideRows,
+};
 
 /// Columns of a panel at most.
 const MOST_COLS: usize = 1024;
@@ -59,8 +61,8 @@ pub(crate) trait Unit {
     /// the parts of [`Self::two_by_two`], between which the unit keeps the sums.
     const IS_BESIDE: bool = false;
 
-    /// Columns of a panel, up to [`MOST_COLS`].
-    const PANEL_COLS: usize;
+    /// Columns of a panel that meets so many blocks of activations, up to [`MOST_COLS`].
+    fn panel_cols(n_blocks: usize) -> usize;
 
     /// Sets the unit up for this thread.
     ///
@@ -106,11 +108,26 @@ pub(crate) trait Unit {
     }
 }
 
-/// Where sums are, and how many floats their rows are apart.
+/// Where two by two tiles of sums are, and how many floats apart: rows of a tile, tiles of the same activations, and of the
+/// same weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Sums {
     pub(crate) at: *mut f32,
     pub(crate) stride: usize,
+    pub(crate) right: usize,
+    pub(crate) low: usize,
+}
+
+impl Sums {
+    /// In 32 rows.
+    pub(crate) fn in_rows(at: *mut f32, stride: usize) -> Self {
+        Self { at, stride, right: N_ROWS, low: N_ROWS * stride }
+    }
+
+    /// Tile by tile.
+    fn in_tiles(at: *mut f32) -> Self {
+        Self { at, stride: N_ROWS, right: TILE_FLOATS, low: 2 * TILE_FLOATS }
+    }
 }
 
 /// Names the kernels of a unit.
@@ -224,8 +241,9 @@ pub(crate) fn dot<S: Source, U: Unit>(
 ) {
     const PAIR: usize = 2 * PANEL_TILE;
     let (n_tiles, n_cols) = (weights.n_tiles(), xs.n_steps() * STEP_COLS);
+    let panel_cols = U::panel_cols(xs.n_blocks());
     assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
-    assert!(xs.n_blocks() * BLOCK_FLOATS <= out.len(), "room for the products");
+    assert!(n_tiles.div_ceil(2) * xs.n_blocks() * BLOCK_FLOATS <= out.len(), "room for the products");
     if scratch.panel.bytes().len() < 2 * PAIR {
         scratch.panel = AlignedBytes::zeroed(2 * PAIR).expect("memory for a panel");
     }
@@ -233,16 +251,16 @@ pub(crate) fn dot<S: Source, U: Unit>(
     // SAFETY: a unit's table is only used where the unit is there.
     unsafe { U::begin() };
     let mut under_way = UnderWay::<U>::nothing();
-    for start in (0..n_cols).step_by(U::PANEL_COLS) {
-        let n = U::PANEL_COLS.min(n_cols - start);
+    for start in (0..n_cols).step_by(panel_cols) {
+        let n = panel_cols.min(n_cols - start);
         for pair in (0..n_tiles).step_by(2) {
             let tiles = pair..n_tiles.min(pair + 2);
             under_way.spread(tiles.len() * n / 2);
             // What the panel after this one is filled from: perhaps of the rows that follow.
             let after = match (pair + 2 < n_tiles, start + n < n_cols) {
                 (true, _) => (pair + 2, start..start + n),
-                (_, true) => (0, start + n..start + n + U::PANEL_COLS),
-                _ => (n_tiles, 0..U::PANEL_COLS),
+                (_, true) => (0, start + n..start + n + panel_cols),
+                _ => (n_tiles, 0..panel_cols),
             };
             for (i, (tile, panel)) in tiles.zip(next.chunks_exact_mut(PANEL_TILE)).enumerate() {
                 under_way.ahead = weights.ahead(after.0 + i, &after.1, n_cols);
@@ -260,7 +278,7 @@ pub(crate) fn dot<S: Source, U: Unit>(
                 n_blocks: xs.n_blocks(),
                 n_steps: n,
                 add: start > 0,
-                sums: Sums { at: out[pair * N_ROWS..].as_mut_ptr(), stride: WIDE_ROWS },
+                sums: Sums::in_tiles(out[pair / 2 * xs.n_blocks() * BLOCK_FLOATS..].as_mut_ptr()),
                 ..UnderWay::nothing()
             };
         }
@@ -316,7 +334,7 @@ impl<U: Unit> UnderWay<U> {
             step: 0,
             n_steps: 0,
             add: false,
-            sums: Sums { at: std::ptr::null_mut(), stride: 0 },
+            sums: Sums::in_tiles(std::ptr::null_mut()),
             each: 0,
             due: 0,
             ahead: Ahead::new(std::ptr::null(), std::ptr::null()),

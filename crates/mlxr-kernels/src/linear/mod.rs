@@ -30,7 +30,7 @@ use blocks::{BlockActs, BlockRows};
 use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use packed::PackedRows;
 use tile::{ActRows, TileScratch, UnpackedTile};
-use tiled::TiledMatrix;
+use tiled::{N_ROWS, TiledMatrix};
 use wide::{WIDE_ROWS, WideActs, WideRows};
 
 /// Quantised forms of activations, each made once something asked for it.
@@ -388,7 +388,7 @@ impl Pass<'_> {
 
     fn wide_tile(&self, wide: &WideKernels, acts: &WideActs<'_>, tile: Range<usize>, scratch: &mut Scratch) {
         let Scratch { panel, floats, tile: memory, products } = scratch;
-        products.resize(acts.n_blocks() * wide::BLOCK_FLOATS, 0.0);
+        products.resize(tile.len().div_ceil(2 * N_ROWS) * acts.n_blocks() * wide::BLOCK_FLOATS, 0.0);
         let mut run = |dot: DotWide, rows: &WideRows<'_>| {
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
             unsafe { dot(rows, acts, memory, products) };
@@ -418,11 +418,41 @@ impl Pass<'_> {
                 }
             }
         }
+        self.write_tiles(acts.n_blocks(), &tile, products);
+    }
+
+    /// Writes tiles of sums, see [`wide::sums_at`], adding the bias.
+    fn write_tiles(&self, n_blocks: usize, columns: &Range<usize>, sums: &[f32]) {
         let n_rows = self.product.rows.len();
-        let starts = (0..n_rows).step_by(wide::BLOCK_ROWS);
-        for (start, products) in starts.zip(products.chunks_exact(wide::BLOCK_FLOATS)) {
-            self.write(start, wide::BLOCK_ROWS.min(n_rows - start), &tile, products, WIDE_ROWS);
+        let bias = self.product.bias.map(|bias| &bias[columns.clone()]);
+        // SAFETY: a result row is written by one product only, and `split` gives its columns to one thread each.
+        let target = |i: usize| unsafe { self.target(i, columns) };
+        for row in 0..n_rows {
+            if row + 1 < n_rows {
+                prefetch_for_writing(target(row + 1));
+            }
+            for (tile, to) in target(row).chunks_mut(N_ROWS).enumerate() {
+                let sums = &sums[wide::sums_at(n_blocks, row, tile)..][..to.len()];
+                match bias {
+                    Some(bias) => {
+                        let sums = sums.iter().zip(&bias[tile * N_ROWS..]);
+                        to.iter_mut().zip(sums).for_each(|(to, (&sum, &b))| *to = sum + b);
+                    }
+                    None => to.copy_from_slice(sums),
+                }
+            }
         }
+    }
+
+    /// Columns `columns` of the result's row that belongs to row `i` of the product.
+    ///
+    /// # Safety
+    /// Nothing else writes there while the result lives.
+    #[expect(clippy::mut_from_ref, reason = "threads have columns of their own")]
+    unsafe fn target(&self, i: usize, columns: &Range<usize>) -> &mut [f32] {
+        let first = self.product.rows.at(i).1 * self.output.cols;
+        // SAFETY: by the caller's promise.
+        unsafe { self.output.values.slice(first + columns.start..first + columns.end) }
     }
 
     /// The rows of a tile as floats, at the beginning of `floats`.
@@ -541,11 +571,8 @@ impl Pass<'_> {
 
     /// Writes a tile of products `[n, stride]`, adding the bias.
     fn write(&self, start: usize, n: usize, tile: &Range<usize>, out: &[f32], stride: usize) {
-        let target = |i: usize| {
-            let first = self.product.rows.at(start + i).1 * self.output.cols;
-            // SAFETY: a result row is written by one product only, and `split` gives its columns to one thread each.
-            unsafe { self.output.values.slice(first + tile.start..first + tile.end) }
-        };
+        // SAFETY: a result row is written by one product only, and `split` gives its columns to one thread each.
+        let target = |i: usize| unsafe { self.target(start + i, tile) };
         let rows = (0..n).zip(out.chunks(stride));
         match self.product.bias {
             Some(bias) => rows.for_each(|(i, sums)| {

@@ -7,9 +7,19 @@ use crate::linear::tiled::{N_ROWS, Tiles};
 /// Activation rows that share a load of weights: two tiles. There are always so many; those too many are zero.
 pub(crate) const BLOCK_ROWS: usize = 32;
 
-/// Floats from the sums of one block of rows to those of the next: [`BLOCK_ROWS`] rows of [`WIDE_ROWS`], and a shift, so
-/// that loads of sums never look, by their low address bits, like the stores of the block before.
-pub(crate) const BLOCK_FLOATS: usize = BLOCK_ROWS * WIDE_ROWS + 32;
+/// Sums of a tile: sixteen rows by sixteen.
+pub(crate) const TILE_FLOATS: usize = N_ROWS * N_ROWS;
+
+/// Sums of a block of rows with two tiles of weights, four tiles one after the other.
+pub(crate) const BLOCK_FLOATS: usize = 4 * TILE_FLOATS;
+
+/// Where the sums of activation row `row` of `n_blocks` blocks with sixteen weight rows are: all blocks have theirs with
+/// two tiles of weights before any has those with the next two.
+pub(crate) fn sums_at(n_blocks: usize, row: usize, tile: usize) -> usize {
+    let block = tile / 2 * n_blocks + row / BLOCK_ROWS;
+    let of_block = row % BLOCK_ROWS / N_ROWS * 2 + tile % 2;
+    block * BLOCK_FLOATS + of_block * TILE_FLOATS + row % N_ROWS * N_ROWS
+}
 
 /// Bytes between blocks, whose columns would otherwise be powers of two apart and fall on each other in the cache.
 const GAP_BYTES: usize = 12 << 10;
@@ -20,7 +30,7 @@ pub(crate) const STEP_COLS: usize = 32;
 /// Bytes of a tile.
 pub(crate) const TILE_BYTES: usize = 1024;
 
-/// Weight rows met at once: how far the rows of a result are apart.
+/// Weight rows met at once.
 pub(crate) const WIDE_ROWS: usize = 256;
 
 /// Weight rows, in the form the kernel was chosen for.

@@ -8,6 +8,7 @@ use mlxr_tensor::{Act, TensorError};
 use crate::backend::GpuBackend;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
+use crate::few::are_few_rows;
 use crate::half::{K_TILE, min_half_rows, padded_rows};
 use crate::kernels::{FloatRows, HalfRows, QuantiseRows, ScaleRows};
 use crate::layout::CODES_CHUNK;
@@ -46,6 +47,11 @@ impl GpuAct {
     /// Squares and epsilon of the norm by which codes and [`GpuBackend::stored`] are still to be scaled.
     pub(crate) fn unscaled(&self) -> Option<(Bound<'_>, f32)> {
         self.unscaled.as_ref().map(|unscaled| (unscaled.squares.bound(), unscaled.eps))
+    }
+
+    /// Rows of f16, if there are some.
+    pub(crate) fn made_halves(&self) -> Option<Bound<'_>> {
+        self.halves.get().map(Pooled::bound)
     }
 
     /// Rows of f16, with room for [`padded_rows`].
@@ -117,9 +123,11 @@ impl GpuBackend {
     pub(crate) fn wants_halves(&self, rows: usize, cols: usize) -> bool {
         let [has_codes, has_experts] =
             [&self.wants_codes, &self.has_experts].map(|flag| flag.load(Ordering::Relaxed));
+        let are_few =
+            self.has_few_products && !self.has_other_weights.load(Ordering::Relaxed) && are_few_rows(rows);
         self.has_half_products
             && !has_experts
-            && rows >= min_half_rows(has_codes)
+            && (rows >= min_half_rows(has_codes) || are_few)
             && cols.is_multiple_of(K_TILE)
     }
 

@@ -18,6 +18,7 @@ use crate::bindings::Bound;
 use crate::buffers::{Buffers, Pooled};
 use crate::device::{AdapterChoice, AdapterInfo, BACKEND, Gpu, GpuError};
 use crate::experts::GpuRouting;
+use crate::few::is_plain_half;
 use crate::fused::{GatedProduct, NormedProduct};
 use crate::half::padded_rows;
 use crate::kernels::{
@@ -45,12 +46,16 @@ pub struct GpuBackend {
     recorder: Mutex<Recorder>,
     /// Whether products of many rows are computed in f16.
     pub(crate) has_half_products: bool,
+    /// Whether those of few rows are, with weights in f16.
+    pub(crate) has_few_products: bool,
     /// Whether attention of many rows is.
     pub(crate) has_half_attention: bool,
     /// Knows divisions of products that are faster here than the usual ones.
     pub(crate) tuner: Option<Tuner>,
     /// Whether any weight meets activations in eight bits, so that ops write those as well.
     pub(crate) wants_codes: AtomicBool,
+    /// Whether any weight is neither in f16 nor a vector.
+    pub(crate) has_other_weights: AtomicBool,
     /// Whether there are experts, which do not meet activations in f16.
     pub(crate) has_experts: AtomicBool,
     /// Bound where a kernel has a place for something the call lacks.
@@ -89,9 +94,11 @@ impl GpuBackend {
             pipelines: Pipelines::new(),
             recorder: Mutex::default(),
             has_half_products: false,
+            has_few_products: false,
             has_half_attention: false,
             tuner: None,
             wants_codes: AtomicBool::new(false),
+            has_other_weights: AtomicBool::new(false),
             has_experts: AtomicBool::new(false),
             none,
             arrivals,
@@ -168,8 +175,11 @@ impl GpuBackend {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that products want activations in eight bits, if this weight's do.
+    /// Remembers in which form this weight's products want activations.
     fn note_layout(&self, weight: &GpuWeight) {
+        if !weight.parts.is_empty() && !is_plain_half(weight) {
+            self.has_other_weights.store(true, Ordering::Relaxed);
+        }
         if matches!(weight.layout, Layout::Codes(_)) {
             self.wants_codes.store(true, Ordering::Relaxed);
         }
@@ -378,6 +388,9 @@ impl Backend for GpuBackend {
                 let room = padded_rows(x.rows());
                 return self.new_act_in(room, x.rows(), weight.n_out, |y| self.half_product(x, weight, y));
             }
+            if self.is_few(&product) {
+                return self.new_act(x.rows(), weight.n_out, |y| self.few_product(x, weight, y));
+            }
             self.new_act(x.rows(), weight.n_out, |y| self.product(x, &product, y))
         });
         each.collect()
@@ -512,8 +525,12 @@ impl Backend for GpuBackend {
     fn linear_gated(&self, x: &Act, gate: LinearLayer<'_>, up: LinearLayer<'_>, kind: Gate) -> Act {
         let both = GatedProduct { gate: product_of(x, gate), up: product_of(x, up), kind };
         if !both.is_fused(self) {
+            let n_out = both.gate.weight.n_out;
             if both.is_half(self) {
-                return self.new_halves(x.rows(), both.gate.weight.n_out, |y| both.run_half(self, x, y));
+                return self.new_halves(x.rows(), n_out, |y| both.run_half(self, x, y));
+            }
+            if both.is_few(self) {
+                return self.new_halves(x.rows(), n_out, |y| both.run_few(self, x, y));
             }
             let both = self.linear_each(x, &[gate, up]);
             return self.gated(&both[0], &both[1], kind);

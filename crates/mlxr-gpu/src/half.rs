@@ -99,6 +99,11 @@ impl GpuBackend {
                 tracing::warn!(%error, "products in f16 do not work on this device");
                 false
             });
+            self.has_few_products = self.has_half_products
+                && self.few_products_are_right().unwrap_or_else(|error| {
+                    tracing::warn!(%error, "products of few rows in f16 do not work on this device");
+                    false
+                });
             self.has_half_attention = self.half_attention_is_right().unwrap_or_else(|error| {
                 tracing::warn!(%error, "attention in f16 does not work on this device");
                 false

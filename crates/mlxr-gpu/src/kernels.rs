@@ -184,6 +184,17 @@ kernels! {
         shape: MatmulShape,
         kind: &'static str,
     }
+    /// `w, x, y`
+    MatmulFew = "matmul_few.wgsl" [Write, Read, Write] {
+        #[serde(flatten)]
+        shape: FewShape,
+    }
+    /// `gate, x, y, up`
+    GatedMatmulFew = "matmul_few.wgsl" [Write, Read, Write, Write] {
+        #[serde(flatten)]
+        shape: FewShape,
+        kind: &'static str,
+    }
     /// `rows, k, v, k cache, v cache`
     StoreKv = "store_kv.wgsl" [Read, Read, Read, Write, Write] {
         #[serde(flatten)]
@@ -415,6 +426,20 @@ pub(crate) struct MatmulShape {
     pub(crate) size: u32,
     /// Whether workgroup memory goes by fours, which is faster where it is possible.
     pub(crate) has_vectors: bool,
+}
+
+/// How a product of few rows on matrix units is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct FewShape {
+    pub(crate) subgroup: u32,
+    /// Matrices of results of a workgroup, one after the other across the columns.
+    pub(crate) n_tiles: u32,
+    /// Subgroups that share the columns of x and w.
+    pub(crate) n_split: u32,
+    /// Columns of a subgroup that are in workgroup memory.
+    pub(crate) k_tile: u32,
+    /// Whether x is in f16.
+    pub(crate) is_half: bool,
 }
 
 /// How keys and values of a layer are stored.

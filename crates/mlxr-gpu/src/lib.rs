@@ -19,6 +19,7 @@ mod bindings;
 mod buffers;
 mod device;
 mod experts;
+mod few;
 mod fused;
 mod half;
 mod half_attention;

@@ -68,6 +68,8 @@ sources!(
     "largest.wgsl",
     "layer_norm.wgsl",
     "matmul.wgsl",
+    "matmul_few.wgsl",
+    "matmul_few_load.wgsl",
     "matvec_codes.wgsl",
     "matvec_end.wgsl",
     "matvec_floats.wgsl",

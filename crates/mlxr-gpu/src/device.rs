@@ -1,11 +1,11 @@
 //! Adapters and the device made from one.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlxr_tensor::{DeviceMemory, TensorError};
 use wgpu::{Features, Limits};
 
+use crate::uploads::{Uploads, Writer};
 use crate::{memory, unified};
 
 /// The backend's name in errors.
@@ -95,9 +95,24 @@ pub(crate) struct Gpu {
     pub(crate) subgroup: u32,
     /// Whether weights lie in memory that the host shares with it, see `unified.rs`.
     pub(crate) is_unified: bool,
-    failure: Arc<Mutex<Option<String>>>,
-    /// Bytes that [`Self::write`] has written.
-    written_bytes: AtomicUsize,
+    failure: Arc<Failure>,
+    writer: Arc<Writer>,
+    pub(crate) uploads: Uploads,
+}
+
+/// What went wrong first on a device.
+#[derive(Default)]
+pub(crate) struct Failure(Mutex<Option<String>>);
+
+impl Failure {
+    /// Remembers a reason, if it is the first.
+    pub(crate) fn note(&self, reason: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// All adapters, in the order in which they are numbered.
@@ -199,11 +214,10 @@ impl Gpu {
         });
         let (device, queue) = pollster::block_on(request)
             .map_err(|e| GpuError::Device { name: info.name.clone(), reason: e.to_string() })?;
-        let failure = Arc::<Mutex<Option<String>>>::default();
+        let failure = Arc::<Failure>::default();
         // Errors of validation come in several lines.
-        let note = |failure: &Arc<Mutex<Option<String>>>, text: String| {
-            let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(line);
+        let note = |failure: &Failure, text: String| {
+            failure.note(text.split_whitespace().collect::<Vec<_>>().join(" "));
         };
         let of_error = failure.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&of_error, error.to_string())));
@@ -213,9 +227,10 @@ impl Gpu {
             wgpu::DeviceLostReason::Destroyed => note(&of_loss, "it was destroyed".to_owned()),
             wgpu::DeviceLostReason::Unknown => note(&of_loss, text),
         });
-        let written_bytes = AtomicUsize::new(0);
+        let writer = Arc::new(Writer::new(queue.clone()));
+        let uploads = Uploads::new(writer.clone(), failure.clone());
         let (subgroup, is_unified) = (info.subgroup, unified::is_unified(&info));
-        Ok(Gpu { device, queue, info, limits, has_matrices, subgroup, is_unified, failure, written_bytes })
+        Ok(Gpu { device, queue, info, limits, has_matrices, subgroup, is_unified, failure, writer, uploads })
     }
 
     /// Whether a kernel that does what otherwise several do may bind all that they need.
@@ -245,13 +260,12 @@ impl Gpu {
 
     /// What failed first.
     pub(crate) fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failure.reason()
     }
 
     /// Remembers a failure, if it is the first.
     pub(crate) fn fail(&self, error: TensorError) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.get_or_insert_with(|| match error {
+        self.failure.note(match error {
             TensorError::DeviceLost { reason, .. } => reason,
             other => other.to_string(),
         });
@@ -297,20 +311,13 @@ impl Gpu {
     /// Writes to a buffer before what is submitted from now on; `at` is a multiple of four, and so is the end of `bytes`
     /// or it is that of the buffer.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, at: u64, bytes: &[u8]) {
-        /// Staging memory in flight at a time.
-        const IN_FLIGHT: usize = 64 << 20;
-        let (words, rest) = bytes.split_at(bytes.len() / 4 * 4);
-        self.queue.write_buffer(buffer, at, words);
-        if !rest.is_empty() {
-            // Writes are whole words; buffers end on one.
-            let mut word = [0; 4];
-            word[..rest.len()].copy_from_slice(rest);
-            self.queue.write_buffer(buffer, at + words.len() as u64, &word);
-        }
-        let before = self.written_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
-        if before / IN_FLIGHT != before.wrapping_add(bytes.len()) / IN_FLIGHT {
-            self.queue.submit([]);
-        }
+        self.writer.write(buffer, at, bytes);
+    }
+
+    /// Hands commands to the device, behind the weights that are on their way to it.
+    pub(crate) fn submit(&self, commands: wgpu::CommandBuffer) -> wgpu::SubmissionIndex {
+        self.uploads.wait();
+        self.queue.submit([commands])
     }
 }
 

@@ -38,6 +38,7 @@ mod recorder;
 mod repack;
 mod tuner;
 mod unified;
+mod uploads;
 mod weight;
 
 pub use backend::GpuBackend;

@@ -98,7 +98,7 @@ impl Profile {
         let n_bytes = u64::from(n_queries) * READING;
         encoder.resolve_query_set(&self.queries, 0..n_queries, &self.resolved, 0);
         encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.staging, 0, n_bytes);
-        gpu.queue.submit([encoder.finish()]);
+        gpu.submit(encoder.finish());
         let (send, mapped) = mpsc::channel();
         self.staging.map_async(wgpu::MapMode::Read, ..n_bytes, move |result| {
             // The receiver waits below.

@@ -205,7 +205,7 @@ impl GpuBackend {
                 encoder.copy_buffer_to_buffer(buffer, from, gathered.buffer(), at, n_bytes);
                 at += n_bytes;
             });
-            self.gpu().queue.submit([encoder.finish()]);
+            self.gpu().submit(encoder.finish());
             bytes.extend(record.read(self.gpu(), self.buffers(), gathered.buffer(), at as usize)?);
         }
         Ok(bytes)

@@ -111,8 +111,9 @@ impl Recorder {
         let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
         encode(pass);
         self.n_dispatches += 1;
-        // A device that has a step to compute needs no small pieces to start on.
-        let is_busy = Arc::strong_count(&self.reads) > 1;
+        // A device that has a step to compute needs no small pieces to start on, and one whose weights are on their way can
+        // start on none.
+        let is_busy = Arc::strong_count(&self.reads) > 1 || gpu.uploads.are_under_way();
         let n_doubled = if is_busy { 8 } else { self.n_pieces.min(8) };
         if self.n_dispatches >= (FIRST_PIECE << n_doubled).min(MAX_PIECE) {
             self.submit(gpu, buffers);
@@ -123,7 +124,7 @@ impl Recorder {
     pub(crate) fn submit(&mut self, gpu: &Gpu, buffers: &Buffers) {
         if let Some((encoder, pass)) = self.open.take() {
             drop(pass);
-            gpu.queue.submit([encoder.finish()]);
+            gpu.submit(encoder.finish());
         }
         if let Some(Err(error)) = self.profile.as_mut().map(|profile| profile.finish(gpu)) {
             gpu.fail(error);
@@ -198,7 +199,7 @@ impl Recorder {
             encoder.copy_buffer_to_buffer(buffer, 0, &staging, at, n);
             at += n;
         }
-        let submission = gpu.queue.submit([encoder.finish()]);
+        let submission = gpu.submit(encoder.finish());
         self.n_dispatches = 0;
         self.n_pieces = 0;
         buffers.submitted();

@@ -9,8 +9,9 @@ use crate::bindings::Bound;
 use crate::buffers::Buffers;
 use crate::device::{BACKEND, Gpu};
 use crate::layout::Layout;
-use crate::repack::{Planes, repack, repack_rows};
+use crate::repack::{Planes, repack_rows};
 use crate::unified;
+use crate::uploads::Matrix;
 
 /// A buffer with its number.
 pub(crate) struct Numbered {
@@ -99,14 +100,13 @@ impl Part {
         let [codes, high, scales] =
             row.each().map(|plane| Numbered::empty(gpu, buffers, name, (plane.len() * n_rows) as u64));
         let planes = [codes?, high?, scales?];
-        let mut at = 0;
+        let [n_codes, n_high, n_scales] = row.each().map(<[u8]>::len);
+        let mut first_row = 0;
         for tensor in tensors {
-            repack(tensor, layout, |first, repacked| {
-                for ((buffer, plane), row) in planes.iter().zip(repacked.each()).zip(row.each()) {
-                    gpu.write(buffer.buffer(), (row.len() * (at + first)) as u64, plane);
-                }
-            });
-            at += tensor.rows();
+            let [codes, high, scales] = planes.each_ref().map(|plane| plane.buffer().clone());
+            let planes = [(codes, n_codes), (high, n_high), (scales, n_scales)];
+            gpu.uploads.add(Matrix { tensor: tensor.clone(), layout: *layout, planes, first_row });
+            first_row += tensor.rows();
         }
         Ok(planes)
     }

@@ -20,6 +20,52 @@ impl Planes {
     pub(crate) fn each(&self) -> [&[u8]; 3] {
         [&self.codes, &self.high, &self.scales]
     }
+
+    /// Puts rows in the place of those that were there, whose memory is used again.
+    pub(crate) fn fill(&mut self, tensor: &HostTensor, layout: &Layout) {
+        for plane in [&mut self.codes, &mut self.high, &mut self.scales] {
+            plane.clear();
+        }
+        match layout {
+            Layout::Codes(codes) => Coder { codes, planes: self }.run(tensor),
+            Layout::Floats(floats) => self.fill_floats(tensor, floats),
+        }
+    }
+
+    /// Rows of floats, filled up to whole chunks.
+    fn fill_floats(&mut self, tensor: &HostTensor, floats: &Floats) {
+        let is_stored = Layout::of(tensor.format()) == Some(Layout::Floats(*floats));
+        let decoded = if is_stored { Vec::new() } else { dequantised(tensor, floats.element) };
+        let data = if is_stored { tensor.data() } else { &*decoded };
+        let row_bytes = data.len() / tensor.rows().max(1);
+        let per_chunk = match floats.element {
+            Element::F32 => 32,
+            Element::F16 | Element::Bf16 => 16,
+            Element::F8E4m3 | Element::F8E5m2 => 8,
+            Element::Table => 4,
+        };
+        let padded = tensor.cols().div_ceil(FLOATS_CHUNK) * per_chunk;
+        self.codes.reserve(tensor.rows() * padded);
+        for row in data.chunks_exact(row_bytes.max(1)) {
+            if floats.element == Element::Table {
+                // The file has the first column in the high half.
+                self.codes.extend(row.iter().map(|byte| byte.rotate_left(4)));
+            } else {
+                self.codes.extend_from_slice(row);
+            }
+            let filled = self.codes.len().next_multiple_of(padded.max(1));
+            self.codes.resize(filled, 0);
+        }
+        match tensor.format() {
+            _ if !floats.has_scales => {}
+            Format::MlxFloat(_) => {
+                let scales =
+                    tensor.scales().iter().flat_map(|&code| codec::e8m0_to_f32(code).to_le_bytes());
+                self.scales.extend(scales);
+            }
+            _ => self.scales.extend_from_slice(tensor.scales()),
+        }
+    }
 }
 
 /// Rows of a tensor that a thread repacks at a time.
@@ -39,12 +85,14 @@ pub(crate) fn repack(tensor: &HostTensor, layout: &Layout, put: impl Fn(usize, &
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(n_pieces);
     let next = AtomicUsize::new(0);
     let work = || {
+        let mut planes = Planes::default();
         loop {
             let first = next.fetch_add(n_rows, Ordering::Relaxed);
             if first >= rows {
                 return;
             }
-            put(first, &repack_rows(&tensor.row_slice(first..(first + n_rows).min(rows)), layout));
+            planes.fill(&tensor.row_slice(first..(first + n_rows).min(rows)), layout);
+            put(first, &planes);
         }
     };
     std::thread::scope(|scope| {
@@ -57,10 +105,9 @@ pub(crate) fn repack(tensor: &HostTensor, layout: &Layout, put: impl Fn(usize, &
 
 /// Rows as the device has them.
 pub(crate) fn repack_rows(tensor: &HostTensor, layout: &Layout) -> Planes {
-    match layout {
-        Layout::Codes(codes) => Coder { codes, planes: Planes::default() }.run(tensor),
-        Layout::Floats(floats) => floats_of(tensor, floats),
-    }
+    let mut planes = Planes::default();
+    planes.fill(tensor, layout);
+    planes
 }
 
 /// Rows as floats that their format does not have.
@@ -72,83 +119,63 @@ fn dequantised(tensor: &HostTensor, element: Element) -> Vec<u8> {
     }
 }
 
-/// Rows of floats, filled up to whole chunks.
-fn floats_of(tensor: &HostTensor, floats: &Floats) -> Planes {
-    let is_stored = Layout::of(tensor.format()) == Some(Layout::Floats(*floats));
-    let decoded = if is_stored { Vec::new() } else { dequantised(tensor, floats.element) };
-    let data = if is_stored { tensor.data() } else { &*decoded };
-    let row_bytes = data.len() / tensor.rows().max(1);
-    let per_chunk = match floats.element {
-        Element::F32 => 32,
-        Element::F16 | Element::Bf16 => 16,
-        Element::F8E4m3 | Element::F8E5m2 => 8,
-        Element::Table => 4,
-    };
-    let padded = tensor.cols().div_ceil(FLOATS_CHUNK) * per_chunk;
-    let mut planes = Planes::default();
-    planes.codes.reserve(tensor.rows() * padded);
-    for row in data.chunks_exact(row_bytes.max(1)) {
-        if floats.element == Element::Table {
-            // The file has the first column in the high half.
-            planes.codes.extend(row.iter().map(|byte| byte.rotate_left(4)));
-        } else {
-            planes.codes.extend_from_slice(row);
-        }
-        let filled = planes.codes.len().next_multiple_of(padded.max(1));
-        planes.codes.resize(filled, 0);
-    }
-    planes.scales = match tensor.format() {
-        _ if !floats.has_scales => Vec::new(),
-        Format::MlxFloat(_) => {
-            tensor.scales().iter().flat_map(|&code| codec::e8m0_to_f32(code).to_le_bytes()).collect()
-        }
-        _ => tensor.scales().to_vec(),
-    };
-    planes
-}
-
 /// Writes chunks of codes.
 struct Coder<'a> {
     codes: &'a Codes,
-    planes: Planes,
+    planes: &'a mut Planes,
 }
 
 impl Coder<'_> {
-    fn run(mut self, tensor: &HostTensor) -> Planes {
+    fn run(mut self, tensor: &HostTensor) {
         match tensor.format() {
-            Format::Plain(dtype) => {
-                for block in tensor.data().chunks_exact(dtype.block_bytes()) {
-                    self.block(dtype, block);
-                }
-            }
+            Format::Plain(dtype) => self.blocks(dtype, tensor.data()),
             Format::MlxAffine { bits, .. } => self.mlx_affine(tensor, bits),
             Format::MlxFloat(mode) => self.mlx_float(tensor, mode),
             Format::Scaled { .. } | Format::Codebook { .. } => unreachable!("these are floats"),
         }
-        self.planes
     }
 
     fn scale(&mut self, bytes: &[u8]) {
         self.planes.scales.extend_from_slice(bytes);
     }
 
+    /// Blocks of a GGML type.
+    fn blocks(&mut self, dtype: DType, blocks: &[u8]) {
+        match dtype {
+            // A code less 8, as a signed nibble, is the code with its highest bit the other way round.
+            DType::Q4_0 => self.split::<2, 16>(blocks, |codes| codes.map(|pair| pair ^ 0x88)),
+            DType::IQ4_NL => self.split::<2, 16>(blocks, |codes| codes),
+            DType::Q4_1 => self.split::<4, 16>(blocks, |codes| codes),
+            DType::Q8_0 => self.split::<2, CODES_CHUNK>(blocks, |codes| codes),
+            DType::MXFP4 => self.split::<1, 16>(blocks, |codes| codes),
+            _ => blocks.chunks_exact(dtype.block_bytes()).for_each(|block| self.block(dtype, block)),
+        }
+    }
+
+    /// Blocks of 32 codes behind their scale, the codes in a chunk's order: where there are two to a byte, the first half
+    /// in the low nibbles.
+    fn split<const SCALE: usize, const CODES: usize>(
+        &mut self,
+        blocks: &[u8],
+        change: impl Fn([u8; CODES]) -> [u8; CODES],
+    ) {
+        let n = blocks.len() / (SCALE + CODES);
+        let Planes { codes, scales, .. } = &mut *self.planes;
+        codes.resize(n * CODES, 0);
+        scales.resize(n * SCALE, 0);
+        let planes = codes.as_chunks_mut::<CODES>().0.iter_mut().zip(scales.as_chunks_mut::<SCALE>().0);
+        for (block, (codes, scale)) in blocks.chunks_exact(SCALE + CODES).zip(planes) {
+            if let Some((stored, rest)) = block.split_first_chunk()
+                && let Some(stored_codes) = rest.first_chunk()
+            {
+                (*codes, *scale) = (change(*stored_codes), *stored);
+            }
+        }
+    }
+
     /// One block of a GGML type.
     fn block(&mut self, dtype: DType, block: &[u8]) {
         match dtype {
-            DType::Q4_0 => {
-                self.scale(&block[..2]);
-                // A code less 8, as a signed nibble, is the code with its highest bit the other way round.
-                let signed: [u8; CODES_CHUNK / 2] = std::array::from_fn(|i| block[2 + i] ^ 0x88);
-                self.nibbles::<16>(&signed);
-            }
-            DType::IQ4_NL => {
-                self.scale(&block[..2]);
-                self.nibbles::<16>(&block[2..]);
-            }
-            DType::Q4_1 => {
-                self.scale(&block[..4]);
-                self.nibbles::<16>(&block[4..]);
-            }
             DType::Q5_0 => {
                 self.scale(&block[..2]);
                 self.chunk(&codec::five_bit_codes(&block[2..]));
@@ -157,19 +184,13 @@ impl Coder<'_> {
                 self.scale(&block[..4]);
                 self.chunk(&codec::five_bit_codes(&block[4..]));
             }
-            DType::Q8_0 => {
-                self.scale(&block[..2]);
-                self.chunks(&block[2..]);
-            }
-            DType::MXFP4 => {
-                self.scale(&block[..1]);
-                self.nibbles::<16>(&block[1..]);
-            }
             DType::NVFP4 => {
                 for code in &block[..4] {
                     self.scale(&codec::half_ue4m3(*code).to_le_bytes());
                 }
-                self.nibbles::<8>(&block[4..]);
+                let mut codes = [0; 64];
+                codec::unpack_codes::<4, 8>(&block[4..], &mut codes);
+                self.chunks(&codes);
             }
             DType::IQ4_XS => self.iq4_xs(block),
             _ => self.k_quant(dtype, block),
@@ -184,7 +205,7 @@ impl Coder<'_> {
             let code = i32::from(low) + 16 * i32::from(high >> (2 * j) & 3) - 32;
             self.scale(&(d * code as f32).to_le_bytes());
         }
-        self.nibbles::<16>(&block[8..]);
+        self.planes.codes.extend_from_slice(&block[8..]);
     }
 
     /// See the decoders of `mlxr_tensor::codec` for the offsets.
@@ -228,16 +249,8 @@ impl Coder<'_> {
     fn affine_scales(&mut self, block: &[u8]) {
         self.scale(&block[..4]);
         let (scales, mins) = codec::scales_and_mins(&block[4..16]);
-        for pair in scales.iter().zip(&mins) {
-            self.scale(&[*pair.0, *pair.1]);
-        }
-    }
-
-    fn nibbles<const STRIDE: usize>(&mut self, packed: &[u8]) {
-        let mut codes = [0u8; 256];
-        let codes = &mut codes[..2 * packed.len()];
-        codec::unpack_codes::<4, STRIDE>(packed, codes);
-        self.chunks(codes);
+        let pairs: [u8; 16] = std::array::from_fn(|i| if i % 2 == 0 { scales[i / 2] } else { mins[i / 2] });
+        self.scale(&pairs);
     }
 
     fn mlx_affine(&mut self, tensor: &HostTensor, bits: u8) {
@@ -295,40 +308,42 @@ impl Coder<'_> {
     /// Writes 32 codes to the planes.
     fn chunk(&mut self, codes: &[u8; CODES_CHUNK]) {
         let Codes { bits, high_bits, .. } = *self.codes;
-        let (first, second) = codes.split_at(CODES_CHUNK / 2);
-        let planes = &mut self.planes;
+        let planes = &mut *self.planes;
         match bits {
             8 => planes.codes.extend_from_slice(codes),
-            4..=6 => planes.codes.extend(first.iter().zip(second).map(|(a, b)| a & 15 | (b & 15) << 4)),
-            _ => {
-                planes.codes.extend_from_slice(&crumbs(first, 0));
-                planes.codes.extend_from_slice(&crumbs(second, 0));
+            4..=6 => {
+                let packed: [u8; CODES_CHUNK / 2] =
+                    std::array::from_fn(|i| codes[i] & 15 | codes[CODES_CHUNK / 2 + i] << 4);
+                planes.codes.extend_from_slice(&packed);
             }
+            _ => planes.codes.extend_from_slice(&crumbs(codes, 0)),
         }
         match high_bits {
             1 => {
-                let mut word = [0u8; 4];
-                for (i, code) in codes.iter().enumerate() {
-                    word[i % 4] |= (code >> (bits - 1) & 1) << (i / 4);
-                }
-                planes.high.extend_from_slice(&word);
+                let words = words(codes);
+                let bit = |j: usize| (words[j] >> (bits - 1) & 0x0101_0101) << j;
+                let word = (0..words.len()).map(bit).fold(0, |word, bits| word | bits);
+                planes.high.extend_from_slice(&word.to_le_bytes());
             }
-            2 => {
-                planes.high.extend_from_slice(&crumbs(first, bits - 2));
-                planes.high.extend_from_slice(&crumbs(second, bits - 2));
-            }
+            2 => planes.high.extend_from_slice(&crumbs(codes, bits - 2)),
             _ => {}
         }
     }
 }
 
-/// Two bits of each of 16 codes, from bit `shift`, in one word.
-fn crumbs(codes: &[u8], shift: u32) -> [u8; 4] {
-    let mut word = [0u8; 4];
-    for (i, code) in codes.iter().enumerate() {
-        word[i % 4] |= (code >> shift & 3) << (i / 4 * 2);
-    }
-    word
+/// Four codes in each word, the first in its lowest byte.
+fn words(codes: &[u8; CODES_CHUNK]) -> [u32; CODES_CHUNK / 4] {
+    let bytes = codes.as_chunks::<4>().0;
+    std::array::from_fn(|j| u32::from_le_bytes(bytes[j]))
+}
+
+/// Two bits of each code, from bit `shift`: those of the first 16 codes in one word, of the others in the next.
+fn crumbs(codes: &[u8; CODES_CHUNK], shift: u32) -> [u8; 8] {
+    let words = words(codes);
+    let pair = |j: usize| (words[j] >> shift & 0x0303_0303) << (j % 4 * 2);
+    let [first, second] = [0..4, 4..8].map(|half| half.map(pair).fold(0, |word, bits| word | bits));
+    let word = u64::from(first) | u64::from(second) << 32;
+    word.to_le_bytes()
 }
 
 fn join(low: &mut [u8; 256], high: &[u8; 256], shift: u32) {

@@ -12,7 +12,7 @@ use mlxr_tensor::HostTensor;
 
 use crate::device::Failure;
 use crate::layout::Layout;
-use crate::repack::{piece_rows, repack_rows};
+use crate::repack::{Planes, piece_rows};
 
 /// Writes to a device's buffers.
 pub(crate) struct Writer {
@@ -56,10 +56,10 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
-    fn write(&self, writer: &Writer, rows: Range<usize>) {
+    fn write(&self, writer: &Writer, rows: Range<usize>, scratch: &mut Planes) {
         let first_row = self.first_row + rows.start;
-        let repacked = repack_rows(&self.tensor.row_slice(rows), &self.layout);
-        for ((buffer, row_bytes), bytes) in self.planes.iter().zip(repacked.each()) {
+        scratch.fill(&self.tensor.row_slice(rows), &self.layout);
+        for ((buffer, row_bytes), bytes) in self.planes.iter().zip(scratch.each()) {
             writer.write(buffer, (row_bytes * first_row) as u64, bytes);
         }
     }
@@ -110,17 +110,12 @@ impl Shared {
         }
     }
 
-    /// Writes pieces until none waits.
-    fn work(&self) {
-        while let Some(piece) = self.next(0) {
-            self.write(piece);
-        }
-    }
-
-    /// As [`Self::work`], as one of the counted workers.
-    fn work_beside(&self) {
-        while let Some(piece) = self.next(1) {
-            self.write(piece);
+    /// Writes pieces until none waits; then that many workers go.
+    fn work(&self, n_going: usize) {
+        let mut scratch = Planes::default();
+        while let Some(Piece { matrix, rows }) = self.next(n_going) {
+            let _done = Done(self);
+            matrix.write(&self.writer, rows, &mut scratch);
         }
     }
 
@@ -132,11 +127,6 @@ impl Shared {
             state.n_workers -= n_going;
         }
         piece
-    }
-
-    fn write(&self, piece: Piece) {
-        let _done = Done(self);
-        piece.matrix.write(&self.writer, piece.rows);
     }
 }
 
@@ -169,7 +159,7 @@ impl Uploads {
         for _ in 0..n_new {
             let shared = self.0.clone();
             let thread = std::thread::Builder::new().name("mlxr-upload".to_owned());
-            if thread.spawn(move || shared.work_beside()).is_err() {
+            if thread.spawn(move || shared.work(1)).is_err() {
                 // Who waits for the pieces writes them.
                 self.0.lock().n_workers -= 1;
             }
@@ -186,7 +176,7 @@ impl Uploads {
         if !self.are_under_way() {
             return;
         }
-        self.0.work();
+        self.0.work(0);
         let mut state = self.0.lock();
         while self.are_under_way() {
             state = self.0.none_left.wait(state).unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! [`Backend`] on a GPU.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,6 +31,7 @@ use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
 use crate::ops::Product;
 use crate::params::{EmbedParams, GatedParams, LayerNormParams, NormParams, ScaleParams};
+use crate::pipeline_cache::PipelineCache;
 use crate::pipelines::{Kernel, Pipelines};
 use crate::recorder::{Dispatch, Grid, Recorder};
 use crate::tuner::Tuner;
@@ -44,6 +46,8 @@ pub struct GpuBackend {
     buffers: Arc<Buffers>,
     pipelines: Pipelines,
     recorder: Mutex<Recorder>,
+    /// Whether a kernel that the driver refuses is no failure of the device: each is waited for.
+    pub(crate) is_checking: bool,
     /// Whether products of many rows are computed in f16.
     pub(crate) has_half_products: bool,
     /// Whether those of few rows are, with weights in f16.
@@ -93,6 +97,7 @@ impl GpuBackend {
             buffers,
             pipelines: Pipelines::new(),
             recorder: Mutex::default(),
+            is_checking: false,
             has_half_products: false,
             has_few_products: false,
             has_half_attention: false,
@@ -103,6 +108,18 @@ impl GpuBackend {
             none,
             arrivals,
         })
+    }
+
+    /// Keeps what the driver makes of kernels in `folder`, from one run to the next.
+    #[must_use]
+    pub fn with_pipeline_cache(mut self, folder: &Path) -> Self {
+        self.pipelines.keep_in(PipelineCache::open(&self.gpu, folder));
+        self
+    }
+
+    /// Keeps what was compiled for the last step, if it was.
+    pub(crate) fn keep_compiled(&self) {
+        self.pipelines.save();
     }
 
     /// The adapter this runs on.
@@ -166,6 +183,9 @@ impl GpuBackend {
     ) -> Result<(), TensorError> {
         self.gpu.check()?;
         let pipeline = self.pipelines.get(&self.gpu, kernel).map_err(|e| self.gpu.lost(e))?;
+        if self.is_checking {
+            pipeline.compiled().map_err(|e| self.gpu.lost(e))?;
+        }
         let dispatch = Dispatch { pipeline: &pipeline, bound, immediates: bytemuck::bytes_of(params), grid };
         self.record().dispatch(&self.gpu, &self.buffers, &dispatch);
         Ok(())
@@ -197,6 +217,7 @@ impl GpuBackend {
     pub(crate) fn read_floats(&self, from: Bound<'_>, n: usize) -> Result<Vec<f32>, TensorError> {
         self.gpu.check()?;
         let bytes = self.record().read(&self.gpu, &self.buffers, from.buffer, n * 4)?;
+        self.keep_compiled();
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 

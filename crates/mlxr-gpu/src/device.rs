@@ -194,8 +194,10 @@ impl Gpu {
             return Err(GpuError::Unusable { name: info.name, reason });
         }
         let limits = Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
-        let wanted =
-            Features::TIMESTAMP_QUERY | Features::SUBGROUP_BARRIER | Features::MEMORY_DECORATION_COHERENT;
+        let wanted = Features::TIMESTAMP_QUERY
+            | Features::SUBGROUP_BARRIER
+            | Features::MEMORY_DECORATION_COHERENT
+            | Features::PIPELINE_CACHE;
         let has_matrices = has_matrices(&adapter);
         let (more, experimental_features) = if has_matrices {
             // SAFETY: what is experimental are cooperative matrices, which are used after their results have been

@@ -95,6 +95,7 @@ impl GpuBackend {
     #[must_use]
     pub fn with_half_products(mut self, is_wanted: bool) -> Self {
         if is_wanted && self.gpu().has_matrices {
+            self.is_checking = true;
             self.has_half_products = self.half_products_are_right().unwrap_or_else(|error| {
                 tracing::warn!(%error, "products in f16 do not work on this device");
                 false
@@ -108,6 +109,7 @@ impl GpuBackend {
                 tracing::warn!(%error, "attention in f16 does not work on this device");
                 false
             });
+            self.is_checking = false;
         }
         self
     }

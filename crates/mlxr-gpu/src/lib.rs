@@ -31,6 +31,7 @@ mod memory;
 mod metal_tests;
 mod ops;
 mod params;
+mod pipeline_cache;
 mod pipelines;
 mod profile;
 mod read_back;

@@ -1,15 +1,19 @@
 //! Kernels made ready: the file specialised, compiled once and kept.
+//!
+//! Compiling takes a driver some tenths of a second for the largest; dispatches are recorded before it is done.
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use serde::Serialize;
 
 use crate::device::{Gpu, GpuError, IMMEDIATE_BYTES};
+use crate::pipeline_cache::PipelineCache;
 
 /// Whether a kernel only reads a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,10 +102,11 @@ sources!(
     "workgroup_sum.wgsl",
 );
 
-/// A compiled kernel.
+/// A kernel, compiled or being compiled.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    pub(crate) pipeline: wgpu::ComputePipeline,
+    /// The driver's reason where it refuses the kernel.
+    compiled: OnceLock<Result<wgpu::ComputePipeline, String>>,
     pub(crate) layout: wgpu::BindGroupLayout,
     /// The file it comes from.
     pub(crate) kernel: &'static str,
@@ -109,15 +114,31 @@ pub(crate) struct Pipeline {
     pub(crate) id: usize,
 }
 
-/// The compiled kernels of a device.
+impl Pipeline {
+    pub(crate) fn is_compiled(&self) -> bool {
+        self.compiled.get().is_some()
+    }
+
+    /// Waits until it is compiled.
+    ///
+    /// # Errors
+    /// [`GpuError::Kernel`] when the driver refuses it.
+    pub(crate) fn compiled(&self) -> Result<&wgpu::ComputePipeline, GpuError> {
+        let refused = |reason: &String| GpuError::Kernel { kernel: self.kernel, reason: reason.clone() };
+        self.compiled.wait().as_ref().map_err(refused)
+    }
+}
+
+/// The kernels of a device.
 pub(crate) struct Pipelines {
     templates: Environment<'static>,
-    compiled: Mutex<Compiled>,
+    known: Mutex<Known>,
+    cache: Option<Arc<PipelineCache>>,
 }
 
 /// By kernel type: a map from the type's values to pipelines.
 #[derive(Default)]
-struct Compiled {
+struct Known {
     by_type: HashMap<TypeId, Box<dyn Any + Send>>,
     n_pipelines: usize,
 }
@@ -137,7 +158,19 @@ fn templates() -> Environment<'static> {
 
 impl Pipelines {
     pub(crate) fn new() -> Self {
-        Self { templates: templates(), compiled: Mutex::default() }
+        Self { templates: templates(), known: Mutex::default(), cache: None }
+    }
+
+    /// Keeps what is compiled from now on.
+    pub(crate) fn keep_in(&mut self, cache: Option<PipelineCache>) {
+        self.cache = cache.map(Arc::new);
+    }
+
+    /// Writes what was compiled since the last time to where it is kept.
+    pub(crate) fn save(&self) {
+        if let Some(cache) = &self.cache {
+            cache.save();
+        }
     }
 
     /// The files that hold a kernel and not a part of several.
@@ -150,22 +183,36 @@ impl Pipelines {
         SOURCES.iter().map(|(name, _)| *name).filter(move |name| !is_part(name))
     }
 
-    /// The kernel as `spec` asks for it, compiled on first use.
+    /// The kernel as `spec` asks for it. On first use a thread begins to compile it, so that several are compiled at a time
+    /// while the host goes on recording.
     ///
     /// # Errors
-    /// [`GpuError::Kernel`] when the driver refuses it.
+    /// [`GpuError::Kernel`] when its file cannot be specialised.
     pub(crate) fn get<K: Kernel>(&self, gpu: &Gpu, spec: &K) -> Result<Arc<Pipeline>, GpuError> {
-        let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        let Compiled { by_type, n_pipelines } = &mut *compiled;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { by_type, n_pipelines } = &mut *known;
         let map =
             by_type.entry(TypeId::of::<K>()).or_insert_with(|| Box::new(HashMap::<K, Arc<Pipeline>>::new()));
         let map: &mut HashMap<K, Arc<Pipeline>> = map.downcast_mut().expect("the map of this type");
         if let Some(pipeline) = map.get(spec) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(compile(gpu, K::FILE, &self.render(spec)?, &spec.bindings(), *n_pipelines)?);
+        let source = self.render(spec)?;
+        let layout = bind_group_layout(gpu, K::FILE, &spec.bindings());
+        let (compiled, kernel) = (OnceLock::new(), K::FILE);
+        let pipeline = Arc::new(Pipeline { compiled, layout, kernel, id: *n_pipelines });
         *n_pipelines += 1;
         map.insert(*spec, pipeline.clone());
+        drop(known);
+        let job =
+            Compiling { device: gpu.device.clone(), cache: self.cache.clone(), pipeline: pipeline.clone() };
+        // A thread that cannot be had is the same as one that ends at once: this one compiles.
+        let source = Arc::new(source);
+        let (of_thread, beside) = (source.clone(), job.clone());
+        let thread = std::thread::Builder::new().name("mlxr-compile".to_owned());
+        if thread.spawn(move || beside.run(&of_thread)).is_err() {
+            job.run(&source);
+        }
         Ok(pipeline)
     }
 
@@ -179,24 +226,63 @@ impl Pipelines {
     }
 }
 
-fn compile(
-    gpu: &Gpu,
-    file: &'static str,
-    source: &str,
-    bindings: &[Access],
-    id: usize,
-) -> Result<Pipeline, GpuError> {
-    let device = &gpu.device;
-    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let descriptor =
-        wgpu::ShaderModuleDescriptor { label: Some(file), source: wgpu::ShaderSource::Wgsl(source.into()) };
-    let module = if cfg!(debug_assertions) {
-        device.create_shader_module(descriptor)
-    } else {
-        // SAFETY: the same kernels run with bounds and loop checks in every development build, in the conformance
-        // suite; indices come from the shapes that the ops assert.
-        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-    };
+/// What a thread takes along that compiles a kernel.
+#[derive(Clone)]
+struct Compiling {
+    device: wgpu::Device,
+    cache: Option<Arc<PipelineCache>>,
+    pipeline: Arc<Pipeline>,
+}
+
+impl Compiling {
+    fn run(&self, source: &str) {
+        let compile = AssertUnwindSafe(|| self.compile(source));
+        // Who waits for the kernel is told of a panic too.
+        let compiled = catch_unwind(compile).unwrap_or_else(|_| Err("its compiler stopped".to_owned()));
+        // Nobody else sets it.
+        let _ = self.pipeline.compiled.set(compiled);
+        if let Some(cache) = &self.cache {
+            cache.note();
+        }
+    }
+
+    fn compile(&self, source: &str) -> Result<wgpu::ComputePipeline, String> {
+        let Compiling { device, cache, pipeline } = self;
+        let label = Some(pipeline.kernel);
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let module = if cfg!(debug_assertions) {
+            device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: the same kernels run with bounds and loop checks in every development build, in the conformance
+            // suite; indices come from the shapes that the ops assert.
+            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label,
+            bind_group_layouts: &[Some(&pipeline.layout)],
+            immediate_size: IMMEDIATE_BYTES,
+        });
+        let compiled = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label,
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: cache.as_deref().map(PipelineCache::cache),
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(compiled),
+            Some(error) => Err(error.to_string()),
+        }
+    }
+}
+
+fn bind_group_layout(gpu: &Gpu, file: &str, bindings: &[Access]) -> wgpu::BindGroupLayout {
     let entries: Vec<_> = (0..)
         .zip(bindings)
         .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
@@ -210,26 +296,6 @@ fn compile(
             count: None,
         })
         .collect();
-    let layout = device
-        .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(file), entries: &entries });
-    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-        label: Some(file),
-        bind_group_layouts: &[Some(&layout)],
-        immediate_size: IMMEDIATE_BYTES,
-    });
-    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: Some(file),
-        layout: Some(&pipeline_layout),
-        module: &module,
-        entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions {
-            zero_initialize_workgroup_memory: false,
-            ..Default::default()
-        },
-        cache: None,
-    });
-    match pollster::block_on(scope.pop()) {
-        None => Ok(Pipeline { pipeline, layout, kernel: file, id }),
-        Some(error) => Err(GpuError::Kernel { kernel: file, reason: error.to_string() }),
-    }
+    let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(file), entries: &entries };
+    gpu.device.create_bind_group_layout(&descriptor)
 }

@@ -70,6 +70,7 @@ impl Ahead for GpuBackend {
         let RowsRead { wanted, n_rows, n, read } = started.into_handle();
         let bytes = read.wait(self.gpu())?;
         self.record().keep_staging(read);
+        self.keep_compiled();
         if wanted == RowsWanted::Best {
             let best = columns(&bytes);
             let guessed = best.iter().map(|&id| GuessedToken { id, is_sure: false }).collect();

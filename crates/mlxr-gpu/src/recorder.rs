@@ -48,16 +48,41 @@ impl Grid {
 
 /// One dispatch.
 pub(crate) struct Dispatch<'a> {
-    pub(crate) pipeline: &'a Pipeline,
+    pub(crate) pipeline: &'a Arc<Pipeline>,
     pub(crate) bound: &'a [Bound<'a>],
     pub(crate) immediates: &'a [u8],
     pub(crate) grid: Grid,
+}
+
+/// A dispatch as it is encoded.
+struct Encoded {
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+    immediates: [u8; IMMEDIATE_BYTES as usize],
+    grid: Grid,
+}
+
+impl Encoded {
+    /// Waits for the kernel where it is still being compiled.
+    fn encode(&self, gpu: &Gpu, pass: &mut wgpu::ComputePass<'_>) {
+        match self.pipeline.compiled() {
+            Ok(pipeline) => {
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, &self.group, &[]);
+                pass.set_immediates(0, &self.immediates);
+                pass.dispatch_workgroups(self.grid.x, self.grid.y, self.grid.z);
+            }
+            Err(error) => gpu.fail(gpu.lost(error)),
+        }
+    }
 }
 
 /// The pass being recorded.
 #[derive(Default)]
 pub(crate) struct Recorder {
     open: Option<(wgpu::CommandEncoder, wgpu::ComputePass<'static>)>,
+    /// Comes behind what is in `open`: the first of these has a kernel that was being compiled.
+    waiting: Vec<Encoded>,
     n_dispatches: usize,
     /// Takes the dispatches in place of `open`.
     profile: Option<Profile>,
@@ -95,22 +120,22 @@ impl Recorder {
         let mut padded = [0u8; IMMEDIATE_BYTES as usize];
         padded[..immediates.len()].copy_from_slice(immediates);
         let group = buffers.groups.get(gpu, pipeline, bound);
-        let encode = |pass: &mut wgpu::ComputePass<'_>| {
-            pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, &group, &[]);
-            pass.set_immediates(0, &padded);
-            pass.dispatch_workgroups(grid.x, grid.y, grid.z);
-        };
+        let encoded = Encoded { pipeline: pipeline.clone(), group, immediates: padded, grid };
         if let Some(profile) = &mut self.profile {
-            profile.record(gpu, pipeline.kernel, encode);
+            profile.record(gpu, pipeline.kernel, |pass| encoded.encode(gpu, pass));
             if profile.is_full() {
                 self.submit(gpu, buffers);
             }
             return;
         }
-        let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
-        encode(pass);
         self.n_dispatches += 1;
+        if !self.waiting.is_empty() || !pipeline.is_compiled() {
+            // Nothing is submitted before the step's end, so that all its kernels are compiled side by side.
+            self.waiting.push(encoded);
+            return;
+        }
+        let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
+        encoded.encode(gpu, pass);
         // A device that has a step to compute needs no small pieces to start on, and one whose weights are on their way can
         // start on none.
         let is_busy = Arc::strong_count(&self.reads) > 1 || gpu.uploads.are_under_way();
@@ -120,8 +145,20 @@ impl Recorder {
         }
     }
 
+    /// Encodes what was waiting for its kernels.
+    fn encode_waiting(&mut self, gpu: &Gpu) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let (_, pass) = self.open.get_or_insert_with(|| begin(gpu));
+        for encoded in self.waiting.drain(..) {
+            encoded.encode(gpu, pass);
+        }
+    }
+
     /// Hands what is recorded to the device.
     pub(crate) fn submit(&mut self, gpu: &Gpu, buffers: &Buffers) {
+        self.encode_waiting(gpu);
         if let Some((encoder, pass)) = self.open.take() {
             drop(pass);
             gpu.submit(encoder.finish());
@@ -179,6 +216,7 @@ impl Recorder {
         if self.profile.is_some() {
             self.submit(gpu, buffers);
         }
+        self.encode_waiting(gpu);
         let (mut encoder, pass) = self.open.take().unwrap_or_else(|| begin(gpu));
         drop(pass);
         let n_bytes = parts.iter().map(|(_, n)| n).sum::<usize>();

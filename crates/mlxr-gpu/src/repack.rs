@@ -59,8 +59,7 @@ impl Planes {
         match tensor.format() {
             _ if !floats.has_scales => {}
             Format::MlxFloat(_) => {
-                let scales =
-                    tensor.scales().iter().flat_map(|&code| codec::e8m0_to_f32(code).to_le_bytes());
+                let scales = tensor.scales().iter().flat_map(|&code| codec::e8m0_to_f32(code).to_le_bytes());
                 self.scales.extend(scales);
             }
             _ => self.scales.extend_from_slice(tensor.scales()),

@@ -142,6 +142,10 @@ impl Wanted {
 
     fn open_gpu(self, choice: AdapterChoice) -> Result<Arc<dyn Backend>, DeviceError> {
         let backend = GpuBackend::new(choice).map_err(|error| DeviceError { reason: error.to_string() })?;
+        let backend = match folders::gpu_pipelines() {
+            Some(folder) => backend.with_pipeline_cache(&folder),
+            None => backend,
+        };
         let mut backend = backend.with_half_products(self.products == Products::Bf16);
         if let Some(path) = folders::gpu_tuning() {
             backend = backend.with_tuning(path, self.is_tuning);

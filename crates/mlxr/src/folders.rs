@@ -22,12 +22,22 @@ pub fn socket() -> Option<PathBuf> {
 
 /// What was measured of the GPUs here.
 pub fn gpu_tuning() -> Option<PathBuf> {
+    Some(caches()?.join("gpu-tuning.json"))
+}
+
+/// What drivers have made of kernels.
+pub fn gpu_pipelines() -> Option<PathBuf> {
+    Some(caches()?.join("gpu-pipelines"))
+}
+
+/// The folder of what can be made again.
+fn caches() -> Option<PathBuf> {
     let folder = if cfg!(target_os = "macos") {
         variable("HOME")?.join("Library/Caches")
     } else {
         variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?
     };
-    Some(folder.join("mlxr/gpu-tuning.json"))
+    Some(folder.join("mlxr"))
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

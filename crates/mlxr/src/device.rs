@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{EmbedderLimits, EngineError, EngineOptions};
@@ -163,6 +164,49 @@ impl Wanted {
         Ok(Arc::new(backend.with_products(self.products)))
     }
 
+    /// Begins to open the device, which may take some tenths of a second, while the host does something else.
+    pub fn open_beside(self) -> Opening {
+        Opening { wanted: self, thread: std::thread::Builder::new().spawn(move || self.open()).ok() }
+    }
+
+    /// As [`Opening::load`].
+    ///
+    /// # Errors
+    /// As [`Opening::load`].
+    pub fn load<T>(
+        self,
+        ckpt: &Checkpoint,
+        options: EngineOptions,
+        load: impl Fn(&Placement, &EngineOptions) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        Opening { wanted: self, thread: None }.load(ckpt, options, load)
+    }
+}
+
+/// A device that is being opened.
+pub struct Opening {
+    wanted: Wanted,
+    thread: Option<JoinHandle<anyhow::Result<Devices>>>,
+}
+
+impl Drop for Opening {
+    /// A process that ends while a driver begins may end badly.
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Opening {
+    fn devices(mut self) -> anyhow::Result<Devices> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(devices)) => devices,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => self.wanted.open(),
+        }
+    }
+
     /// Loads something onto the device, and onto the CPU too what the GPU has no room for; with `auto` onto the CPU alone
     /// when the GPU cannot take it. `load` is told the rows of a step that suit the device.
     ///
@@ -174,7 +218,7 @@ impl Wanted {
         options: EngineOptions,
         load: impl Fn(&Placement, &EngineOptions) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let devices = self.open()?;
+        let devices = self.devices()?;
         let load_first = || {
             let backend = devices.first.backend()?;
             let options = EngineOptions { max_batch_tokens: batch_rows(&*backend), ..options };

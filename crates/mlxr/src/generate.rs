@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use crate::args::LoadArgs;
-use crate::device::{self, Wanted};
+use crate::device::{self, Opening, Wanted};
 use crate::failure::failure;
 use crate::{interrupt, loaded, units};
 
@@ -48,7 +48,14 @@ pub struct Choice {
 }
 
 impl Generator {
+    /// Begins to open the device that [`Self::load`] takes.
+    pub fn open_device(args: &LoadArgs) -> Opening {
+        let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
+        wanted.with_gpu_layers(args.gpu_layers).open_beside()
+    }
+
     pub fn load(
+        device: Opening,
         ckpt: &mlxr_checkpoint::Checkpoint,
         tokenizer: Tokenizer,
         args: &LoadArgs,
@@ -62,8 +69,7 @@ impl Generator {
             max_seqs,
             ..EngineOptions::default()
         };
-        let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
-        wanted.with_gpu_layers(args.gpu_layers).load(ckpt, options, |placement, options| {
+        device.load(ckpt, options, |placement, options| {
             let model = loaded::model(ckpt, placement, Some(n_ctx))?;
             let kv_spec = model.kv_spec(1, options.block_tokens, args.kv_type);
             let (weight_bytes, kv_bytes) =

@@ -76,6 +76,7 @@ impl Session {
             spinner.suspend(|| ckpt.warnings.iter().for_each(|warning| eprintln!("warning: {warning}")));
         }
         loaded::check_generates(&ckpt)?;
+        let device = Generator::open_device(&args.load);
         let tokenizer = text::tokenizer(&ckpt)?;
         // Checked before the weights are touched.
         args.sampling.resolve(&ckpt.generation)?;
@@ -86,7 +87,7 @@ impl Session {
             true => None,
             false => Some(text::chat_template(&ckpt, &tokenizer, args.template.as_deref())?),
         };
-        let generator = Generator::load(&ckpt, tokenizer.clone(), &args.load, args.choices.n_seqs())?;
+        let generator = Generator::load(device, &ckpt, tokenizer.clone(), &args.load, args.choices.n_seqs())?;
         spinner.finish_and_clear();
         Ok(Session {
             source,

@@ -1,6 +1,8 @@
 //! Matrices on their way to the device's own memory: repacked and written by threads of their own, while the host opens
 //! the rest of the model, records the first step and compiles its kernels.
 //!
+//! Bound: an entry for each megabyte of a model's weights.
+//!
 //! Invariant: commands are submitted after all that is on its way has been written, see [`Uploads::wait`].
 
 use std::collections::VecDeque;

@@ -239,11 +239,12 @@ impl Compiling {
         let compile = AssertUnwindSafe(|| self.compile(source));
         // Who waits for the kernel is told of a panic too.
         let compiled = catch_unwind(compile).unwrap_or_else(|_| Err("its compiler stopped".to_owned()));
-        // Nobody else sets it.
-        let _ = self.pipeline.compiled.set(compiled);
+        // Who waits for the kernel may save the cache right after.
         if let Some(cache) = &self.cache {
             cache.note();
         }
+        // Nobody else sets it.
+        let _ = self.pipeline.compiled.set(compiled);
     }
 
     fn compile(&self, source: &str) -> Result<wgpu::ComputePipeline, String> {

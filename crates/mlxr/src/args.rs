@@ -113,7 +113,7 @@ pub struct LoadArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
-    /// Compute prompts in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
+    /// Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     #[arg(long)]
     pub bf16_products: bool,
     /// How keys and values are stored
@@ -300,7 +300,7 @@ pub struct BenchArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
-    /// Compute prompts in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
+    /// Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     #[arg(long)]
     pub bf16_products: bool,
     /// How keys and values are stored
@@ -337,7 +337,7 @@ pub struct PerplexityArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
-    /// Compute prompts in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
+    /// Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     #[arg(long)]
     pub bf16_products: bool,
     /// How keys and values are stored

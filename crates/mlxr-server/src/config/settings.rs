@@ -138,9 +138,9 @@ settings! {
     n_ctx: Option<u32> = "auto", "engine.n_ctx", [short('c', takes("ctx", "TOKENS"))];
     /// How keys and values are stored: f32, f16, bf16, q8_0, q4_0 or fp8 (E4M3)
     kv_type: DType = "f16", "engine.kv_type", [takes("kv-type", "TYPE")];
-    /// Compute prompts in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
+    /// Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     bf16_products: bool = "false", "engine.bf16_products",
-        [means("bf16-products", "true", "Compute prompts in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company")];
+        [means("bf16-products", "true", "Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company")];
     /// Time each kernel of a GPU for GET /metrics, which makes it slower
     profile: bool = "false", "engine.profile",
         [means("profile", "true", "Time each kernel of a GPU for GET /metrics, which makes it slower")];

@@ -135,7 +135,8 @@ Model options:
           CPU threads [default: one per physical core]
 
       --bf16-products
-          Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
+          Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on
+          their company
 
       --kv-type <TYPE>
           How keys and values are stored

@@ -19,6 +19,15 @@ pub(crate) struct Assembled {
     pub ignored: Vec<String>,
 }
 
+impl Assembled {
+    /// Adds the parts of a model that another family's rules know.
+    pub fn extend(&mut self, other: Assembled) {
+        self.tensors.extend(other.tensors);
+        self.unknown.extend(other.unknown);
+        self.ignored.extend(other.ignored);
+    }
+}
+
 pub(crate) fn assemble(
     arch: &'static ArchSpec,
     naming: Naming,

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use mlxr_tensor::{HostTensor, RopePairing};
 use serde_json::{Map, Value, json};
 
-use crate::arch::{self, ArchSpec, Naming};
+use crate::arch::{self, ArchSpec, Multimodal, Naming};
 use crate::assemble::{Assembled, assemble};
 use crate::embedding::{EmbeddingFiles, Pooling};
 use crate::gguf::{self, GgufFile, GgufMetadata};
 use crate::mapping::LoadOptions;
 use crate::tokenizer::{self, ChatTemplates, TokenizerSource};
+use crate::vision::VisionFiles;
 use crate::{CheckpointError, json, mlx, published, safetensors};
 
 /// Which kind of files a checkpoint came from.
@@ -51,6 +52,8 @@ pub struct Checkpoint {
     pub rope_pairing: RopePairing,
     /// How hidden states become vectors, as far as the files say.
     pub embedding: EmbeddingFiles,
+    /// What goes before the text model, where the model reads images.
+    pub vision: Option<VisionFiles>,
     /// The metadata of a GGUF file.
     pub metadata: Option<GgufMetadata>,
     /// Tensors no table knows, under their names in the file; a loader that computes with the model refuses them.
@@ -139,6 +142,7 @@ impl Checkpoint {
             tokenizer: TokenizerSource::Gguf(metadata.clone()),
             rope_pairing: pairing,
             embedding: EmbeddingFiles::from_gguf(path, &metadata)?,
+            vision: None,
             warnings: arch::unread_keys(path, arch, &metadata)?,
             metadata: Some(metadata),
         };
@@ -153,12 +157,17 @@ impl Checkpoint {
         }
         let mut config = json::read_object(&config_path)?;
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let Some(arch) = ArchSpec::for_model_type(&model_type) else {
-            return Err(CheckpointError::UnknownArchitecture {
-                path: config_path,
-                found: model_type,
-                supported: ArchSpec::supported(),
-            });
+        let multimodal = Multimodal::for_model_type(&model_type);
+        let arch = match multimodal {
+            Some(family) => text_arch(family, &mut config, &config_path)?,
+            None => ArchSpec::for_model_type(&model_type).ok_or_else(|| {
+                let supported = ArchSpec::supported();
+                CheckpointError::UnknownArchitecture {
+                    path: config_path.clone(),
+                    found: model_type,
+                    supported,
+                }
+            })?,
         };
         arch::normalise_config(&mut config);
         arch::complete_config(arch, &mut config);
@@ -167,7 +176,14 @@ impl Checkpoint {
             mlx::settings(&config).is_some() || files.metadata.get("format").is_some_and(|f| f == "mlx");
         let tensors = mlx::join_quantised(files.tensors, &config, &config_path)?;
         let joined = published::join_quantised(tensors, &config, &config_path)?;
-        let mut assembled = assemble(arch, Naming::Hf, &config, joined.tensors)?;
+        let (tower, text) = match multimodal {
+            Some(family) => family.part(joined.tensors),
+            None => (Vec::new(), joined.tensors),
+        };
+        let mut assembled = assemble(arch, Naming::Hf, &config, text)?;
+        if let Some(family) = multimodal {
+            assembled.extend(assemble(family.tower, Naming::Hf, &config, tower)?);
+        }
         assembled.ignored.extend(joined.ignored);
         let mut warnings = Vec::new();
         if joined.n_rearranged_bytes > 0 {
@@ -188,6 +204,7 @@ impl Checkpoint {
             tokenizer,
             rope_pairing: RopePairing::Half,
             embedding,
+            vision: multimodal.map(|family| VisionFiles::from_dir(dir, family.model_type)).transpose()?,
             metadata: None,
             warnings,
         };
@@ -206,6 +223,7 @@ impl Checkpoint {
             named_templates: parts.templates.named,
             rope_pairing: parts.rope_pairing,
             embedding: parts.embedding,
+            vision: parts.vision,
             metadata: parts.metadata,
             warnings: parts.warnings,
             unknown: assembled.unknown,
@@ -242,8 +260,25 @@ struct Parts {
     tokenizer: TokenizerSource,
     rope_pairing: RopePairing,
     embedding: EmbeddingFiles,
+    vision: Option<VisionFiles>,
     metadata: Option<GgufMetadata>,
     warnings: Vec<String>,
+}
+
+/// The family of a multimodal model's text model, which becomes the configuration's `model_type`.
+fn text_arch(
+    family: &Multimodal,
+    config: &mut Map<String, Value>,
+    path: &Path,
+) -> Result<&'static ArchSpec, CheckpointError> {
+    let stated = config.get("text_config").and_then(|text| text.get("model_type")).and_then(Value::as_str);
+    let arch = family.text_arch(stated).ok_or_else(|| CheckpointError::UnknownArchitecture {
+        path: path.to_owned(),
+        found: format!("{} on {}", family.model_type, stated.unwrap_or_default()),
+        supported: format!("{} on {}", family.model_type, family.supported_texts()),
+    })?;
+    config.insert("model_type".to_owned(), json!(arch.model_type));
+    Ok(arch)
 }
 
 /// A head that config.json says is tied to the embedding is not read, even when the file repeats it.

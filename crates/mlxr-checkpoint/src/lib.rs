@@ -22,6 +22,7 @@ pub mod quantize;
 mod safetensors;
 mod summary;
 mod tokenizer;
+mod vision;
 mod word_piece;
 
 pub use arch::ArchSpec;
@@ -34,3 +35,4 @@ pub use mapping::{LoadOptions, Prefetch};
 pub use safetensors::read_safetensors;
 pub use summary::{FormatShare, Summary};
 pub use tokenizer::TokenizerSource;
+pub use vision::VisionFiles;

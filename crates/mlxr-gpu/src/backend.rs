@@ -24,8 +24,8 @@ use crate::fused::{GatedProduct, NormedProduct};
 use crate::half::padded_rows;
 use crate::kernels::{
     Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows, LayerNorm,
-    NormShape, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, StoreKv, StoreKvScaled,
-    activation, gate,
+    NormShape, Patches, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, ScatterRows,
+    StoreKv, StoreKvScaled, activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
@@ -427,6 +427,33 @@ impl Backend for GpuBackend {
                 &[n as u32, x.cols() as u32],
                 n,
             )
+        })
+    }
+
+    fn scatter_rows(&self, x: &mut Act, rows: &[u32], y: &Act) {
+        assert_eq!((y.rows(), y.cols()), (rows.len(), x.cols()), "rows to be put into place");
+        let mut run = || {
+            let table = self.buffers.take_with(&self.gpu, bytemuck::cast_slice(rows))?;
+            let n = rows.len() * y.cols();
+            let params = [n as u32, y.cols() as u32];
+            self.elementwise(
+                &ScatterRows {},
+                &[self.floats(y), table.bound(), self.floats_mut(x)],
+                &params,
+                n,
+            )
+        };
+        self.note(run());
+    }
+
+    fn patches(&self, image: &Act, n_channels: usize, patch: usize) -> Act {
+        let (height, width) = (image.rows() / n_channels, image.cols());
+        let (n_down, n_across) = (height / patch, width / patch);
+        let cols = n_channels * patch * patch;
+        self.new_act(n_down * n_across, cols, |y| {
+            let n = n_down * n_across * cols;
+            let params = [n, cols, patch, n_across, height, width].map(|v| v as u32);
+            self.elementwise(&Patches {}, &[self.floats(image), y], &params, n)
         })
     }
 

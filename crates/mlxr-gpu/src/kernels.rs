@@ -37,6 +37,10 @@ kernels! {
     }
     Activate = "activate.wgsl" [Write] { kind: &'static str }
     GatherRows = "gather_rows.wgsl" [Read, Read, Write] {}
+    /// `y, rows, x`
+    ScatterRows = "scatter_rows.wgsl" [Read, Read, Write] {}
+    /// `image, y`
+    Patches = "patches.wgsl" [Read, Write] {}
     PadRows = "pad_rows.wgsl" [Read, Write] {}
     CopyWords = "copy_words.wgsl" [Write] {}
     /// `weight, y, x`, and the codes of y with their scales
@@ -490,6 +494,7 @@ pub(crate) fn activation(kind: Activation) -> &'static str {
     match kind {
         Activation::Gelu => "gelu",
         Activation::GeluTanh => "gelu_tanh",
+        Activation::QuickGelu => "quick_gelu",
         Activation::Silu => "silu",
         Activation::Relu => "relu",
         Activation::Tanh => "tanh_stable",

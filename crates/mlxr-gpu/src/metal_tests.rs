@@ -60,6 +60,8 @@ fn every_kernel_can_be_printed_for_metal() {
 fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &Add {});
     printed.print(pipelines, &GatherRows {});
+    printed.print(pipelines, &ScatterRows {});
+    printed.print(pipelines, &Patches {});
     printed.print(pipelines, &PadRows {});
     printed.print(pipelines, &CopyWords {});
     printed.print(pipelines, &Argmax { lanes: 1024 });

@@ -250,6 +250,29 @@ impl Backend for CpuBackend {
         out
     }
 
+    fn scatter_rows(&self, x: &mut Act, rows: &[u32], y: &Act) {
+        assert_eq!((y.rows(), y.cols()), (rows.len(), x.cols()), "rows to be put into place");
+        let (cols, source) = (x.cols(), values(y));
+        for (&row, y) in rows.iter().zip(source.chunks_exact(cols.max(1))) {
+            values_mut(x)[row as usize * cols..][..cols].copy_from_slice(y);
+        }
+    }
+
+    fn patches(&self, image: &Act, n_channels: usize, patch: usize) -> Act {
+        let (height, width) = (image.rows() / n_channels, image.cols());
+        let n_across = width / patch;
+        let source = values(image);
+        let mut out = self.acts.act(height / patch * n_across, n_channels * patch * patch);
+        self.rows_in_place(&mut out, |square, row| {
+            let (first_line, first) = (square / n_across * patch, square % n_across * patch);
+            for (i, pixels) in row.chunks_exact_mut(patch).enumerate() {
+                let line = i / patch * height + first_line + i % patch;
+                pixels.copy_from_slice(&source[line * width + first..][..patch]);
+            }
+        });
+        out
+    }
+
     fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act {
         let weight = vector(weight);
         assert_eq!(x.cols(), weight.len(), "columns of the input and of the norm");

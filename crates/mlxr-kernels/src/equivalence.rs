@@ -293,7 +293,7 @@ proptest! {
             both(&|k, x| x[0] = k.soften(&mut x.to_vec(), 0.5, Some(3.0)).1 / n as f32);
             both(&|k, x| x[0] = k.sum(x) / n as f32);
             both(&|k, x| k.subtract(x, &w, 0.3));
-            for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh] {
+            for kind in [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu, Activation::Relu, Activation::Tanh] {
                 both(&|k, x| k.activate(x, kind));
             }
             both(&|k, x| k.softcap(x, 2.0));

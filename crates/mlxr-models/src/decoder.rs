@@ -110,6 +110,7 @@ impl Decoder {
         let copies: Vec<Batch> = self.stages[1..].iter().map(|_| cx.batch.clone()).collect();
         let batches = std::iter::once(cx.batch).chain(&copies);
         let mut x = cx.backend.embed(&self.embed, cx.batch, self.embed_scale); // [rows, hidden]
+        put_given(&cx, &mut x);
         let mut at = cx;
         for (i, ((stage, (_, kv)), batch)) in self.stages.iter().zip(&mut kv.parts).zip(batches).enumerate() {
             let next = Cx { backend: &*stage.backend, batch, ..cx };
@@ -153,6 +154,16 @@ impl Stage {
             residual.push(h.normed(cx, layer.post_mlp_norm.as_ref()));
         }
         residual.finish(cx)
+    }
+}
+
+/// Puts the rows that are given in the place of their tokens' embeddings.
+fn put_given(cx: &Cx<'_>, x: &mut Act) {
+    for given in &cx.batch.given {
+        let (n_rows, cols) = (given.rows.len(), x.cols());
+        let values = &given.values[given.first * cols..][..n_rows * cols];
+        let rows: Vec<u32> = given.rows.clone().map(|row| row as u32).collect();
+        cx.backend.scatter_rows(x, &rows, &cx.backend.act(n_rows, cols, values));
     }
 }
 

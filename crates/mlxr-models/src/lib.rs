@@ -18,6 +18,7 @@ mod model;
 mod placement;
 mod rope;
 mod upload;
+mod vision;
 mod weights;
 
 pub use arithmetic::Multiplications;
@@ -29,3 +30,4 @@ pub use head::{EmbedderHead, HeadError, ScoreActivation, ranking, shorten, vecto
 pub use model::{Model, ModelOptions};
 pub use placement::{ModelKv, Placement, SavedBlocks};
 pub use rope::{RopeConfig, RopeScaling};
+pub use vision::{VisionConfig, VisionTower};

@@ -12,6 +12,7 @@ use crate::families;
 use crate::fields::Fields;
 use crate::placement::{ModelKv, Placement};
 use crate::rope::RopeFactors;
+use crate::vision::{VisionConfig, VisionTower};
 use crate::weights::Loader;
 
 /// How to open a model.
@@ -29,6 +30,7 @@ pub struct ModelOptions {
 pub struct Model {
     config: DecoderConfig,
     decoder: Decoder,
+    vision: Option<VisionTower>,
     n_ctx: u32,
     weights_bytes: usize,
     bytes_per_token: usize,
@@ -66,7 +68,17 @@ impl Model {
         let loader = Loader::new(&name, &config, ckpt, &*stages[0].0, n_ctx)?;
         let (decoder, weights_bytes) = loader.load(&stages)?;
         let bytes_per_token = weights_bytes - idle_bytes(&config, ckpt, stages.len());
-        Ok(Model { config, decoder, n_ctx, weights_bytes, bytes_per_token })
+        let vision = match VisionConfig::for_checkpoint(ckpt, &config)? {
+            Some(vision) => Some(VisionTower::load(&name, vision, ckpt, placement.last())?),
+            None => None,
+        };
+        let weights_bytes = weights_bytes + vision.as_ref().map_or(0, VisionTower::weights_bytes);
+        Ok(Model { config, decoder, vision, n_ctx, weights_bytes, bytes_per_token })
+    }
+
+    /// What reads images, where the model has it.
+    pub fn vision(&self) -> Option<&VisionTower> {
+        self.vision.as_ref()
     }
 
     /// Logits of `batch.output_rows`: `[n_output_rows, vocab]`, scaled and capped as the family does.

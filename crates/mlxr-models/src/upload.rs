@@ -113,6 +113,14 @@ impl<'a> Upload<'a> {
         Ok(weight)
     }
 
+    /// A tensor as a matrix of this shape.
+    pub fn weight_as(&mut self, name: &str, shape: &[usize]) -> Result<Weight, ModelError> {
+        let tensor = self.tensor(name)?.clone().reshaped(shape)?;
+        let weight = self.backend.upload(&tensor)?;
+        self.n_bytes += tensor.n_bytes();
+        Ok(weight)
+    }
+
     pub fn tensor(&self, name: &str) -> Result<&'a HostTensor, ModelError> {
         self.ckpt.tensor(name).ok_or_else(|| ModelError::MissingTensors {
             model: self.model.to_owned(),

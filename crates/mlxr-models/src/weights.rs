@@ -12,6 +12,7 @@ use crate::ModelError;
 use crate::config::{DecoderConfig, LayerConfig, MlpConfig, QkNorm};
 use crate::decoder::{Attention, Decoder, DenseMlp, ExpertMlp, Layer, Linear, Mlp, QkNormWeights, Stage};
 use crate::upload::{Expected, Upload};
+use crate::vision;
 
 /// Endings of tensors that are computed, not learned: old files carry them, nothing needs them.
 const COMPUTED: &[&str] = &["rotary_emb.inv_freq"];
@@ -115,6 +116,7 @@ impl<'a> Loader<'a> {
         Expected::of_decoder(config, ckpt).check(model, ckpt, |name| {
             name.starts_with("rope_factors.")
                 || name.starts_with("dense.")
+                || (ckpt.vision.is_some() && vision::is_part(name))
                 || (config.tied && name == "lm_head.weight")
                 || COMPUTED.iter().any(|ending| name.ends_with(ending))
         })?;

@@ -125,6 +125,14 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Rows `rows` of `x`, in that order.
     fn gather_rows(&self, x: &Act, rows: &[u32]) -> Act;
 
+    /// Row `i` of `y` in the place of row `rows[i]` of `x`, for rows that are all different.
+    fn scatter_rows(&self, x: &mut Act, rows: &[u32], y: &Act);
+
+    /// An image `[n_channels * height, width]` cut into squares of `patch` by `patch` pixels, those of a line one after the
+    /// other: `[n_patches, n_channels * patch * patch]`, each row as a convolution's weight has it, so that a convolution
+    /// with this stride is a linear layer. What is left at the right and at the bottom is not looked at.
+    fn patches(&self, image: &Act, n_channels: usize, patch: usize) -> Act;
+
     /// `x / sqrt(mean(x^2) + eps) * weight` for each row.
     fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act;
 
@@ -308,6 +316,8 @@ pub enum Activation {
     Gelu,
     /// GELU by the tanh approximation.
     GeluTanh,
+    /// `x * sigmoid(1.702 x)`
+    QuickGelu,
     /// `x * sigmoid(x)`
     Silu,
     Relu,
@@ -427,7 +437,19 @@ pub struct Batch {
     pub output_rows: Vec<u32>,
     /// Rows whose tokens are not known on the host.
     pub fed: Option<Fed>,
+    /// Rows that are given in place of their tokens' embeddings.
+    pub given: Vec<GivenRows>,
     cache: DeviceCache,
+}
+
+/// Rows of a [`Batch`] that are no tokens' embeddings, such as those of an image.
+#[derive(Clone, Debug)]
+pub struct GivenRows {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Rows as wide as the model, of which these are the ones from `first` on.
+    pub values: Arc<[f32]>,
+    pub first: usize,
 }
 
 /// The rows of one sequence in a [`Batch`].

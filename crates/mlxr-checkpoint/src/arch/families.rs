@@ -454,3 +454,23 @@ const MODERN_BERT: ArchSpec = ArchSpec {
     ],
     ..BERT
 };
+
+/// CLIP's vision tower with LLaVA's projector, which is no model by itself.
+pub(super) const CLIP_VISION: ArchSpec = ArchSpec {
+    model_type: "clip_vision_model",
+    hf_class: "CLIPVisionModel",
+    gguf_arch: "clip",
+    gguf_permutes_qk: false,
+    hf: &[t::HF_CLIP_VISION, t::HF_LLAVA_PROJECTOR],
+    gguf: &[],
+    hf_renames: &[
+        ("vision_tower.vision_model.", "vision_tower."),
+        ("model.vision_tower.vision_model.", "vision_tower."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+    ],
+    hf_ignored: &["vision_tower.embeddings.position_ids"],
+    hparams: &[],
+    defaults: &[],
+    ..LLAMA
+};

@@ -6,6 +6,7 @@ mod hparams;
 mod rope;
 mod tensors;
 mod unread;
+mod vision;
 
 use std::collections::HashMap;
 
@@ -18,6 +19,7 @@ pub use hparams::{Default, HParam, Kind};
 pub(crate) use rope::{Llama3, fill_scaling};
 pub use tensors::{Layout, TensorRule};
 pub(crate) use unread::unread_keys;
+pub use vision::Multimodal;
 
 /// One model family.
 #[derive(Debug)]
@@ -88,7 +90,7 @@ impl ArchSpec {
 
     /// The `model_type`s of all families, for messages.
     pub fn supported() -> String {
-        ALL.iter().map(|a| a.model_type).collect::<Vec<_>>().join(", ")
+        ALL.iter().map(|a| a.model_type).chain(Multimodal::all()).collect::<Vec<_>>().join(", ")
     }
 
     /// The `general.architecture`s of all families, for messages.

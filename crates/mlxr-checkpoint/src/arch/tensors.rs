@@ -252,6 +252,41 @@ pub const HF_MODERN_BERT: Rules = rules! {
     "classifier.bias" => "cls.out.bias"
 };
 
+// Vision towers.
+
+pub const HF_CLIP_VISION: Rules = rules! {
+    "vision_tower.embeddings.class_embedding" => "vision.class"
+    "vision_tower.embeddings.patch_embedding.weight" => "vision.patches.weight"
+    "vision_tower.embeddings.position_embedding.weight" => "vision.positions.weight"
+    "vision_tower.pre_layrnorm.weight" => "vision.embed_norm.weight"
+    "vision_tower.pre_layrnorm.bias" => "vision.embed_norm.bias"
+    "vision_tower.post_layernorm.weight" => "vision.norm.weight"
+    "vision_tower.post_layernorm.bias" => "vision.norm.bias"
+    "vision_tower.encoder.layers.{i}.layer_norm1.weight" => "vision.layers.{i}.attn_norm.weight"
+    "vision_tower.encoder.layers.{i}.layer_norm1.bias" => "vision.layers.{i}.attn_norm.bias"
+    "vision_tower.encoder.layers.{i}.self_attn.q_proj.weight" => "vision.layers.{i}.attn.q.weight"
+    "vision_tower.encoder.layers.{i}.self_attn.q_proj.bias" => "vision.layers.{i}.attn.q.bias"
+    "vision_tower.encoder.layers.{i}.self_attn.k_proj.weight" => "vision.layers.{i}.attn.k.weight"
+    "vision_tower.encoder.layers.{i}.self_attn.k_proj.bias" => "vision.layers.{i}.attn.k.bias"
+    "vision_tower.encoder.layers.{i}.self_attn.v_proj.weight" => "vision.layers.{i}.attn.v.weight"
+    "vision_tower.encoder.layers.{i}.self_attn.v_proj.bias" => "vision.layers.{i}.attn.v.bias"
+    "vision_tower.encoder.layers.{i}.self_attn.out_proj.weight" => "vision.layers.{i}.attn.o.weight"
+    "vision_tower.encoder.layers.{i}.self_attn.out_proj.bias" => "vision.layers.{i}.attn.o.bias"
+    "vision_tower.encoder.layers.{i}.layer_norm2.weight" => "vision.layers.{i}.mlp_norm.weight"
+    "vision_tower.encoder.layers.{i}.layer_norm2.bias" => "vision.layers.{i}.mlp_norm.bias"
+    "vision_tower.encoder.layers.{i}.mlp.fc1.weight" => "vision.layers.{i}.mlp.up.weight"
+    "vision_tower.encoder.layers.{i}.mlp.fc1.bias" => "vision.layers.{i}.mlp.up.bias"
+    "vision_tower.encoder.layers.{i}.mlp.fc2.weight" => "vision.layers.{i}.mlp.down.weight"
+    "vision_tower.encoder.layers.{i}.mlp.fc2.bias" => "vision.layers.{i}.mlp.down.bias"
+};
+
+pub const HF_LLAVA_PROJECTOR: Rules = rules! {
+    "multi_modal_projector.linear_1.weight" => "projector.up.weight"
+    "multi_modal_projector.linear_1.bias" => "projector.up.bias"
+    "multi_modal_projector.linear_2.weight" => "projector.down.weight"
+    "multi_modal_projector.linear_2.bias" => "projector.down.bias"
+};
+
 /// How MLX stores the experts of mixtral.
 pub const MLX_MIXTRAL_MOE: Rules = rules! {
     "model.layers.{i}.block_sparse_moe.switch_mlp.gate_proj.weight" => "layers.{i}.moe.gate.weight"

@@ -14,6 +14,10 @@ fn relu(v: f32) -> f32 {
     return max(v, 0.0);
 }
 
+fn quick_gelu(v: f32) -> f32 {
+    return v * sigmoid(1.702 * v);
+}
+
 @compute @workgroup_size(256)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,

@@ -277,6 +277,7 @@ pub(crate) mod bodies {
         match kind {
             Activation::Gelu => values.for_each(|v| *v = math::gelu::<M>(*v)),
             Activation::GeluTanh => values.for_each(|v| *v = math::gelu_tanh::<M>(*v)),
+            Activation::QuickGelu => values.for_each(|v| *v *= math::sigmoid::<M>(1.702 * *v)),
             Activation::Silu => values.for_each(|v| *v *= math::sigmoid::<M>(*v)),
             // Written so that a NaN stays.
             Activation::Relu => values.for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),

@@ -52,6 +52,8 @@ pub enum NormPlace {
     After,
     /// Before each sublayer but the first, which follows the embedding's norm; and at the end.
     Before,
+    /// Before each sublayer, the first one too.
+    BeforeAll,
 }
 
 /// The feed-forward part of a layer.
@@ -202,9 +204,12 @@ pub fn read_activation(fields: &Fields<'_>, name: &str) -> Result<Option<Activat
         None => Ok(None),
         Some("gelu") => Ok(Some(Activation::Gelu)),
         Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Some(Activation::GeluTanh)),
+        Some("quick_gelu") => Ok(Some(Activation::QuickGelu)),
         Some("silu" | "swish") => Ok(Some(Activation::Silu)),
         Some("relu") => Ok(Some(Activation::Relu)),
         Some("tanh") => Ok(Some(Activation::Tanh)),
-        Some(_) => Err(fields.refuse(name, "not one of gelu, gelu_pytorch_tanh, silu, relu, tanh")),
+        Some(_) => {
+            Err(fields.refuse(name, "not one of gelu, gelu_pytorch_tanh, quick_gelu, silu, relu, tanh"))
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::decoder::Linear;
 pub use config::{
     EncoderConfig, EncoderDefaults, EncoderMlp, NormPlace, Positions, ScoreConfig, read_activation,
 };
-pub use weights::load;
+pub use weights::{expect_layers, load, load_layers};
 
 /// A layer norm.
 pub struct LayerNorm {
@@ -61,14 +61,32 @@ pub enum Mlp {
 }
 
 /// What every part of a forward needs besides its own weights.
-struct Cx<'a> {
-    backend: &'a dyn Backend,
-    batch: &'a Batch,
-    norm_eps: f32,
+pub struct Cx<'a> {
+    pub backend: &'a dyn Backend,
+    pub batch: &'a Batch,
+    pub norm_eps: f32,
 }
 
 impl Cx<'_> {
-    fn linear(&self, x: &Act, layer: &Linear) -> Act {
+    /// The stream `x: [rows, hidden]` through layers; `kv` is scratch of one of them.
+    pub fn through(&self, layers: &[Layer], mut x: Act, kv: &mut KvCache) -> Act {
+        for layer in layers {
+            let norms = (layer.attn_norm.as_ref(), layer.attn_out_norm.as_ref());
+            x = self.sublayer(x, norms.0, norms.1, |x| layer.attn.forward(self, kv, x));
+            let norms = (layer.mlp_norm.as_ref(), layer.out_norm.as_ref());
+            x = self.sublayer(x, norms.0, norms.1, |x| layer.mlp.forward(self, x));
+        }
+        x
+    }
+
+    /// Rows of a table, which is looked up as that of the tokens is.
+    pub fn look_up(&self, table: &Weight, rows: Vec<u32>) -> Act {
+        let mut batch = Batch::new();
+        batch.tokens = rows;
+        self.backend.embed(table, &batch, 1.0)
+    }
+
+    pub fn linear(&self, x: &Act, layer: &Linear) -> Act {
         self.backend.linear(x, &layer.weight, layer.bias.as_ref())
     }
 
@@ -77,7 +95,7 @@ impl Cx<'_> {
         self.backend.linear_each(x, &layers).try_into().expect("one activation per layer")
     }
 
-    fn norm(&self, x: Act, norm: Option<&LayerNorm>) -> Act {
+    pub fn norm(&self, x: Act, norm: Option<&LayerNorm>) -> Act {
         match norm {
             Some(norm) => self.backend.layer_norm(&x, &norm.weight, norm.bias.as_ref(), self.norm_eps),
             None => x,
@@ -104,13 +122,7 @@ impl Encoder {
     /// one entry per row, or none where all are of the first kind. `kv` is scratch of one layer.
     pub fn forward(&self, backend: &dyn Backend, batch: &Batch, types: &[u32], kv: &mut KvCache) -> Act {
         let cx = Cx { backend, batch, norm_eps: self.norm_eps };
-        let mut x = self.embed(&cx, types); // [rows, hidden]
-        for layer in &self.layers {
-            let norms = (layer.attn_norm.as_ref(), layer.attn_out_norm.as_ref());
-            x = cx.sublayer(x, norms.0, norms.1, |x| layer.attn.forward(&cx, kv, x));
-            let norms = (layer.mlp_norm.as_ref(), layer.out_norm.as_ref());
-            x = cx.sublayer(x, norms.0, norms.1, |x| layer.mlp.forward(&cx, x));
-        }
+        let x = cx.through(&self.layers, self.embed(&cx, types), kv); // [rows, hidden]
         let x = backend.gather_rows(&x, &batch.output_rows);
         cx.norm(x, self.norm.as_ref())
     }
@@ -118,12 +130,7 @@ impl Encoder {
     /// Vectors of tokens, positions and kinds together, normalised.
     fn embed(&self, cx: &Cx<'_>, types: &[u32]) -> Act {
         let mut x = cx.backend.embed(&self.embed, cx.batch, 1.0);
-        // Any table is looked up as that of the tokens is.
-        let mut look_up = |table: &Weight, rows: Vec<u32>| {
-            let mut batch = Batch::new();
-            batch.tokens = rows;
-            cx.backend.add(&mut x, &cx.backend.embed(table, &batch, 1.0), 1.0);
-        };
+        let mut look_up = |table, rows| cx.backend.add(&mut x, &cx.look_up(table, rows), 1.0);
         if let Some((table, first)) = &self.positions {
             look_up(table, cx.batch.positions.iter().map(|position| position + first).collect());
         }

@@ -20,9 +20,9 @@ pub fn load(
     expected(config).check(model, ckpt, |name| name.starts_with("dense."))?;
     let ropes =
         config.ropes.iter().map(|rope| Arc::new(rope.rope(ckpt.rope_pairing, config.n_ctx))).collect();
-    let mut loader = Loader { config, upload: Upload::new(model, ckpt, backend), ropes };
-    let encoder = loader.encoder()?;
-    Ok((encoder, loader.upload.n_bytes))
+    let mut upload = Upload::new(model, ckpt, backend);
+    let encoder = Loader { config, upload: &mut upload, prefix: "", ropes }.encoder()?;
+    Ok((encoder, upload.n_bytes))
 }
 
 fn expected(config: &EncoderConfig) -> Expected {
@@ -35,22 +35,11 @@ fn expected(config: &EncoderConfig) -> Expected {
     if config.n_types > 0 {
         expected.need("embed_types.weight", &[config.n_types, hidden]);
     }
-    let mut norms = vec!["embed_norm".to_owned()];
+    expect_norm(&mut expected, config, "embed_norm");
     if config.norms == NormPlace::Before {
-        norms.push("norm".to_owned());
+        expect_norm(&mut expected, config, "norm");
     }
-    for i in 0..config.layers.len() {
-        for part in ["q", "k", "v", "o"] {
-            expected.need(format!("layers.{i}.attn.{part}.weight"), &[hidden, hidden]);
-            expected.bias(format!("layers.{i}.attn.{part}.bias"), &[hidden], config.attn_bias);
-        }
-        for (part, n_out, n_in) in mlp_parts(config) {
-            expected.need(format!("layers.{i}.mlp.{part}.weight"), &[n_out, n_in]);
-            expected.bias(format!("layers.{i}.mlp.{part}.bias"), &[n_out], config.mlp_bias);
-        }
-        let (before, after) = layer_norms(config, i);
-        norms.extend(before.into_iter().chain(after).map(|part| format!("layers.{i}.{part}")));
-    }
+    expect_layers(&mut expected, config, "");
     if let Some(score) = config.score {
         if score.dense.is_some() {
             expected.need("cls.dense.weight", &[hidden, hidden]);
@@ -61,11 +50,40 @@ fn expected(config: &EncoderConfig) -> Expected {
         expected.need("cls.out.weight", &[score.n_labels, hidden]);
         expected.bias("cls.out.bias".to_owned(), &[score.n_labels], Bias::IfPresent);
     }
-    for norm in norms {
-        expected.need(format!("{norm}.weight"), &[hidden]);
-        expected.bias(format!("{norm}.bias"), &[hidden], config.norm_bias);
-    }
     expected
+}
+
+fn expect_norm(expected: &mut Expected, config: &EncoderConfig, name: &str) {
+    expected.need(format!("{name}.weight"), &[config.hidden]);
+    expected.bias(format!("{name}.bias"), &[config.hidden], config.norm_bias);
+}
+
+/// The layers, whose tensors' names begin with `prefix`.
+pub fn expect_layers(expected: &mut Expected, config: &EncoderConfig, prefix: &str) {
+    let hidden = config.hidden;
+    for i in 0..config.layers.len() {
+        let layer = format!("{prefix}layers.{i}");
+        for part in ["q", "k", "v", "o"] {
+            expected.need(format!("{layer}.attn.{part}.weight"), &[hidden, hidden]);
+            expected.bias(format!("{layer}.attn.{part}.bias"), &[hidden], config.attn_bias);
+        }
+        for (part, n_out, n_in) in mlp_parts(config) {
+            expected.need(format!("{layer}.mlp.{part}.weight"), &[n_out, n_in]);
+            expected.bias(format!("{layer}.mlp.{part}.bias"), &[n_out], config.mlp_bias);
+        }
+        let (before, after) = layer_norms(config, i);
+        before.into_iter().chain(after).for_each(|p| expect_norm(expected, config, &format!("{layer}.{p}")));
+    }
+}
+
+/// Uploads the layers that [`expect_layers`] names, of a tower without rotary positions.
+pub fn load_layers(
+    config: &EncoderConfig,
+    upload: &mut Upload<'_>,
+    prefix: &str,
+) -> Result<Vec<Layer>, ModelError> {
+    let mut loader = Loader { config, upload, prefix, ropes: Vec::new() };
+    (0..config.layers.len()).map(|i| loader.layer(i)).collect()
 }
 
 fn mlp_parts(config: &EncoderConfig) -> Vec<(&'static str, usize, usize)> {
@@ -82,17 +100,19 @@ fn layer_norms(config: &EncoderConfig, layer_idx: usize) -> (Vec<&'static str>, 
     match config.norms {
         NormPlace::After => (vec![], vec!["attn_out_norm", "out_norm"]),
         NormPlace::Before if layer_idx == 0 => (vec!["mlp_norm"], vec![]),
-        NormPlace::Before => (vec!["attn_norm", "mlp_norm"], vec![]),
+        NormPlace::Before | NormPlace::BeforeAll => (vec!["attn_norm", "mlp_norm"], vec![]),
     }
 }
 
-struct Loader<'a> {
+struct Loader<'a, 'b> {
     config: &'a EncoderConfig,
-    upload: Upload<'a>,
+    upload: &'a mut Upload<'b>,
+    /// Before the names of the layers' tensors.
+    prefix: &'a str,
     ropes: Vec<Arc<Rope>>,
 }
 
-impl Loader<'_> {
+impl Loader<'_, '_> {
     fn encoder(&mut self) -> Result<Encoder, ModelError> {
         let config = self.config;
         let positions = match config.positions {
@@ -107,7 +127,7 @@ impl Loader<'_> {
             layers: (0..config.layers.len()).map(|i| self.layer(i)).collect::<Result<_, _>>()?,
             norm: match config.norms {
                 NormPlace::Before => Some(self.norm("norm")?),
-                NormPlace::After => None,
+                NormPlace::After | NormPlace::BeforeAll => None,
             },
             norm_eps: config.norm_eps,
         })
@@ -115,9 +135,10 @@ impl Loader<'_> {
 
     fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
         let (before, after) = layer_norms(self.config, i);
+        let prefix = self.prefix;
         let mut norm = |part: &str| -> Result<Option<LayerNorm>, ModelError> {
             let has = before.contains(&part) || after.contains(&part);
-            has.then(|| self.norm(&format!("layers.{i}.{part}"))).transpose()
+            has.then(|| self.norm(&format!("{prefix}layers.{i}.{part}"))).transpose()
         };
         Ok(Layer {
             attn_norm: norm("attn_norm")?,
@@ -132,8 +153,8 @@ impl Loader<'_> {
     fn attention(&mut self, i: usize) -> Result<Attention, ModelError> {
         let config = self.config;
         let layer = &config.layers[i];
-        let mut linear =
-            |part: &str| self.upload.linear(&format!("layers.{i}.attn.{part}"), config.attn_bias);
+        let name = |part: &str| format!("{}layers.{i}.attn.{part}", self.prefix);
+        let mut linear = |part: &str| self.upload.linear(&name(part), config.attn_bias);
         Ok(Attention {
             q: linear("q")?,
             k: linear("k")?,
@@ -154,7 +175,8 @@ impl Loader<'_> {
 
     fn mlp(&mut self, i: usize) -> Result<Mlp, ModelError> {
         let config = self.config;
-        let mut linear = |part: &str| self.upload.linear(&format!("layers.{i}.mlp.{part}"), config.mlp_bias);
+        let name = |part: &str| format!("{}layers.{i}.mlp.{part}", self.prefix);
+        let mut linear = |part: &str| self.upload.linear(&name(part), config.mlp_bias);
         let (up, down) = (linear("up")?, linear("down")?);
         Ok(match config.mlp {
             EncoderMlp::Plain(kind) => Mlp::Plain { up, down, kind },

@@ -46,6 +46,12 @@ impl Backend for Exact {
     fn gather_rows(&self, x: &Act, rows: &[u32]) -> Act {
         self.0.gather_rows(x, rows)
     }
+    fn scatter_rows(&self, x: &mut Act, rows: &[u32], y: &Act) {
+        self.0.scatter_rows(x, rows, y);
+    }
+    fn patches(&self, image: &Act, n_channels: usize, patch: usize) -> Act {
+        self.0.patches(image, n_channels, patch)
+    }
     fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act {
         self.0.rms_norm(x, weight, eps)
     }

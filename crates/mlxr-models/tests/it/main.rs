@@ -10,3 +10,4 @@ mod harness;
 mod house;
 mod invariance;
 mod published;
+mod vision;

@@ -57,6 +57,8 @@ pub const CHECKS: &[Check] = &[
     Check { name: "add, scale, softcap", run: rows::arithmetic },
     Check { name: "gated activations", run: rows::gates },
     Check { name: "gather_rows and argmax", run: rows::selection },
+    Check { name: "scatter_rows", run: rows::placement },
+    Check { name: "patches of an image", run: rows::patches },
     Check { name: "guessed tokens", run: ahead::tokens },
     Check { name: "rope", run: rows::rope },
     Check { name: "rope and store", run: attention::rotated_and_stored },

@@ -45,6 +45,7 @@ pub fn activation(x: f32, kind: Activation) -> f64 {
     match kind {
         Activation::Gelu => gated(x, 1.0, Gate::Gelu),
         Activation::GeluTanh => gated(x, 1.0, Gate::GeluTanh),
+        Activation::QuickGelu => f64::from(x) / (1.0 + (-1.702 * f64::from(x)).exp()),
         Activation::Silu => gated(x, 1.0, Gate::Silu),
         Activation::Relu => f64::from(x).max(0.0),
         Activation::Tanh => f64::from(x).tanh(),

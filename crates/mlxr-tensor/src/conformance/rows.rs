@@ -90,8 +90,14 @@ pub(super) fn layer_norms(backend: &dyn Backend) {
 }
 
 pub(super) fn activations(backend: &dyn Backend) {
-    let kinds =
-        [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu, Activation::Tanh];
+    let kinds = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Silu,
+        Activation::Relu,
+        Activation::Tanh,
+    ];
     for kind in kinds {
         let run = |x: &[f32], rows, cols| {
             by_rows(backend, &[x], (rows, cols), |mut acts| {
@@ -209,6 +215,47 @@ pub(super) fn selection(backend: &dyn Backend) {
     }
     let short = backend.largest(&backend.act(1, 3, &[1.0, 3.0, -2.0]), 40).expect("the device works");
     assert_eq!(short, [[(1, 3.0), (0, 1.0), (2, -2.0)]], "all of a short row");
+}
+
+pub(super) fn placement(backend: &dyn Backend) {
+    let mut noise = Noise::new(13);
+    for (n_rows, cols, rows) in [(1, 1, vec![0]), (9, 300, vec![8, 0, 3]), (70, 37, (0..64).rev().collect())]
+    {
+        let (x, y) = (noise.values(n_rows * cols), noise.values(rows.len() * cols));
+        let mut act = backend.act(n_rows, cols, &x);
+        backend.scatter_rows(&mut act, &rows, &backend.act(rows.len(), cols, &y));
+        let mut expected = x;
+        for (&row, y) in rows.iter().zip(y.chunks_exact(cols)) {
+            expected[row as usize * cols..][..cols].copy_from_slice(y);
+        }
+        assert_same_bits(
+            &read(backend, &act),
+            &expected,
+            &format!("{} rows of [{n_rows}, {cols}]", rows.len()),
+        );
+    }
+}
+
+pub(super) fn patches(backend: &dyn Backend) {
+    // Square images and others, and pixels that fill no patch.
+    for (n_channels, height, width, patch) in
+        [(1, 1, 1, 1), (3, 28, 28, 14), (3, 23, 37, 5), (2, 64, 32, 16), (3, 224, 224, 14)]
+    {
+        let image = Noise::new(14).values(n_channels * height * width);
+        let act = backend.patches(&backend.act(n_channels * height, width, &image), n_channels, patch);
+        let (n_down, n_across) = (height / patch, width / patch);
+        let case = format!("[{n_channels}, {height}, {width}] by {patch}");
+        assert_eq!((act.rows(), act.cols()), (n_down * n_across, n_channels * patch * patch), "{case}");
+        let mut expected = Vec::new();
+        for (down, across) in (0..n_down).flat_map(|down| (0..n_across).map(move |across| (down, across))) {
+            for channel in 0..n_channels {
+                for line in channel * height + down * patch..channel * height + (down + 1) * patch {
+                    expected.extend(&image[line * width + across * patch..][..patch]);
+                }
+            }
+        }
+        assert_same_bits(&read(backend, &act), &expected, &case);
+    }
 }
 
 pub(super) fn rope(backend: &dyn Backend) {

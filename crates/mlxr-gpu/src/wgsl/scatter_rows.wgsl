@@ -1,0 +1,25 @@
+// Row rows[i] of x is row i of y.
+
+struct Params {
+    n: u32,
+    cols: u32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> y: array<f32>;
+@group(0) @binding(1) var<storage, read> rows: array<u32>;
+@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+
+//# include "grid.wgsl"
+
+@compute @workgroup_size(256)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) n_wg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = workgroup_index(wg, n_wg) * 256u + lane;
+    if (i < p.n) {
+        x[rows[i / p.cols] * p.cols + i % p.cols] = y[i];
+    }
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use mlxr_tensor::{Batch, DeviceTokens, Fed};
 
 use crate::SeqId;
+use crate::images::PlacedImage;
 use crate::kv::BlockTables;
 use crate::scheduler::Plan;
 
@@ -15,14 +16,20 @@ pub struct Guessed {
     pub rows: BTreeMap<SeqId, u32>,
 }
 
-/// The batch of a plan. `tokens` yields all known tokens of a sequence; the one behind them may be among `guessed`.
+/// What is known of a sequence.
+pub struct Contents<'a> {
+    pub tokens: &'a [u32],
+    pub images: &'a [PlacedImage],
+}
+
+/// The batch of a plan. `contents` yields all known tokens of a sequence; the one behind them may be among `guessed`.
 ///
 /// # Panics
 /// When plan, tables and tokens disagree, which is a bug of the engine.
 pub fn build<'a>(
     plan: &Plan,
     tables: &BlockTables,
-    tokens: impl Fn(SeqId) -> &'a [u32],
+    contents: impl Fn(SeqId) -> Contents<'a>,
     guessed: Option<&Guessed>,
 ) -> Batch {
     let mut batch = Batch::new();
@@ -30,13 +37,16 @@ pub fn build<'a>(
     for scheduled in &plan.rows {
         let table = tables.get(scheduled.seq).expect("planned sequences have tables");
         let blocks: Vec<u32> = table.blocks().iter().map(|block| block.0).collect();
-        let known = tokens(scheduled.seq);
+        let Contents { tokens: known, images } = contents(scheduled.seq);
+        let places = scheduled.start..scheduled.start + scheduled.n_tokens;
+        let first_row = batch.n_rows();
+        batch.given.extend(images.iter().filter_map(|image| image.given(&places, first_row)));
         let chunk = match (guessed, &mut batch.fed) {
             (Some(guessed), Some(fed)) if scheduled.start == known.len() => {
                 fed.rows.push([batch.tokens.len() as u32, guessed.rows[&scheduled.seq]]);
                 &[0]
             }
-            _ => &known[scheduled.start..scheduled.start + scheduled.n_tokens],
+            _ => &known[places],
         };
         batch.push(chunk, scheduled.start as u32, &blocks, tables.block_tokens());
         let n_rows = batch.n_rows();
@@ -68,7 +78,8 @@ mod tests {
         let plan = Plan { rows, ..Plan::default() };
         let tokens =
             |seq| -> &[u32] { if seq == a { &[10, 11, 12, 13, 14, 15, 16] } else { &[20, 21, 22, 23, 24] } };
-        let batch = build(&plan, &tables, tokens, None);
+        let contents = |seq| Contents { tokens: tokens(seq), images: &[] };
+        let batch = build(&plan, &tables, contents, None);
         assert_eq!(batch.tokens, [24, 13, 14, 15]);
         assert_eq!(batch.positions, [4, 3, 4, 5]);
         assert_eq!(batch.slots, [8, 3, 12, 13]);
@@ -76,7 +87,9 @@ mod tests {
         assert_eq!(batch.spans[1].block_table, [0, 3]);
         // The device knows the last token of b.
         let guessed = Guessed { tokens: DeviceTokens::new(()), rows: [(a, 3), (b, 7)].into() };
-        let batch = build(&plan, &tables, |seq| &tokens(seq)[..if seq == b { 4 } else { 7 }], Some(&guessed));
+        let cut = |seq| &tokens(seq)[..if seq == b { 4 } else { 7 }];
+        let contents = |seq| Contents { tokens: cut(seq), images: &[] };
+        let batch = build(&plan, &tables, contents, Some(&guessed));
         assert_eq!(batch.tokens, [0, 13, 14, 15]);
         assert_eq!(batch.fed.unwrap().rows, [[0, 7]]);
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use mlxr_text::{Detokenizer, StopMatch, StopMatcher};
 
 use crate::event::{Event, FinishReason, StopCause, Timings, Usage};
+use crate::images::PlacedImage;
 use crate::loop_guard::LoopGuard;
 use crate::request::Request;
 use crate::sampler::Sampler;
@@ -19,6 +20,8 @@ pub(crate) struct Choice {
     pub choice: u32,
     /// Prompt and output.
     pub tokens: Vec<u32>,
+    /// The tokens as the prefix cache has them, where images take the place of some.
+    pub keys: Option<Vec<u32>>,
     pub sampler: Sampler,
     pub text: Detokenizer,
     pub stops: StopMatcher,
@@ -26,6 +29,19 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
+    /// What the prefix cache knows its tokens by.
+    pub fn keys(&self) -> &[u32] {
+        self.keys.as_deref().unwrap_or(&self.tokens)
+    }
+
+    /// Takes in a token of the output.
+    pub fn push(&mut self, id: u32) {
+        self.tokens.push(id);
+        if let Some(keys) = &mut self.keys {
+            keys.push(id);
+        }
+    }
+
     /// Text that no further token can change any more: the end of the stream.
     pub fn flush(mut self) -> (String, Option<usize>) {
         match self.stops.push(&self.text.finish()) {
@@ -42,6 +58,8 @@ pub(crate) struct Active {
     pub spec: Arc<Request>,
     pub seed: u64,
     pub n_prompt: usize,
+    /// The prompt's images.
+    pub images: Vec<PlacedImage>,
     /// Prompt tokens that were not computed because their blocks were cached.
     pub n_cached: usize,
     /// Prompt tokens that were found or computed at some time.
@@ -74,6 +92,7 @@ impl Active {
             spec,
             seed,
             n_prompt,
+            images: Vec::new(),
             n_cached: 0,
             n_reached: 0,
             max_tokens,
@@ -130,6 +149,8 @@ impl Active {
 
     pub fn mark_prefilled(&mut self) {
         self.prefilled.get_or_insert_with(Instant::now);
+        // Should the sequence lose its blocks, images are computed again like tokens.
+        self.images.iter_mut().for_each(|image| image.rows = None);
     }
 
     /// Counts a token of a choice.

@@ -19,6 +19,7 @@ use mlxr_text::{Detokenizer, StopMatcher, Tokenizer};
 use crate::ahead::InFlight;
 use crate::choice::{Active, Choice};
 use crate::event::{Event, FinishReason, PromptToken};
+use crate::images::{self, ImageKeys, PlacedImage};
 use crate::kv::{BlockTables, CacheStats, EvictionLimits, IntegrityError, OverflowStats, PoolStats};
 use crate::loop_guard::LoopGuard;
 use crate::pacing::{Pace, PaceStats, Pacer};
@@ -135,6 +136,7 @@ pub struct Engine {
     pub(crate) choices: BTreeMap<SeqId, Choice>,
     /// The next step, if it has begun.
     pub(crate) ahead: Option<InFlight>,
+    image_keys: ImageKeys,
     /// What preempted sequences had stored.
     pub(crate) kept: BTreeMap<SeqId, Box<dyn Any + Send>>,
     pub(crate) active: BTreeMap<RequestId, Active>,
@@ -224,6 +226,7 @@ impl Engine {
             scheduler: Scheduler::new(limits, tables),
             choices: BTreeMap::new(),
             ahead: None,
+            image_keys: ImageKeys::default(),
             kept: BTreeMap::new(),
             active: BTreeMap::new(),
             events: Vec::new(),
@@ -310,6 +313,7 @@ impl Engine {
             Prompt::Text(text, options) => self.tokenizer.encode(text, *options)?,
             Prompt::Tokens(ids) => ids.clone(),
         };
+        let (tokens, images) = images::place(tokens, &request.images, self.runner.images())?;
         let n_prompt = tokens.len();
         if n_prompt == 0 {
             return Err(SubmitError::EmptyPrompt);
@@ -321,7 +325,7 @@ impl Engine {
         self.check_ids("prompt", tokens.iter().copied())?;
         self.check_ids("logit_bias", request.sampling.logit_bias.iter().map(|&(id, _)| id))?;
         self.check_ids("stop_token_ids", request.stop_ids.iter().copied())?;
-        Ok(self.accept(request, tokens))
+        Ok(self.accept(request, tokens, images))
     }
 
     fn check_ids(&self, field: &'static str, mut ids: impl Iterator<Item = u32>) -> Result<(), SubmitError> {
@@ -332,7 +336,7 @@ impl Engine {
         }
     }
 
-    fn accept(&mut self, request: Request, tokens: Vec<u32>) -> RequestId {
+    fn accept(&mut self, request: Request, tokens: Vec<u32>, images: Vec<PlacedImage>) -> RequestId {
         let (id, seq) = (RequestId(self.next_id), self.new_seq());
         let seed = request.sampling.seed.unwrap_or_else(random_seed);
         let params: Arc<SamplingParams> = Arc::new(request.sampling.clone());
@@ -357,12 +361,14 @@ impl Engine {
             text: Detokenizer::after(&self.tokenizer, &tokens).showing(request.shown_ids.clone()),
             loops: request.loop_limits.map(LoopGuard::new),
             stops: StopMatcher::new(request.stop.iter().cloned()),
+            keys: self.image_keys.keys(&tokens, &images),
             tokens,
             sampler,
         };
         self.choices.insert(seq, choice);
         let mut active = Active::new(id, Arc::new(request), seed, n_prompt, max_tokens);
         active.seqs[0] = Some(seq);
+        active.images = images;
         tracing::debug!(request = id.0, n_prompt, max_tokens, seed, "accepted");
         self.active.insert(id, active);
         self.publish_waiting();

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::choice::Active;
 use crate::engine::Engine;
+use crate::images::FIRST_KEY;
 use crate::kv::{CacheStats, KvMap, PrefixMatch, PrefixStop, SeqOwner};
 use crate::request::{Prompt, SubmitError};
 use crate::scheduler::Progress;
@@ -183,6 +184,8 @@ impl Engine {
     }
 
     fn token_text(&self, id: u32) -> TokenText {
+        // The cache knows images by keys of their own.
+        let id = if id < FIRST_KEY { id } else { self.runner.images().map_or(id, |images| images.token) };
         let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
         TokenText { id, text: String::from_utf8_lossy(bytes).into_owned() }
     }

@@ -11,6 +11,7 @@ mod embedder;
 mod engine;
 mod event;
 mod ids;
+mod images;
 mod inspect;
 pub mod kv;
 mod loop_guard;
@@ -33,6 +34,6 @@ pub use pacing::PaceStats;
 pub use request::{
     MAX_LABEL_BYTES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS, MAX_TOP_LOGPROBS, Prompt, Request, SubmitError,
 };
-pub use runner::{Finished, ModelRunner, Output, RankedLogits, ReadRows, Runner, Started};
+pub use runner::{Finished, ImageSpec, ModelRunner, Output, RankedLogits, ReadRows, Runner, Started};
 pub use sampler::SamplingParams;
 pub use thread::{EngineHandle, EngineThreadError, EventReceiver, EventSender, Shutdown, event_channel};

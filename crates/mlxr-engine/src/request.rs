@@ -1,5 +1,8 @@
 //! What a client asks of the engine, and why it may be refused.
 
+use std::sync::Arc;
+
+use mlxr_tensor::Pixels;
 use mlxr_text::grammar::ConstraintState;
 use mlxr_text::{EncodeOptions, TextError};
 
@@ -30,6 +33,8 @@ pub enum Prompt {
 #[derive(Clone, Debug)]
 pub struct Request {
     pub prompt: Prompt,
+    /// Images in the order of their placeholders in the prompt, prepared as the model reads them.
+    pub images: Vec<Arc<Pixels>>,
     pub sampling: SamplingParams,
     /// Tokens to generate per choice at most; also bounded by the context. 0 only reads the prompt.
     pub max_tokens: Option<usize>,
@@ -63,6 +68,7 @@ impl Request {
     pub fn new(prompt: Prompt) -> Self {
         Self {
             prompt,
+            images: Vec::new(),
             sampling: SamplingParams::default(),
             max_tokens: None,
             stop: Vec::new(),
@@ -121,6 +127,12 @@ pub enum SubmitError {
     PromptTooLong { n_prompt: usize, n_ctx: usize },
     #[error("{field} names token {id}, but the vocabulary has {n_vocab}")]
     NoSuchToken { field: &'static str, id: u32, n_vocab: usize },
+    #[error("{} given, but the model reads only text", n_of(*.n_images))]
+    NoImages { n_images: usize },
+    #[error("{} given, but the prompt has {n_places} places for images", n_of(*.n_images))]
+    ImagePlaces { n_images: usize, n_places: usize },
+    #[error("image {index} is {found:?}, but the model reads {expected:?} (channels, lines, columns)")]
+    ImageShape { index: usize, found: [usize; 3], expected: [usize; 3] },
     #[error("n is {n} and best_of {best_of}, but 1 <= n <= best_of must hold")]
     Choices { n: usize, best_of: usize },
     #[error("{n_choices} choices asked for, but at most {max_seqs} sequences run at a time")]
@@ -135,4 +147,8 @@ pub enum SubmitError {
     Sampling(#[from] ParamError),
     #[error(transparent)]
     Text(#[from] TextError),
+}
+
+fn n_of(n_images: usize) -> String {
+    if n_images == 1 { "1 image is".to_owned() } else { format!("{n_images} images are") }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use mlxr_models::{Model, ModelKv, SavedBlocks};
 use mlxr_tensor::{
-    Act, Backend, Batch, BlockCopy, DeviceTokens, Guess, GuessedToken, KvSpec, MAX_LARGEST, Ranked, Rows,
-    RowsWanted, TensorError, argmax, largest,
+    Act, Backend, Batch, BlockCopy, DeviceTokens, Guess, GuessedToken, KvCache, KvSpec, MAX_LARGEST, Pixels,
+    Ranked, Rows, RowsWanted, TensorError, argmax, largest,
 };
 
 /// Owns the model's KV arena and runs one step on it.
@@ -77,6 +77,20 @@ pub trait Runner: Send {
         None
     }
 
+    /// The images that the model reads, if it does.
+    fn images(&self) -> Option<ImageSpec> {
+        None
+    }
+
+    /// The rows that take an image's place in a prompt, as wide as the model. Asked only of a runner that reads images.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn image_rows(&mut self, image: &Pixels) -> Result<Vec<f32>, TensorError> {
+        let reason = format!("{image:?} was to be read");
+        Err(TensorError::DeviceLost { backend: "runner", reason })
+    }
+
     /// Copies blocks out of the arena, for [`Self::load_blocks`]. A runner that cannot says so; the engine asks only
     /// where blocks are to be kept.
     ///
@@ -105,6 +119,17 @@ pub trait Runner: Send {
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
         (0..n).for_each(work);
     }
+}
+
+/// What a model reads as an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// The placeholder in a prompt.
+    pub token: u32,
+    /// Rows of a prompt that an image takes.
+    pub n_rows: usize,
+    /// Channels, lines and columns.
+    pub shape: [usize; 3],
 }
 
 /// What [`Runner::run_ranked`] gives.
@@ -164,6 +189,8 @@ const N_RANKED_ON_HOST: usize = 64;
 pub struct ModelRunner {
     model: Arc<Model>,
     kv: ModelKv,
+    /// Where images are computed, once there has been one.
+    image_scratch: Option<KvCache>,
     /// Where the next logits go: fresh memory would be cleared page by page in every step.
     spare: Vec<f32>,
 }
@@ -175,7 +202,7 @@ impl ModelRunner {
     /// [`TensorError`] when a device cannot hold it.
     pub fn new(model: Arc<Model>, spec: &KvSpec) -> Result<Self, TensorError> {
         let kv = model.kv_cache(spec)?;
-        Ok(Self { model, kv, spare: Vec::new() })
+        Ok(Self { model, kv, image_scratch: None, spare: Vec::new() })
     }
 
     fn forward(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Act, TensorError> {
@@ -258,6 +285,20 @@ impl Runner for ModelRunner {
                 Ok(Finished { output, guesses })
             })
         }))
+    }
+
+    fn images(&self) -> Option<ImageSpec> {
+        let config = self.model.vision()?.config();
+        Some(ImageSpec { token: config.image_token, n_rows: config.n_rows(), shape: config.image_shape() })
+    }
+
+    fn image_rows(&mut self, image: &Pixels) -> Result<Vec<f32>, TensorError> {
+        let tower = self.model.vision().expect("asked of a model that reads images");
+        let scratch = match &mut self.image_scratch {
+            Some(scratch) => scratch,
+            none => none.insert(tower.scratch()?),
+        };
+        tower.rows(image, scratch)
     }
 
     fn save_blocks(&mut self, blocks: &[u32]) -> Result<Box<dyn Any + Send>, TensorError> {

@@ -9,10 +9,11 @@ use mlxr_tensor::{Batch, GuessedToken, MAX_LARGEST, Ranked, RowsWanted, TensorEr
 use mlxr_text::StopMatch;
 
 use crate::ahead::{InFlight, Work};
-use crate::batch::{self, Guessed};
+use crate::batch::{self, Contents, Guessed};
 use crate::choice::Choice;
 use crate::engine::Engine;
 use crate::event::{Event, FinishReason, PromptToken, StopCause};
+use crate::images::PlacedImage;
 use crate::kv::{SwapIn, SwapOut};
 use crate::runner::{Finished, Output, RankedLogits};
 use crate::sampler::{Candidates, Logprobs, Need, SampleError, logprobs};
@@ -40,7 +41,7 @@ impl Engine {
     /// Plans a step and hands it to the runner; `guessed` has the tokens that a step which still runs will choose. Nothing
     /// where there is nothing to run, or it failed.
     pub(crate) fn begin_step(&mut self, guessed: Option<Guessed>) -> Option<InFlight> {
-        let plan = self.scheduler.schedule(|seq| &self.choices[&seq].tokens);
+        let plan = self.scheduler.schedule(|seq| self.choices[&seq].keys());
         self.publish_waiting();
         if plan.is_empty() {
             return None;
@@ -129,13 +130,33 @@ impl Engine {
             active.mark_started();
             active.count_reused(scheduled);
         }
-        let batch = batch::build(plan, self.scheduler.tables(), |seq| &self.choices[&seq].tokens, guessed);
+        self.read_images(plan)?;
+        let contents = |seq| {
+            let choice = &self.choices[&seq];
+            Contents { tokens: &choice.tokens, images: &self.active[&choice.request].images }
+        };
+        let batch = batch::build(plan, self.scheduler.tables(), contents, guessed);
         // The runner's state is the arena's contents: whatever a panic left there belongs to sequences that end now.
         let need = plan.rows.iter().map(|scheduled| self.need(scheduled)).max().unwrap_or(Need::Best);
         caught(|| {
             self.swap(plan)?;
             self.run(plan, &batch, need)
         })
+    }
+
+    /// Computes the images of which a plan has rows.
+    fn read_images(&mut self, plan: &Plan) -> Result<(), FinishReason> {
+        for scheduled in &plan.rows {
+            let chunk = scheduled.start..scheduled.start + scheduled.n_tokens;
+            let request = self.choices[&scheduled.seq].request;
+            let active = self.active.get_mut(&request).expect("its sequence runs");
+            let is_needed =
+                |image: &&mut PlacedImage| image.rows.is_none() && image.part_in(&chunk).is_some();
+            for image in active.images.iter_mut().filter(is_needed) {
+                image.rows = Some(caught(|| self.runner.image_rows(&image.pixels))?.into());
+            }
+        }
+        Ok(())
     }
 
     /// Waits for what a step gives.
@@ -282,7 +303,7 @@ impl Engine {
         wanted: &mut Vec<(SeqId, Row<'a>)>,
     ) {
         let seq = scheduled.seq;
-        self.scheduler.register(seq, &self.choices[&seq].tokens);
+        self.scheduler.register(seq, self.choices[&seq].keys());
         if let Err(error) = self.commit_prompt(scheduled, rows) {
             return self.end_seq(seq, FinishReason::Error(error.to_string()));
         }
@@ -355,7 +376,7 @@ impl Engine {
     fn commit_token(&mut self, seq: SeqId, Drawn { id, logprobs: found }: Drawn) {
         let state = self.choices.get_mut(&seq).expect("a sequence has its state");
         let active = self.active.get_mut(&state.request).expect("its sequence runs");
-        state.tokens.push(id);
+        state.push(id);
         state.sampler.accept(self.tokenizer.token_bytes(id).unwrap_or_default());
         active.count(state.choice, found.as_ref().map(|found| found.token.logprob));
         self.n_generated += 1;

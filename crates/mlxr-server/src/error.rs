@@ -201,7 +201,8 @@ impl From<SubmitError> for ServeError {
             SubmitError::QueueFull { n_waiting, max_waiting } => {
                 return ServeError::QueueFull { n_waiting: *n_waiting, max_waiting: *max_waiting };
             }
-            SubmitError::EmptyPrompt | SubmitError::Text(_) => "prompt",
+            SubmitError::EmptyPrompt | SubmitError::Text(_) | SubmitError::ImagePlaces { .. } => "prompt",
+            SubmitError::NoImages { .. } | SubmitError::ImageShape { .. } => "images",
             SubmitError::NoSuchToken { field, .. } | SubmitError::FieldTooLong { field, .. } => field,
             SubmitError::Choices { .. } => "best_of",
             SubmitError::TooManyChoices { .. } => "n",

@@ -18,6 +18,7 @@ mod embedding;
 mod error;
 mod generation;
 mod ids;
+mod images;
 #[cfg(unix)]
 mod inherited;
 mod keys;
@@ -47,6 +48,7 @@ pub use app::{App, Limits, Surroundings};
 pub use clients::RateLimit;
 pub use device::{Device, DeviceError, WeightBytes, describe_devices};
 pub use error::ServeError;
+pub use images::{ImageReader, NoImages};
 #[cfg(unix)]
 pub use inherited::{InheritError, Inherited};
 pub use keys::{ClientLimits, Denied, Issued, Key, KeyFile, KeyFileError, Keys, NewKey, Scope};

@@ -140,6 +140,7 @@ Examples:
   mlxr run \"Tell me a story about a dragon.\"
   mlxr run path/to/model.gguf \"Why is the sky blue?\"
   git diff | mlxr run model/ \"Summarise this change.\"
+  mlxr run path/to/llava --image cat.jpg \"What is this?\"
   mlxr run --raw --greedy --max-tokens 20 \"Once upon a time\"")]
 pub struct RunArgs {
     /// The model (a path), then the prompt
@@ -150,6 +151,9 @@ pub struct RunArgs {
     pub prompt: Vec<String>,
     #[command(flatten)]
     pub model: ModelArg,
+    /// An image for the prompt, or for the first message of a chat; for models that read images, several times for several
+    #[arg(long = "image", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub images: Vec<PathBuf>,
     /// A system message for the chat
     #[arg(short, long, value_name = "TEXT")]
     pub system: Option<String>,

@@ -1,7 +1,7 @@
 //! A conversation: its messages, the prompt they make, and its file.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use mlxr_text::{ChatInput, ChatTemplate};
@@ -22,6 +22,9 @@ pub struct Conversation {
 struct Message {
     role: Role,
     content: String,
+    /// Files, in the order of their places in the prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    images: Vec<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,12 +42,12 @@ impl Conversation {
         Conversation { system, messages: Vec::new() }
     }
 
-    pub fn push_user(&mut self, content: String) {
-        self.messages.push(Message { role: Role::User, content });
+    pub fn push_user(&mut self, content: String, images: Vec<PathBuf>) {
+        self.messages.push(Message { role: Role::User, content, images });
     }
 
     pub fn push_assistant(&mut self, content: String) {
-        self.messages.push(Message { role: Role::Assistant, content });
+        self.messages.push(Message { role: Role::Assistant, content, images: Vec::new() });
     }
 
     /// Messages of both sides.
@@ -70,11 +73,16 @@ impl Conversation {
         self.drop_answer() && self.messages.pop().is_some()
     }
 
-    /// The prompt up to where the answer begins.
-    pub fn render(&self, template: &ChatTemplate) -> anyhow::Result<String> {
+    /// The images of all messages.
+    pub fn images(&self) -> impl Iterator<Item = &PathBuf> {
+        self.messages.iter().flat_map(|message| &message.images)
+    }
+
+    /// The prompt up to where the answer begins; `image` stands for each image in a template that takes texts alone.
+    pub fn render(&self, template: &ChatTemplate, image: Option<&str>) -> anyhow::Result<String> {
         let system = self.system.iter().map(|text| json!({ "role": "system", "content": text }));
-        let turns = self.messages.iter().map(|m| json!({ "role": m.role, "content": m.content }));
-        let messages: Vec<Value> = system.chain(turns).collect();
+        let turns = self.messages.iter().map(|m| json!({ "role": m.role, "content": m.shown() }));
+        let messages = template.adapted(&system.chain(turns).collect::<Vec<Value>>(), image);
         let input = ChatInput { messages: &messages, add_generation_prompt: true, ..ChatInput::default() };
         Ok(template.render(&input)?)
     }
@@ -94,13 +102,24 @@ impl Conversation {
     }
 }
 
+impl Message {
+    /// Its content in OpenAI's shape: a text, or with images parts.
+    fn shown(&self) -> Value {
+        if self.images.is_empty() {
+            return json!(self.content);
+        }
+        let images = self.images.iter().map(|_| json!({ "type": "image" }));
+        images.chain([json!({ "type": "text", "text": self.content })]).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn conversation() -> Conversation {
         let mut conversation = Conversation::new(Some("Be brief.".to_owned()));
-        conversation.push_user("Hi".to_owned());
+        conversation.push_user("Hi".to_owned(), Vec::new());
         conversation.push_assistant("Hello".to_owned());
         conversation
     }

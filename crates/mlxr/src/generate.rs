@@ -133,6 +133,14 @@ fn explain(error: SubmitError) -> anyhow::Error {
             format_args!("shorten the prompt, or give --ctx a number above {n_ctx} if the model allows it"),
         ),
         SubmitError::EmptyPrompt => failure(&error, "give a text; --raw completes it as it is"),
+        SubmitError::ImagePlaces { .. } => failure(
+            &error,
+            "the chat template writes a place for each image; with --raw the prompt has to, and no other text may",
+        ),
+        SubmitError::ImageShape { .. } => failure(
+            &error,
+            "the sizes in the model's preprocessor_config.json and in the vision_config of its config.json differ",
+        ),
         SubmitError::Sampling(_) => {
             crate::failure::usage(error, "`mlxr run --help` says what every flag takes")
         }

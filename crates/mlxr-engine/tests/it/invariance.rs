@@ -58,7 +58,7 @@ fn requests() -> Vec<Request> {
     ]
 }
 
-fn together(engine: &mut Engine, requests: &[Request]) -> Vec<Outcome> {
+pub fn together(engine: &mut Engine, requests: &[Request]) -> Vec<Outcome> {
     let ids: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
     let mut outcomes = BTreeMap::new();
     fake::finish(engine, &mut outcomes);

@@ -11,3 +11,4 @@ mod invariance;
 mod prefix_cache;
 mod scheduling;
 mod thread;
+mod vision;

@@ -6,6 +6,7 @@ mod ahead;
 mod failures;
 mod greedy;
 mod profile;
+mod vision;
 
 use std::sync::{Arc, OnceLock};
 
@@ -54,6 +55,8 @@ checks! {
     add_scale_softcap: "add, scale, softcap";
     gated_activations: "gated activations";
     gather_rows_and_argmax: "gather_rows and argmax";
+    scatter_rows: "scatter_rows";
+    patches_of_an_image: "patches of an image";
     guessed_tokens: "guessed tokens";
     rope: "rope";
     rope_and_store: "rope and store";

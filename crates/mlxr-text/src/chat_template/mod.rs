@@ -6,16 +6,19 @@
 mod environment;
 mod fallback;
 mod json;
+mod parts;
 mod python;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use minijinja::Environment;
 use minijinja::value::{Serde, Value as Jinja};
 use mlxr_checkpoint::Checkpoint;
 use serde_json::{Map, Value};
 
+use self::parts::Contents;
 use crate::{TextError, Tokenizer};
 
 /// Longest template read from a file.
@@ -61,6 +64,8 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     variables: HashSet<String>,
     tokens: TemplateTokens,
+    /// Found out when it is first asked for.
+    contents: OnceLock<Contents>,
 }
 
 impl ChatTemplate {
@@ -68,7 +73,7 @@ impl ChatTemplate {
     pub fn new(source: &str, tokens: TemplateTokens) -> Result<ChatTemplate, TextError> {
         let env = environment::compile(source)?;
         let variables = environment::variables(&env);
-        Ok(ChatTemplate { source: source.to_owned(), env, variables, tokens })
+        Ok(ChatTemplate { source: source.to_owned(), env, variables, tokens, contents: OnceLock::new() })
     }
 
     /// Compiles a template file.

@@ -1,10 +1,14 @@
 //! `mlxr run`: one prompt, or a chat.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use mlxr_engine::sampler::{Logprobs, TokenLogprob};
 use mlxr_engine::{Event, Prompt, Request};
+use mlxr_server::{ImageReader, NoImages};
+use mlxr_tensor::Pixels;
 use mlxr_text::grammar::Grammar;
 use mlxr_text::{ChatTemplate, EncodeOptions, Tokenizer};
 use serde_json::{Map, Value, json};
@@ -14,7 +18,7 @@ use crate::conversation::Conversation;
 use crate::failure::{EXIT_INTERRUPTED, usage};
 use crate::generate::{Answer, Choice, Generator, reason_json};
 use crate::model_source::{ModelSource, Words};
-use crate::repl::{self, Chat};
+use crate::repl::{self, Chat, ChatImages};
 use crate::sampling::SamplingArgs;
 use crate::{interrupt, loaded, output, progress, stdin, structure, text};
 
@@ -66,6 +70,10 @@ struct Session {
     template_source: Option<String>,
     generation: Map<String, Value>,
     generator: Generator,
+    /// How the model's images are prepared; the error of one that reads only text.
+    images: Result<ImageReader, NoImages>,
+    /// The images of the command line.
+    pixels: Vec<Arc<Pixels>>,
 }
 
 impl Session {
@@ -81,8 +89,16 @@ impl Session {
         // Checked before the weights are touched.
         args.sampling.resolve(&ckpt.generation)?;
         // A model that ships no template and is asked for no chat completes text.
-        let wants_chat =
-            is_chat || ckpt.chat_template.is_some() || args.template.is_some() || args.system.is_some();
+        let has_template = ckpt.chat_template.is_some() || args.template.is_some();
+        let wants_chat = is_chat || has_template || args.system.is_some() || !args.images.is_empty();
+        let mut images = ImageReader::of(&ckpt, &tokenizer);
+        let mut pixels = Vec::new();
+        if !args.images.is_empty() {
+            let reader = images?;
+            pixels =
+                args.images.iter().map(|path| open_image(&reader, path)).collect::<anyhow::Result<_>>()?;
+            images = Ok(reader);
+        }
         let template = match args.raw || !wants_chat {
             true => None,
             false => Some(text::chat_template(&ckpt, &tokenizer, args.template.as_deref())?),
@@ -96,6 +112,8 @@ impl Session {
             template_source: ckpt.chat_template,
             generation: ckpt.generation,
             generator,
+            images,
+            pixels,
         })
     }
 }
@@ -118,24 +136,31 @@ pub fn request(
     })
 }
 
+/// Reads an image.
+pub fn open_image(reader: &ImageReader, path: &Path) -> anyhow::Result<Arc<Pixels>> {
+    reader.open(path).with_context(|| format!("cannot read the image {}", path.display()))
+}
+
 fn answer(
     args: &RunArgs,
     mut session: Session,
     prompt: String,
     language: Option<Grammar>,
 ) -> anyhow::Result<ExitCode> {
+    let placeholder = session.images.as_ref().ok().map(|reader| reader.placeholder.as_str());
     let prompt = match &session.template {
         None => prompt,
         Some(template) => {
             let mut conversation = Conversation::new(args.system.clone());
-            conversation.push_user(prompt);
-            conversation.render(template)?
+            conversation.push_user(prompt, args.images.clone());
+            conversation.render(template, placeholder)?
         }
     };
     let constrain = |language| {
         structure::constrain(language, &session.tokenizer, session.template_source.as_deref(), &prompt)
     };
     let request = Request {
+        images: std::mem::take(&mut session.pixels),
         constraint: language.map(constrain).transpose()?,
         n: args.choices.n(),
         best_of: args.choices.best_of.map(usize::from),
@@ -168,13 +193,14 @@ fn finish(args: &RunArgs, session: &Session, answer: &Answer) -> anyhow::Result<
 }
 
 fn chat(args: &RunArgs, session: Session) -> anyhow::Result<ExitCode> {
-    let Session { source, template, generation, generator, .. } = session;
+    let Session { source, template, generation, generator, images, pixels, .. } = session;
     let template = template.context("a chat is always loaded with a template")?;
     repl::run(Chat {
         source,
         generator,
         template,
         generation,
+        images: ChatImages::new(images, args.images.iter().cloned().zip(pixels).collect()),
         conversation: Conversation::new(args.system.clone()),
         sampling: args.sampling.clone(),
         verbose: args.verbose,

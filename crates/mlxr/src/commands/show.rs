@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use mlxr_checkpoint::{Checkpoint, GgufMetadata, MetaArray, MetaValue, Pooling};
-use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
+use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError, VisionConfig};
 use mlxr_server::catalogue::Modelfile;
 use mlxr_tensor::{HostTensor, KvLayerSpec, KvSpec};
 use mlxr_text::Tokenizer;
@@ -142,6 +142,8 @@ struct Shape {
     tied: Option<bool>,
     /// What a token leaves behind; nothing in a model that only reads.
     kv_layers: Vec<KvLayerSpec>,
+    /// What reads images.
+    vision: Option<VisionConfig>,
 }
 
 impl Shape {
@@ -159,6 +161,7 @@ impl Shape {
                 windows: config.layers.iter().filter_map(|layer| layer.window).collect(),
                 tied: None,
                 kv_layers: Vec::new(),
+                vision: None,
             });
         }
         let config = DecoderConfig::for_checkpoint(ckpt)?;
@@ -180,6 +183,7 @@ impl Shape {
             windows: config.layers.iter().filter_map(|layer| layer.window).collect(),
             tied: Some(config.tied),
             kv_layers: config.kv_layers(),
+            vision: VisionConfig::for_checkpoint(ckpt, &config)?,
         })
     }
 }
@@ -244,13 +248,17 @@ impl<'a> Facts<'a> {
         }
         section
             .row("format", ckpt.format.name())
-            .row("architecture", ckpt.arch.model_type)
+            .row("architecture", self.architecture())
             .row("parameters", units::count(self.n_params))
             .row("context", shape.n_ctx_train)
             .row("layers", shape.n_layers)
             .row("hidden", shape.hidden);
         if !shape.mlp.is_empty() {
             section.row("mlp", &shape.mlp);
+        }
+        if let Some(vision) = &shape.vision {
+            let [_, height, width] = vision.image_shape();
+            section.row("images", format!("{width} x {height} pixels, {} tokens each", vision.n_rows()));
         }
         if let Some(is_tied) = shape.tied {
             section.row("embedding", if is_tied { "tied to the output" } else { "separate from the output" });
@@ -259,6 +267,13 @@ impl<'a> Facts<'a> {
             section.row("pooling", pooling.name());
         }
         section
+    }
+
+    /// The family, and of a model that reads images that of its text model.
+    fn architecture(&self) -> String {
+        let text = self.ckpt.arch.model_type;
+        let vision = self.ckpt.vision.as_ref();
+        vision.map_or_else(|| text.to_owned(), |files| format!("{} on {text}", files.model_type))
     }
 
     /// How texts become vectors, where the model is one for that.
@@ -366,6 +381,12 @@ impl<'a> Facts<'a> {
             "head_dim": shape.head_dim,
             "tied_embedding": shape.tied,
             "pooling": self.pooling().map(Pooling::name),
+            "vision": shape.vision.as_ref().map(|vision| json!({
+                "model_type": ckpt.vision.as_ref().map(|files| files.model_type),
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+                "n_tokens": vision.n_rows(),
+            })),
             "formats": formats,
             "warnings": ckpt.warnings,
             "unknown_tensors": ckpt.unknown.iter().map(HostTensor::name).collect::<Vec<_>>(),

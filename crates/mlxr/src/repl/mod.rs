@@ -2,18 +2,20 @@
 
 mod command;
 mod editor;
+mod images;
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use mlxr_engine::Event;
+use mlxr_engine::{Event, Request};
 use mlxr_text::ChatTemplate;
 use serde_json::{Map, Value};
 
 use self::command::{COMMANDS, Input};
 use self::editor::{Line, LineEditor, history_path};
+pub use self::images::ChatImages;
 use crate::commands::run::request;
 use crate::conversation::Conversation;
 use crate::failure::Report;
@@ -28,6 +30,7 @@ pub struct Chat {
     pub generator: Generator,
     pub template: ChatTemplate,
     pub generation: Map<String, Value>,
+    pub images: ChatImages,
     pub conversation: Conversation,
     pub sampling: SamplingArgs,
     pub verbose: bool,
@@ -72,8 +75,10 @@ impl Chat {
             Input::Set(words) => self.set(&words),
             Input::Show => self.show(),
             Input::System(text) => self.set_system(text),
+            Input::Image(path) => self.images.add(path).and_then(|said| say(&said)),
             Input::Clear => {
                 self.conversation.clear();
+                self.images.clear();
                 say("the conversation is forgotten")
             }
             Input::Regenerate => self.regenerate(),
@@ -95,7 +100,7 @@ impl Chat {
     }
 
     fn message(&mut self, text: String) -> anyhow::Result<()> {
-        self.conversation.push_user(text);
+        self.conversation.push_user(text, std::mem::take(&mut self.images.pending));
         let answered = self.answer();
         if answered.is_err() {
             // The message could not be answered: it must not stand in the way of the next one.
@@ -113,8 +118,10 @@ impl Chat {
 
     /// Generates the answer to the last message, and keeps what was said even when Ctrl-C ended it.
     fn answer(&mut self) -> anyhow::Result<()> {
-        let prompt = self.conversation.render(&self.template)?;
-        let request = request(prompt, true, &self.sampling, &self.generation)?;
+        let prompt = self.conversation.render(&self.template, self.images.placeholder())?;
+        let images = self.conversation.images().map(|path| self.images.read(path));
+        let images = images.collect::<anyhow::Result<_>>()?;
+        let request = Request { images, ..request(prompt, true, &self.sampling, &self.generation)? };
         crate::interrupt::take();
         let answer = self.generator.generate(request, |event| match event {
             Event::Token { text, .. } | Event::ChoiceEnd { text, .. } => output::raw(text),

@@ -89,6 +89,10 @@ Options:
   -m, --model <PATH>
           A .gguf file, a Hugging Face folder or an MLX folder [default: the bundled model]
 
+      --image <FILE>
+          An image for the prompt, or for the first message of a chat; for models that read images,
+          several times for several
+
   -s, --system <TEXT>
           A system message for the chat
 
@@ -274,6 +278,7 @@ Examples:
   mlxr run "Tell me a story about a dragon."
   mlxr run path/to/model.gguf "Why is the sky blue?"
   git diff | mlxr run model/ "Summarise this change."
+  mlxr run path/to/llava --image cat.jpg "What is this?"
   mlxr run --raw --greedy --max-tokens 20 "Once upon a time"
 
 "#]])

@@ -16,6 +16,7 @@ mod perplexity;
 mod run;
 mod show;
 mod tokenize;
+mod vision;
 
 #[cfg(unix)]
 mod control;

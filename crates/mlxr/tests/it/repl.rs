@@ -102,6 +102,31 @@ fn commands_set_save_and_load() {
 }
 
 #[test]
+fn an_image_comes_with_the_next_message() {
+    let home = tempfile::tempdir().unwrap();
+    let golden = crate::command::repo("golden/vision").canonicalize().unwrap();
+    let model = golden.join("llava").display().to_string();
+    let image = golden.join("images/small.png").display().to_string();
+    let mut session = chat(home.path(), &["--greedy", "--max-tokens", "3", "-v", "-m", &model]);
+    for (line, reply) in [
+        ("/image nowhere.png", "cannot read the image nowhere.png"),
+        (&format!("/image {image}"), "the next message comes with 1 image"),
+        ("a", "| seed"),
+        ("/save chat.json", "2 messages are in chat.json"),
+        ("/load chat.json", "2 messages from chat.json"),
+        ("/regenerate", "| seed"),
+        ("b", "| seed"),
+    ] {
+        session.send_line(line).unwrap();
+        session.exp_string(reply).unwrap_or_else(|error| panic!("{line}: {error}"));
+        session.exp_string(PROMPT).unwrap();
+    }
+    leave(session);
+    let saved = std::fs::read_to_string(home.path().join("chat.json")).unwrap();
+    assert_eq!(saved.matches("images/small.png").count(), 1);
+}
+
+#[test]
 fn inputs_span_lines_and_are_remembered() {
     let home = tempfile::tempdir().unwrap();
     let mut session = chat(home.path(), &["--greedy"]);

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use crate::catalogue::ModelSettings;
 use crate::device::{self, Device, DeviceError};
+use crate::images::{ImageReader, NoImages};
 use crate::memory::{MemoryPlan, PlanError};
 use crate::model_list::ModelSpec;
 use crate::translate::defaults;
@@ -287,6 +288,8 @@ pub struct LoadedModel {
     pub settings: ModelSettings,
     pub plan: MemoryPlan,
     grammars: OnceLock<Result<GrammarFactory, GrammarError>>,
+    /// How images are prepared, where it reads any.
+    pub images: Result<ImageReader, NoImages>,
     pub embeddings: Embeddings,
     /// What it takes more once it makes vectors too.
     pub embeddings_plan: MemoryPlan,
@@ -332,12 +335,13 @@ impl LoadedModel {
         Ok(LoadedModel {
             name: spec.name.clone(),
             engine,
-            tokenizer,
             template,
             generation: defaults(&ckpt.generation, &spec.settings.parameters),
             settings: spec.settings.clone(),
             plan,
             grammars: OnceLock::new(),
+            images: ImageReader::of(ckpt, &tokenizer),
+            tokenizer,
             embeddings: Embeddings::new(embedder, ckpt.embedding.clone()),
             embeddings_plan: MemoryPlan::for_embeddings_of(
                 ckpt,

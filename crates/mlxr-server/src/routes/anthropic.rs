@@ -60,5 +60,5 @@ async fn answer_count(app: &App, request: Request) -> Result<Response, ServeErro
     let lease = app.models.acquire(&wire.model).await?;
     let (strict, n_bytes) = (app.limits.strict, body.len());
     let asked = translate(n_bytes, move || read::ask(&wire, &lease, strict)).await?;
-    Ok(json_response(&TokenCount { input_tokens: asked.prompt.tokens.len() }, &asked.notices))
+    Ok(json_response(&TokenCount { input_tokens: asked.prompt.n_tokens() }, &asked.notices))
 }

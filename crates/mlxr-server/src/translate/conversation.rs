@@ -1,12 +1,15 @@
 //! A conversation as the model's template writes it, and how its answer is to be read.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use mlxr_tensor::Pixels;
 use mlxr_text::reasoning::ReasoningTags;
 use mlxr_text::tool_calls::{OutputOptions, ToolFormat, ToolSpec};
 use mlxr_text::{ChatInput, ChatTemplate, EncodeOptions};
 use serde_json::{Map, Value, json};
 
+use super::images;
 use super::tool_block::{self, Place};
 use crate::ServeError;
 use crate::catalogue::ModelSettings;
@@ -42,11 +45,22 @@ impl Abilities {
 }
 
 /// A conversation ready for the engine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ChatPrompt {
     pub tokens: Vec<u32>,
+    /// In the order of their placeholders among the tokens.
+    pub images: Vec<Arc<Pixels>>,
+    /// What the images take beside their placeholders.
+    pub n_more_tokens: usize,
     /// How the answer is to be read.
     pub output: OutputOptions,
+}
+
+impl ChatPrompt {
+    /// Tokens that the engine makes of it.
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.len() + self.n_more_tokens
+    }
 }
 
 /// Whether and how long the model is asked to think first.
@@ -115,7 +129,8 @@ impl Conversation {
     /// What the template refuses.
     pub fn prompt(&self, model: &LoadedModel, reads_thinking: bool) -> Result<ChatPrompt, ServeError> {
         let abilities = Abilities::of(&model.template);
-        let text = self.opened(&model.settings).text(&model.template, &abilities)?;
+        let images = images::read(&self.messages, model)?;
+        let text = self.opened(&model.settings).text(&model.template, &abilities, placeholder(model))?;
         // Templates write the beginning-of-sequence token themselves, and the markers around messages.
         let options = EncodeOptions { add_special: false, parse_special: true };
         let tokens = model.tokenizer.encode(&text, options)?;
@@ -127,7 +142,8 @@ impl Conversation {
             reasoning: thinking.and_then(|tags| tags.after_prompt(&text)),
             id_seed: crate::ids::seed(),
         };
-        Ok(ChatPrompt { tokens, output })
+        let n_more_tokens = model.images.as_ref().map_or(0, |reader| images.len() * (reader.n_tokens - 1));
+        Ok(ChatPrompt { tokens, images, n_more_tokens, output })
     }
 
     /// The prompt's text.
@@ -135,7 +151,12 @@ impl Conversation {
     /// # Errors
     /// What the template refuses.
     pub fn written(&self, model: &LoadedModel) -> Result<String, ServeError> {
-        self.opened(&model.settings).text(&model.template, &Abilities::of(&model.template))
+        images::read(&self.messages, model)?;
+        self.opened(&model.settings).text(
+            &model.template,
+            &Abilities::of(&model.template),
+            placeholder(model),
+        )
     }
 
     /// The whole conversation, with what the model brings along.
@@ -147,22 +168,30 @@ impl Conversation {
     }
 
     /// The prompt, with tools spelt out where the template knows none.
-    fn text(&self, template: &ChatTemplate, abilities: &Abilities) -> Result<String, ServeError> {
+    fn text(
+        &self,
+        template: &ChatTemplate,
+        abilities: &Abilities,
+        image: Option<&str>,
+    ) -> Result<String, ServeError> {
         if abilities.tools.is_some() || !tool_block::is_needed(&self.messages, &self.tools) {
-            return self.render(template);
+            return self.render(template, image);
         }
         let spelt_out = |place| Conversation {
             messages: tool_block::spell_out(&self.messages, &self.tools, place),
             tools: Vec::new(),
             ..self.clone()
         };
-        spelt_out(Place::System).render(template).or_else(|_| spelt_out(Place::User).render(template))
+        let written = |place| spelt_out(place).render(template, image);
+        written(Place::System).or_else(|_| written(Place::User))
     }
 
-    fn render(&self, template: &ChatTemplate) -> Result<String, ServeError> {
+    /// `image` stands for an image in templates that take texts alone.
+    fn render(&self, template: &ChatTemplate, image: Option<&str>) -> Result<String, ServeError> {
         let begun = self.messages.last().filter(|_| self.goes_on).and_then(begun_answer);
+        let messages = template.adapted(&images::shown(&self.messages), image);
         let input = ChatInput {
-            messages: &self.messages,
+            messages: &messages,
             tools: (!self.tools.is_empty()).then_some(&self.tools),
             add_generation_prompt: begun.is_none(),
             extra: self.variables.clone(),
@@ -178,6 +207,11 @@ impl Conversation {
         }
         Ok(text)
     }
+}
+
+/// What stands for an image in a prompt.
+fn placeholder(model: &LoadedModel) -> Option<&str> {
+    model.images.as_ref().ok().map(|images| images.placeholder.as_str())
 }
 
 /// The beginning of an answer that the model is to go on from.
@@ -201,7 +235,7 @@ mod tests {
 
     fn render(messages: Value) -> String {
         let messages = messages.as_array().unwrap().clone();
-        Conversation { messages, goes_on: true, ..Conversation::default() }.render(&template()).unwrap()
+        Conversation { messages, goes_on: true, ..Conversation::default() }.render(&template(), None).unwrap()
     }
 
     #[test]
@@ -256,7 +290,7 @@ mod tests {
             tools: vec![json!({"type": "function", "function": {"name": "f"}})],
             ..Conversation::default()
         };
-        let text = conversation.text(&template, &Abilities::of(&template)).unwrap();
+        let text = conversation.text(&template, &Abilities::of(&template), None).unwrap();
         assert!(text.starts_with("<user># Tools") && text.ends_with("\n\nHi"), "{text}");
     }
 }

@@ -4,6 +4,7 @@ pub mod anthropic;
 mod collect;
 mod conversation;
 pub mod embeddings;
+mod images;
 pub mod native;
 pub mod ollama;
 pub mod openai;

@@ -126,6 +126,7 @@ impl Structure {
     pub fn request(&self, model: &LoadedModel, prompt: &ChatPrompt) -> Result<Request, ServeError> {
         Ok(Request {
             constraint: self.constraint(model, &prompt.output)?,
+            images: prompt.images.clone(),
             shown_ids: prompt.output.control_ids(&model.tokenizer),
             loop_limits: Some(LoopLimits::default()),
             ..Request::new(Prompt::Tokens(prompt.tokens.clone()))

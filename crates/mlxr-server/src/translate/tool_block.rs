@@ -5,6 +5,8 @@
 use mlxr_text::tool_calls::ToolFormat;
 use serde_json::{Value, json};
 
+use super::images;
+
 /// How calls are written.
 pub const FORMAT: ToolFormat = ToolFormat::Hermes;
 
@@ -29,6 +31,8 @@ pub fn spell_out(messages: &[Value], tools: &[Value], place: Place) -> Vec<Value
         let plain = plain(message);
         // Results are the user's words, and turns alternate.
         if let Some(last) = spelt.last_mut().filter(|last| last["role"] == "user" && plain["role"] == "user")
+            && !images::has_images(last)
+            && !images::has_images(&plain)
             && let (Some(before), Some(more)) = (last["content"].as_str(), plain["content"].as_str())
         {
             last["content"] = json!(format!("{before}\n{more}"));

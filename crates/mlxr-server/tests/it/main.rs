@@ -13,6 +13,7 @@ mod devices;
 mod embeddings;
 mod errors;
 mod harness;
+mod images;
 mod keys;
 mod limits;
 mod malformed;

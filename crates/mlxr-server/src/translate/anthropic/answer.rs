@@ -34,7 +34,7 @@ impl Answer {
             model,
             parts: Parts::new(prompt.output.clone()),
             max_tokens,
-            usage: Usage { input_tokens: prompt.tokens.len(), ..Usage::default() },
+            usage: Usage { input_tokens: prompt.n_tokens(), ..Usage::default() },
             stop: MessageDelta::default(),
             warnings,
         }
@@ -242,7 +242,7 @@ impl Frames for MessageFrames {
 
 #[cfg(test)]
 mod tests {
-    use mlxr_text::tool_calls::{OutputOptions, ParsedCall};
+    use mlxr_text::tool_calls::ParsedCall;
 
     use super::*;
 
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn parts_of_a_kind_are_one_block_and_every_call_is_its_own() {
-        let prompt = ChatPrompt { tokens: vec![1], output: OutputOptions::default() };
+        let prompt = ChatPrompt { tokens: vec![1], ..ChatPrompt::default() };
         let mut frames = Answer::new("m".to_owned(), &prompt, 9, Vec::new()).stream();
         let (mut out, mut content) = (Vec::new(), Vec::new());
         let text = |text: &str| Part::Text(text.to_owned());
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_full_context_is_told_from_a_full_answer() {
-        let prompt = ChatPrompt { tokens: vec![1], output: OutputOptions::default() };
+        let prompt = ChatPrompt { tokens: vec![1], ..ChatPrompt::default() };
         let answer = Answer::new("m".to_owned(), &prompt, 9, Vec::new());
         let reason = |n| answer.stop_of(&FinishReason::Length, n).stop_reason.unwrap();
         assert_eq!((reason(9).as_str(), reason(8).as_str()), ("max_tokens", "model_context_window_exceeded"));

@@ -14,6 +14,7 @@ use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
 use crate::translate::conversation::{ChatPrompt, Conversation, Thinking};
+use crate::translate::images::{self, SentImage};
 use crate::translate::sampling::{set, stop, with_generation_config};
 use crate::translate::structure::{Form, Structure};
 
@@ -125,6 +126,7 @@ impl Reader {
         let is_plain = |message: &Value| {
             matches!(message["role"].as_str(), Some("user" | "assistant"))
                 && message.get("tool_calls").is_none()
+                && !images::has_images(message)
         };
         if let Some(last) = self.messages.last_mut()
             && is_plain(last)
@@ -152,6 +154,7 @@ impl Reader {
             Content::Blocks(blocks) => blocks,
         };
         let (mut texts, mut thoughts, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+        let mut images = Vec::new();
         for (j, block) in blocks.iter().enumerate() {
             let path = format!("{path}[{j}]");
             self.note_block(&path, block);
@@ -162,11 +165,12 @@ impl Reader {
                     let function = json!({"name": call.name, "arguments": call.input});
                     calls.push(json!({"id": call.id, "type": "function", "function": function}));
                 }
+                (Block::Image(_), Role::User) => images.push(sent_image(&path, block)),
                 (Block::ToolResult(result), Role::User) => self.result(&path, result)?,
                 (block, role) => return Err(unreadable(&path, block, role)),
             }
         }
-        let has_text = !texts.is_empty() || !calls.is_empty() || !thoughts.is_empty();
+        let has_text = !texts.is_empty() || !calls.is_empty() || !thoughts.is_empty() || !images.is_empty();
         if !has_text {
             return if blocks.is_empty() {
                 Err(ServeError::invalid(&path, format!("{path}: a message needs content")))
@@ -184,6 +188,7 @@ impl Reader {
         if !calls.is_empty() {
             fields.insert("tool_calls".to_owned(), json!(calls));
         }
+        images::attach(&mut fields, images);
         self.say(Value::Object(fields));
         Ok(())
     }
@@ -235,6 +240,20 @@ impl Reader {
             }
         }
     }
+}
+
+/// The image of a block, whose source is base64; links are not followed.
+fn sent_image(path: &str, block: &Block) -> SentImage {
+    let source = block.other().get("source").unwrap_or(&Value::Null);
+    let field = format!("{path}.type");
+    let refusal = format!("{field}: {:?} cannot be read, this model reads only text", block.kind());
+    let data = match (source["type"].as_str(), source["data"].as_str()) {
+        (Some("base64"), Some(data)) => Ok(data.to_owned()),
+        _ => {
+            Err("its source is not base64, and this server fetches nothing; send the image itself".to_owned())
+        }
+    };
+    SentImage { field, refusal, data }
 }
 
 fn unreadable(path: &str, block: &Block, role: Role) -> ServeError {

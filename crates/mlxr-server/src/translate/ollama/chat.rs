@@ -12,6 +12,7 @@ use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
 use crate::translate::conversation::Conversation;
+use crate::translate::images::{self, SentImage};
 use crate::translate::parts::Parts;
 use crate::translate::structure::Structure;
 
@@ -47,7 +48,7 @@ pub fn read(wire: &ChatRequest, model: &LoadedModel, strict: bool, clock: Clock)
     notices.enforce(strict)?;
 
     let prompt = conversation.prompt(model, true)?;
-    let n_prompt = prompt.tokens.len();
+    let n_prompt = prompt.n_tokens();
     let mut request = Request {
         logprobs: top_logprobs(wire.logprobs, wire.top_logprobs)?,
         ..structure.request(model, &prompt)?
@@ -83,19 +84,23 @@ fn tools(wire: &ChatRequest) -> Result<Vec<Value>, ServeError> {
     Ok(tools)
 }
 
+/// Images as Ollama's clients send them.
+pub(super) fn sent_images(field: &str, images: Option<&[String]>) -> Vec<SentImage> {
+    let refusal = format!("{field} cannot be read: this model reads only text");
+    let image = |base64: &String| SentImage {
+        field: field.to_owned(),
+        refusal: refusal.clone(),
+        data: Ok(base64.clone()),
+    };
+    images.unwrap_or_default().iter().map(image).collect()
+}
+
 /// A message as templates expect it.
 fn template_message(i: usize, message: &Message, notices: &mut Notices) -> Result<Value, ServeError> {
     if !matches!(message.role.as_str(), "system" | "user" | "assistant" | "tool") {
         let field = format!("messages[{i}].role");
         let reason = format!("{field} is {:?}, but must be system, user, assistant or tool", message.role);
         return Err(ServeError::invalid(field, reason));
-    }
-    if message.images.as_ref().is_some_and(|images| !images.is_empty()) {
-        let field = format!("messages[{i}].images");
-        return Err(ServeError::invalid(
-            &field,
-            format!("{field} cannot be read: this model reads only text"),
-        ));
     }
     for name in message.unknown.keys() {
         notices.add(format!("messages[{i}].{name}"), "there is no such field");
@@ -121,5 +126,6 @@ fn template_message(i: usize, message: &Message, notices: &mut Notices) -> Resul
         };
         set("tool_calls", calls.iter().map(call).collect());
     }
+    images::attach(&mut fields, sent_images(&format!("messages[{i}].images"), message.images.as_deref()));
     Ok(Value::Object(fields))
 }

@@ -4,15 +4,16 @@ use mlxr_api::ollama::generate::GenerateRequest;
 use mlxr_api::ollama::output::{Format, Think};
 use mlxr_engine::Request;
 use mlxr_text::EncodeOptions;
-use mlxr_text::tool_calls::OutputOptions;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::chat::sent_images;
 use super::line::{Answer, Clock, Endpoint, Outcome};
 use super::options;
 use crate::ServeError;
 use crate::loaded::LoadedModel;
 use crate::notices::Notices;
 use crate::translate::conversation::{ChatPrompt, Conversation, Thinking};
+use crate::translate::images;
 use crate::translate::openai::fill_in;
 use crate::translate::parts::Parts;
 use crate::translate::structure::{Form, Structure};
@@ -59,8 +60,10 @@ pub fn read(
     let prompt = prompt(wire, model, &mut structure, &mut notices)?;
     notices.enforce(strict)?;
 
-    let context = (wire.raw != Some(true)).then(|| prompt.tokens.clone());
-    let n_prompt = prompt.tokens.len();
+    // Tokens alone would not bring the images back.
+    let is_whole = wire.raw != Some(true) && prompt.images.is_empty();
+    let context = is_whole.then(|| prompt.tokens.clone());
+    let n_prompt = prompt.n_tokens();
     let mut request = Request {
         logprobs: top_logprobs(wire.logprobs, wire.top_logprobs)?,
         ..structure.request(model, &prompt)?
@@ -87,9 +90,6 @@ fn check(wire: &GenerateRequest) -> Result<(), ServeError> {
         let reason = "template cannot be given with a request: the model's own is written in Jinja, not in Go's \
                       language; use raw and write the prompt yourself";
         return Err(ServeError::invalid("template", reason));
-    }
-    if wire.images.as_ref().is_some_and(|images| !images.is_empty()) {
-        return Err(ServeError::invalid("images", "images cannot be read: this model reads only text"));
     }
     let is_raw = wire.raw == Some(true);
     let has_context = wire.context.as_ref().is_some_and(|ids| !ids.is_empty());
@@ -155,7 +155,13 @@ fn prompt(
     notices: &mut Notices,
 ) -> Result<ChatPrompt, ServeError> {
     let text = wire.prompt.as_deref().unwrap_or_default();
-    let as_text = |tokens| ChatPrompt { tokens, output: OutputOptions::default() };
+    let sent = sent_images("images", wire.images.as_deref());
+    let as_text = |tokens| ChatPrompt { tokens, ..ChatPrompt::default() };
+    let is_plain = wire.raw == Some(true) || wire.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty());
+    if is_plain && !sent.is_empty() {
+        let reason = "images go with a prompt that the model's template writes, without raw and suffix";
+        return Err(ServeError::invalid("images", reason));
+    }
     if let Some(suffix) = wire.suffix.as_deref().filter(|suffix| !suffix.is_empty()) {
         return fill_in::tokens(&model.tokenizer, text, suffix).map(as_text);
     }
@@ -168,7 +174,10 @@ fn prompt(
     if let Some(system) = wire.system.as_ref().filter(|system| !system.is_empty()) {
         conversation.messages.push(json!({"role": "system", "content": system}));
     }
-    conversation.messages.push(json!({"role": "user", "content": text}));
+    let mut message =
+        Map::from_iter([("role".to_owned(), json!("user")), ("content".to_owned(), json!(text))]);
+    images::attach(&mut message, sent);
+    conversation.messages.push(Value::Object(message));
     structure.reasoning_budget = set_thinking(&mut conversation, wire.think.as_ref(), model, notices)?;
     let mut prompt = conversation.prompt(model, true)?;
     if let Some(context) = wire.context.as_ref().filter(|context| !context.is_empty()) {

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::time;
 use crate::ServeError;
 use crate::catalogue::{Entry, ModelSettings, Modelfile};
+use crate::images::ImageReader;
 use crate::loaded::{Loaded, ModelSource, template};
 use crate::model_list::ModelSpec;
 use crate::translate::conversation::Abilities;
@@ -127,7 +128,7 @@ impl Facts {
             details: self.details(),
             model_info: self.model_info(is_verbose),
             tensors: is_verbose.then(|| self.tensors()),
-            capabilities: capabilities(&template, &tokenizer),
+            capabilities: capabilities(&self.ckpt, &template, &tokenizer),
             modified_at: time::rfc3339(self.modified),
         })
     }
@@ -250,11 +251,12 @@ fn parameters(generation: &Map<String, Value>, settings: &ModelSettings) -> Vec<
     lines
 }
 
-fn capabilities(template: &ChatTemplate, tokenizer: &Tokenizer) -> Vec<String> {
+fn capabilities(ckpt: &Checkpoint, template: &ChatTemplate, tokenizer: &Tokenizer) -> Vec<String> {
     let abilities = Abilities::of(template);
     let all = [
         (true, "completion"),
         (fill_in::tokens(tokenizer, "", "").is_ok(), "insert"),
+        (ImageReader::of(ckpt, tokenizer).is_ok(), "vision"),
         (abilities.tools.is_some(), "tools"),
         (abilities.thinking.is_some(), "thinking"),
     ];

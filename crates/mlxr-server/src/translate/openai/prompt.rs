@@ -6,6 +6,7 @@ use mlxr_text::ChatTemplate;
 use serde_json::{Map, Value, json};
 
 use crate::ServeError;
+use crate::translate::images::{self, SentImage};
 
 /// The messages of a conversation for a template.
 ///
@@ -26,7 +27,8 @@ fn template_message(i: usize, message: &ChatMessage, knows_developer: bool) -> R
     };
     let mut fields = Map::new();
     fields.insert("role".to_owned(), json!(role.name()));
-    let text = message.content.as_ref().map(|content| text_of(i, content)).transpose()?;
+    let content = message.content.as_ref().map(|content| text_of(i, content)).transpose()?;
+    let (text, images) = content.unzip();
     let may_be_silent = message.tool_calls.is_some() || message.role == Role::Assistant;
     if text.is_none() && !may_be_silent {
         return Err(ServeError::invalid(format!("messages[{i}].content"), "a message needs content"));
@@ -45,6 +47,7 @@ fn template_message(i: usize, message: &ChatMessage, knows_developer: bool) -> R
     for (name, value) in &message.other {
         fields.insert(name.clone(), value.clone());
     }
+    images::attach(&mut fields, images.unwrap_or_default());
     Ok(Value::Object(fields))
 }
 
@@ -63,22 +66,26 @@ pub fn knows_developer(template: &ChatTemplate) -> bool {
     template.source().contains("developer")
 }
 
-/// The text of a message; its parts stand on lines of their own.
-fn text_of(i: usize, content: &Content) -> Result<String, ServeError> {
+/// The text of a message, whose parts stand on lines of their own, and its images.
+fn text_of(i: usize, content: &Content) -> Result<(String, Vec<SentImage>), ServeError> {
     let parts = match content {
-        Content::Text(text) => return Ok(text.clone()),
+        Content::Text(text) => return Ok((text.clone(), Vec::new())),
         Content::Parts(parts) => parts,
     };
-    let mut texts = Vec::with_capacity(parts.len());
+    let (mut texts, mut images) = (Vec::with_capacity(parts.len()), Vec::new());
     for (j, part) in parts.iter().enumerate() {
         match part {
             ContentPart::Text { text } | ContentPart::Refusal { refusal: text } => texts.push(text.as_str()),
             other => {
                 let field = format!("messages[{i}].content[{j}].type");
                 let reason = format!("{field} is {:?}, but this model reads only text", other.kind());
-                return Err(ServeError::invalid(field, reason));
+                let ContentPart::ImageUrl { image_url } = other else {
+                    return Err(ServeError::invalid(field, reason));
+                };
+                let url = image_url.as_str().or(image_url["url"].as_str()).unwrap_or_default();
+                images.push(SentImage::from_url(field, reason, url));
             }
         }
     }
-    Ok(texts.join("\n"))
+    Ok((texts.join("\n"), images))
 }

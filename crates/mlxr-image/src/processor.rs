@@ -199,7 +199,7 @@ impl Settings<'_> {
         let (mean, std) = match self.flag("do_normalize")? {
             true => (
                 self.channels("image_mean", [0.481_454_66, 0.457_827_5, 0.408_210_73])?,
-                self.channels("image_std", [0.268_629_54, 0.261_302_58, 0.275_777_11])?,
+                self.channels("image_std", [0.268_629_54, 0.261_302_6, 0.275_777_1])?,
             ),
             false => ([0.0; N_CHANNELS], [1.0; N_CHANNELS]),
         };

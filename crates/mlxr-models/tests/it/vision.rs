@@ -34,7 +34,7 @@ fn ids(list: &Value) -> Vec<u32> {
 /// What the image processor makes of an image.
 fn pixels(name: &str) -> Pixels {
     let record = &read("pixels.json")["images"][format!("{name} 28")];
-    let (mean, std) = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261_302_58, 0.275_777_11]);
+    let (mean, std) = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261_302_6, 0.275_777_1]);
     let values = floats(&record["levels"]).into_iter().enumerate();
     let values = values.map(|(i, level)| (level / 255.0 - mean[i / 784]) / std[i / 784]).collect();
     Pixels::new([3, 28, 28], values)

@@ -31,6 +31,10 @@ pub(crate) fn outputs(ckpt: &Checkpoint, naming: Naming) -> Result<Vec<Output>, 
         let hint = "no table knows where it belongs; only models that are fully understood are converted";
         return Err(CheckpointError::unsupported(&ckpt.path, what, hint));
     }
+    if ckpt.vision.is_some() {
+        let hint = "it runs from its folder as it is";
+        return Err(CheckpointError::unsupported(&ckpt.path, "converting a model that reads images", hint));
+    }
     let writer = Writer { ckpt, naming, rules: rules_by_part(ckpt.arch, naming) };
     let stacks = stacks(ckpt);
     let mut done: BTreeMap<(Option<u32>, String), Output> = BTreeMap::new();

@@ -86,3 +86,20 @@ hint: the chat template writes a place for each image; with --raw the prompt has
 
 "#]]);
 }
+
+#[test]
+fn a_model_that_reads_images_is_not_converted_without_them() {
+    let to = std::env::temp_dir().join(format!("mlxr-vision-{}", std::process::id())).display().to_string();
+    let model = golden("llava");
+    let (model, to) = (model.as_str(), to.as_str());
+    for args in [
+        ["convert", "--to", "gguf", model, to],
+        ["convert", "--to", "hf", model, to],
+        ["quantize", "--force", model, to, "q8_0"],
+    ] {
+        let refused = mlxr(args).assert().failure();
+        let told = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+        assert!(told.contains("converting a model that reads images is not supported"), "{told}");
+        assert!(!std::path::Path::new(to).exists());
+    }
+}

@@ -434,7 +434,7 @@ mod tests {
             assert_eq!(field, "messages[0].content[0].type");
             assert!(reason.contains(text), "{reason}");
         };
-        check("user", json!({"type": "image", "source": {}}), "reads only text");
+        check("user", json!({"type": "document", "source": {}}), "reads only text");
         check("user", json!({"type": "thinking", "thinking": "x"}), "message of the user");
         check("assistant", json!({"type": "tool_result", "tool_use_id": "x"}), "message of the assistant");
         assert!(read(json!([{"role": "user", "content": []}])).is_err());

@@ -4,13 +4,13 @@
 //! As products of many rows (`half.rs`) only when asked for, and only after they have computed what the other kernels do.
 
 use bytemuck::{Pod, Zeroable};
-use mlxr_tensor::{Act, Backend, DType, Gate, HostTensor, TensorError};
+use mlxr_tensor::{Act, Backend, Gate, TensorError};
 
 use crate::acts::GpuAct;
 use crate::backend::GpuBackend;
 use crate::bindings::Bound;
 use crate::fused::GatedProduct;
-use crate::half::min_half_rows;
+use crate::half::{check_values, min_half_rows};
 use crate::kernels::{FewShape, GatedMatmulFew, MatmulFew, gate};
 use crate::layout::{Element, Floats, Layout};
 use crate::ops::Product;
@@ -141,22 +141,13 @@ impl GpuBackend {
     pub(crate) fn few_products_are_right(&self) -> Result<bool, TensorError> {
         // Columns that are not the same number of runs for each subgroup.
         let (n_out, cols) = (2 * MATRIX, (N_SPLIT + 1) * K_TILE);
-        let values = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
-        };
-        let weight = |seed| {
-            let values = values(n_out * cols, seed).into_iter();
-            let bytes: Vec<u8> = values.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect();
-            let tensor = HostTensor::new("check", &[n_out, cols], DType::F16, bytes.into())?;
-            GpuWeight::new(self.gpu(), self.buffers(), &tensor)
-        };
-        let (weight, other) = (weight(3)?, weight(7)?);
+        let (weight, other) = (self.check_weight(n_out, cols, 3)?, self.check_weight(n_out, cols, 7)?);
         let plain =
             |x: &Act, product: &Product<'_>| self.new_act(x.rows(), n_out, |y| self.product(x, product, y));
 
         // Gate and up of rows in f32, fewer than a matrix has.
         let n_rows = MIN_ROWS;
-        let x = self.act(n_rows, cols, &values(n_rows * cols, 5));
+        let x = self.act(n_rows, cols, &check_values(n_rows * cols, 5));
         let product = |weight| Product { weight, bias: None, routing: None, n_rows };
         let both = GatedProduct { gate: product(&weight), up: product(&other), kind: Gate::Silu };
         let ours = self.new_halves(n_rows, n_out, |y| both.run_few(self, &x, y));
@@ -167,7 +158,7 @@ impl GpuBackend {
 
         // One weight and rows in f16, more than a matrix has.
         let n_rows = MATRIX + 3;
-        let x = self.act(n_rows, cols, &values(n_rows * cols, 11));
+        let x = self.act(n_rows, cols, &check_values(n_rows * cols, 11));
         self.halves(&x)?;
         let ours = self.new_act(n_rows, n_out, |y| self.few_product(&x, &weight, y));
         let theirs = plain(&x, &Product { weight: &weight, bias: None, routing: None, n_rows });

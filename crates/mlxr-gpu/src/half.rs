@@ -89,6 +89,11 @@ fn half_of<'a>(part: &'a Part, made: &'a Option<Pooled>) -> Bound<'a> {
     made.as_ref().map_or_else(|| part.codes.bound(), Pooled::bound)
 }
 
+/// Values between -0.5 and 0.5 to check products with, the same in every run.
+pub(crate) fn check_values(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
+}
+
 impl GpuBackend {
     /// Lets products of many rows be computed in f16 where the device has matrices for it: faster, and rounded to other
     /// bits than products of fewer rows.
@@ -114,20 +119,24 @@ impl GpuBackend {
         self
     }
 
+    /// A weight in f16 to check products with.
+    pub(crate) fn check_weight(
+        &self,
+        n_out: usize,
+        cols: usize,
+        seed: usize,
+    ) -> Result<GpuWeight, TensorError> {
+        let values = check_values(n_out * cols, seed).into_iter();
+        let bytes: Vec<u8> = values.flat_map(|v| half::f16::from_f32(v).to_le_bytes()).collect();
+        let tensor = HostTensor::new("check", &[n_out, cols], DType::F16, bytes.into())?;
+        GpuWeight::new(self.gpu(), self.buffers(), &tensor)
+    }
+
     /// Compares products with the same by the other kernels.
     fn half_products_are_right(&self) -> Result<bool, TensorError> {
         let (n_rows, n_out, cols) = (TILE, 2 * TILE, 3 * K_TILE);
-        let values = |n: usize, seed: usize| -> Vec<f32> {
-            (0..n).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
-        };
-        let weight = |seed| {
-            let values = values(n_out * cols, seed);
-            let bytes: Vec<u8> = values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
-            let tensor = HostTensor::new("check", &[n_out, cols], DType::F16, bytes.into())?;
-            GpuWeight::new(self.gpu(), self.buffers(), &tensor)
-        };
-        let (weight, other) = (weight(3)?, weight(7)?);
-        let x = self.act(n_rows, cols, &values(n_rows * cols, 5));
+        let (weight, other) = (self.check_weight(n_out, cols, 3)?, self.check_weight(n_out, cols, 7)?);
+        let x = self.act(n_rows, cols, &check_values(n_rows * cols, 5));
         let product = |weight| Product { weight, bias: None, routing: None, n_rows };
         let both = GatedProduct { gate: product(&weight), up: product(&other), kind: Gate::Silu };
         let (ours, theirs) = (self.take(n_rows * n_out * 4)?, self.take(n_rows * n_out * 4)?);

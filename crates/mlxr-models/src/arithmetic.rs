@@ -26,6 +26,7 @@ impl Multiplications {
             let (of_token, of_logits) = match tensor.name() {
                 "embed_tokens.weight" if !config.tied => continue,
                 "embed_tokens.weight" | "lm_head.weight" => (0.0, n),
+                name if config.is_for_logits(name) => (0.0, n * config.share_met(name)),
                 name => (n * config.share_met(name), 0.0),
             };
             let format = tensor.format();
@@ -42,6 +43,13 @@ impl Multiplications {
 }
 
 impl DecoderConfig {
+    /// Whether a layer's tensor is met by tokens whose logits are wanted alone: it is behind the last keys and values.
+    fn is_for_logits(&self, name: &str) -> bool {
+        let last = format!("layers.{}.", self.layers.len() - 1);
+        let part = name.strip_prefix(&last);
+        part.is_some_and(|part| !["attn.q", "attn.k", "attn.v"].iter().any(|before| part.starts_with(before)))
+    }
+
     /// The share of a layer's tensor that a token meets: of experts those that are chosen.
     fn share_met(&self, name: &str) -> f64 {
         let expert = name.strip_prefix("layers.").and_then(|rest| rest.split_once(".moe."));

@@ -47,6 +47,12 @@ impl Cx<'_> {
             None => x,
         }
     }
+
+    /// Each head of `x` through a norm.
+    fn norm_heads(&self, mut x: Act, weight: &Weight) -> Act {
+        self.backend.rms_norm_heads(&mut x, weight, self.norm_eps);
+        x
+    }
 }
 
 /// A linear layer.
@@ -95,11 +101,11 @@ impl Decoder {
     /// As [`Self::forward`].
     pub fn hidden(&self, cx: Cx<'_>, kv: &mut ModelKv) -> Result<Act, TensorError> {
         self.stream(cx, kv, |cx, x| {
-            cx.backend.rms_norm(&output_rows(cx, x), &self.norm, cx.norm_eps) // [n_output_rows, hidden]
+            cx.backend.rms_norm(&x, &self.norm, cx.norm_eps) // [n_output_rows, hidden]
         })
     }
 
-    /// What `end` makes of the residual stream after the last layer: `[rows, hidden]`. `cx` is the first stage's.
+    /// What `end` makes of the residual stream after the last layer: `[n_output_rows, hidden]`. `cx` is the first stage's.
     fn stream(
         &self,
         cx: Cx<'_>,
@@ -118,7 +124,8 @@ impl Decoder {
                 x = next.backend.act(x.rows(), x.cols(), &at.backend.read(&x)?);
             }
             at = next;
-            x = stage.forward(&at, kv, x, self.residual_scale);
+            let is_last = i + 1 == self.stages.len();
+            x = stage.forward(&at, kv, x, self.residual_scale, is_last);
         }
         Ok(end(&at, x))
     }
@@ -127,7 +134,6 @@ impl Decoder {
         if cx.batch.output_rows.is_empty() {
             return cx.backend.act(0, self.lm_head.shape()[0], &[]);
         }
-        let x = output_rows(cx, x);
         let x = cx.backend.rms_norm(&x, &self.norm, cx.norm_eps);
         let mut logits = cx.backend.linear(&x, &self.lm_head, None);
         if self.logit_scale != 1.0 {
@@ -141,13 +147,24 @@ impl Decoder {
 }
 
 impl Stage {
-    /// The residual stream `x: [rows, hidden]` through the layers.
-    fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, x: Act, residual_scale: f32) -> Act {
+    /// The residual stream `x: [rows, hidden]` through the layers. The last stage gives [`Batch::output_rows`] alone: once
+    /// the last layer's keys and values are stored, nobody reads the others.
+    fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, x: Act, residual_scale: f32, is_last: bool) -> Act {
         let mut residual = Residual { x, pending: None, scale: residual_scale };
         for (layer_idx, layer) in self.layers.iter().enumerate() {
+            let ends = is_last && layer_idx + 1 == self.layers.len();
             let h = residual.normed(cx, layer.attn_norm.as_ref());
             let kv_layer = if cx.kv_layers == KvLayers::Own { layer_idx } else { 0 };
-            let h = layer.attn.forward(cx, kv, kv_layer, &h);
+            if ends && cx.batch.output_rows.is_empty() {
+                layer.attn.store(cx, kv, kv_layer, &h);
+                return cx.backend.act(0, h.cols(), &[]);
+            }
+            let mut attn = layer.attn.attend(cx, kv, kv_layer, &h);
+            if ends {
+                keep_output_rows(cx, &mut attn);
+                keep_output_rows(cx, &mut residual.x);
+            }
+            let h = Output::Linear(attn, &layer.attn.o);
             residual.push(h.normed(cx, layer.post_attn_norm.as_ref()));
             let h = residual.normed(cx, layer.mlp_norm.as_ref());
             let h = layer.mlp.forward(cx, &h);
@@ -167,12 +184,11 @@ fn put_given(cx: &Cx<'_>, x: &mut Act) {
     }
 }
 
-/// The rows whose results are wanted, which in decode are all.
-fn output_rows(cx: &Cx<'_>, x: Act) -> Act {
-    if cx.batch.output_rows.len() == x.rows() {
-        return x;
+/// Leaves out the rows whose results are not wanted; in decode all are.
+fn keep_output_rows(cx: &Cx<'_>, x: &mut Act) {
+    if cx.batch.output_rows.len() != x.rows() {
+        *x = cx.backend.gather_rows(x, &cx.batch.output_rows);
     }
-    cx.backend.gather_rows(&x, &cx.batch.output_rows)
 }
 
 /// The residual stream: what has been summed, and the last sublayer's output still to be added, so that a backend
@@ -288,33 +304,44 @@ pub enum QkNormWeights {
 }
 
 impl Attention {
-    /// `x: [rows, hidden]`, returns the same shape.
-    fn forward(&self, cx: &Cx<'_>, kv: &mut KvCache, layer_idx: usize, x: &Act) -> Output<'_> {
+    /// Attention of `x: [rows, hidden]`, which [`Self::o`] is still to be applied to: `[rows, n_heads * head_dim]`.
+    fn attend(&self, cx: &Cx<'_>, kv: &mut KvCache, layer_idx: usize, x: &Act) -> Act {
         let Cx { backend, batch, .. } = *cx;
         let [q, k, v] = cx.linear_each(x, [&self.q, &self.k, &self.v]); // [rows, n_heads or n_kv_heads * head_dim]
-        let (q, k) = self.norm_qk(cx, q, k);
-        // [rows, n_heads * head_dim]
-        let attn = match &self.rope {
+        let (q, k) = (self.norm_q(cx, q), self.norm_k(cx, k));
+        match &self.rope {
             Some(rope) => backend.rotate_and_attend((q, k, &v), (rope, &self.spec), kv, layer_idx, batch),
             None => {
                 backend.store_kv(kv, layer_idx, &k, &v, batch);
                 backend.attention(&q, kv, layer_idx, batch, &self.spec)
             }
-        };
-        Output::Linear(attn, &self.o)
+        }
     }
 
-    fn norm_qk(&self, cx: &Cx<'_>, mut q: Act, mut k: Act) -> (Act, Act) {
+    /// Stores keys and values of `x: [rows, hidden]`.
+    fn store(&self, cx: &Cx<'_>, kv: &mut KvCache, layer_idx: usize, x: &Act) {
+        let [k, v] = cx.linear_each(x, [&self.k, &self.v]); // [rows, n_kv_heads * head_dim]
+        let mut k = self.norm_k(cx, k);
+        if let Some(rope) = &self.rope {
+            let head_dim = kv.spec().layers[layer_idx].k_dim;
+            cx.backend.rope(&mut k, head_dim, rope, cx.batch);
+        }
+        cx.backend.store_kv(kv, layer_idx, &k, &v, cx.batch);
+    }
+
+    fn norm_q(&self, cx: &Cx<'_>, q: Act) -> Act {
         match &self.qk_norm {
-            None => (q, k),
-            Some(QkNormWeights::PerHead { q: q_norm, k: k_norm }) => {
-                cx.backend.rms_norm_heads(&mut q, q_norm, cx.norm_eps);
-                cx.backend.rms_norm_heads(&mut k, k_norm, cx.norm_eps);
-                (q, k)
-            }
-            Some(QkNormWeights::FullRow { q: q_norm, k: k_norm }) => {
-                (cx.norm(q, Some(q_norm)), cx.norm(k, Some(k_norm)))
-            }
+            None => q,
+            Some(QkNormWeights::PerHead { q: norm, .. }) => cx.norm_heads(q, norm),
+            Some(QkNormWeights::FullRow { q: norm, .. }) => cx.norm(q, Some(norm)),
+        }
+    }
+
+    fn norm_k(&self, cx: &Cx<'_>, k: Act) -> Act {
+        match &self.qk_norm {
+            None => k,
+            Some(QkNormWeights::PerHead { k: norm, .. }) => cx.norm_heads(k, norm),
+            Some(QkNormWeights::FullRow { k: norm, .. }) => cx.norm(k, Some(norm)),
         }
     }
 }

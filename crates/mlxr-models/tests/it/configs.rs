@@ -240,7 +240,16 @@ fn multiplications_count_the_matrices_that_a_token_meets() {
         let model = load(&ckpt, None).unwrap();
         let config = model.config();
         let [counted] = Multiplications::of(config, &ckpt)[..] else { panic!("{family} has one format") };
-        assert_eq!(counted.of_logits, (config.vocab * config.hidden) as f64, "{family}");
+        let last = config.layers.last().unwrap();
+        let mlp = match last.mlp {
+            MlpConfig::Dense { intermediate, .. } => 3 * intermediate * config.hidden,
+            MlpConfig::Experts { n_experts, intermediate, router, .. } => {
+                (3 * intermediate * router.top_k + n_experts) * config.hidden
+            }
+        };
+        let output = config.n_heads * config.head_dim * config.hidden;
+        let of_logits = config.vocab * config.hidden + mlp + output;
+        assert_eq!(counted.of_logits.round(), of_logits as f64, "{family}");
         // What a step reads is matrices and a few vectors.
         let read = model.bytes_per_token() as f64 / 4.0;
         let met = counted.of_token + counted.of_logits;

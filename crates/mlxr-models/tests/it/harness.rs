@@ -76,8 +76,15 @@ pub struct Session<'a> {
 pub struct Rows<'a> {
     pub sequence: usize,
     pub tokens: &'a [u32],
-    /// Logits for every row, not the last alone.
-    pub all: bool,
+    pub wanted: Wanted,
+}
+
+/// Of which rows a step gives logits.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    All,
+    Last,
+    None,
 }
 
 impl<'a> Session<'a> {
@@ -111,10 +118,10 @@ impl<'a> Session<'a> {
             let s = rows.sequence;
             batch.push(rows.tokens, self.lens[s], &self.tables[s], self.block_tokens);
             self.lens[s] += rows.tokens.len() as u32;
-            if rows.all {
-                batch.output_rows.extend(first..batch.n_rows() as u32);
-            } else {
-                batch.want_last();
+            match rows.wanted {
+                Wanted::All => batch.output_rows.extend(first..batch.n_rows() as u32),
+                Wanted::Last => batch.want_last(),
+                Wanted::None => {}
             }
         }
         let logits = self.model.forward(&batch, &mut self.kv).unwrap();
@@ -125,7 +132,7 @@ impl<'a> Session<'a> {
 
     /// The first sequence's next rows, all logits.
     pub fn feed(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
-        self.step(&[Rows { sequence: 0, tokens, all: true }])
+        self.step(&[Rows { sequence: 0, tokens, wanted: Wanted::All }])
     }
 }
 

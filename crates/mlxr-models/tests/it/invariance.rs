@@ -1,15 +1,16 @@
 //! A sequence's logits are the same bits alone, in company, in chunks, and wherever its blocks lie.
 
-use crate::harness::{Blocks, Rows, Session, open, open_split};
+use crate::harness::{Blocks, Rows, Session, Wanted, open, open_split};
 
 /// Families that between them use every op.
-const MODELS: [&str; 7] = [
+const MODELS: [&str; 8] = [
     "gemma2/hf",
     "gpt_oss/hf",
     "llama/model.gguf",
     "llama/mlx-4bit",
     "mixtral/mlx-4bit",
     "olmo2/hf",
+    "qwen3/hf",
     "smollm3/hf",
 ];
 
@@ -83,7 +84,7 @@ fn company_changes_no_bit() {
                 .map(|&(sequence, n)| {
                     let tokens = &prompts[sequence][starts[sequence]..starts[sequence] + n];
                     starts[sequence] += n;
-                    Rows { sequence, tokens, all: true }
+                    Rows { sequence, tokens, wanted: Wanted::All }
                 })
                 .collect();
             let mut logits = session.step(&rows).into_iter();
@@ -98,14 +99,22 @@ fn company_changes_no_bit() {
 }
 
 #[test]
-fn only_the_rows_asked_for_come_back() {
-    let model = open("llama/hf", None);
-    let tokens = prompt(9, 3);
-    let all = Session::new(&model, 1, 16, Blocks::InOrder).feed(&tokens);
-    let last = Session::new(&model, 1, 16, Blocks::InOrder).step(&[Rows {
-        sequence: 0,
-        tokens: &tokens,
-        all: false,
-    }]);
-    assert_eq!(bits(&last), bits(&all[8..]));
+fn rows_that_nobody_asks_for_change_no_bit_of_others() {
+    for path in MODELS {
+        for model in [open(path, None), open_split(path, 1)] {
+            let [first, second] = [1, 2].map(|seed| prompt(41, seed));
+            let [all, others] = [&first, &second].map(|tokens| alone(&model, tokens));
+            let vocab = model.config().vocab;
+            let mut session = Session::new(&model, 2, 16, Blocks::Scattered);
+            let mut step = |rows: &[(usize, &[u32], Wanted)]| {
+                let rows = rows.iter().map(|&(sequence, tokens, wanted)| Rows { sequence, tokens, wanted });
+                bits(&session.step(&rows.collect::<Vec<_>>()))
+            };
+            assert!(step(&[(0, &first[..20], Wanted::None)]).is_empty(), "{path}");
+            let found = step(&[(0, &first[20..30], Wanted::None), (1, &second[..9], Wanted::Last)]);
+            assert!(found == others[8 * vocab..9 * vocab], "{path}: beside rows that nobody asks for");
+            let found = step(&[(1, &second[9..], Wanted::None), (0, &first[30..], Wanted::All)]);
+            assert!(found == all[30 * vocab..], "{path}: after rows that nobody asked for");
+        }
+    }
 }

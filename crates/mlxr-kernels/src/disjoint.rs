@@ -33,6 +33,12 @@ impl<'a, T> Disjoint<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
     }
 
+    /// Where a part `range` begins. Writing there is subject to what [`Self::slice`] asks for.
+    pub(crate) fn at(&self, range: Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        self.ptr.wrapping_add(range.start)
+    }
+
     /// Row `row` of rows of `row_len`.
     ///
     /// # Safety

@@ -9,7 +9,7 @@ use crate::linear::blocks::BlockRows;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 use crate::linear::tiled::{PutInOrder, Tiles};
-use crate::linear::wide::{WideActs, WideRows};
+use crate::linear::wide::{WideActs, WideOut, WideRows};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::peak::PeakLoop;
@@ -79,9 +79,9 @@ pub(crate) enum CodeKernels {
     },
 }
 
-/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16, where `wide::sums_at` says; the
-/// last block of activation rows is whole as well. A product does not depend on the numbers of rows.
-pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs<'_>, &mut TileScratch, &mut [f32]);
+/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16; the last block of activation
+/// rows is whole as well. A product does not depend on the numbers of rows.
+pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs<'_>, &mut TileScratch, &mut WideOut<'_>);
 
 /// Positions that attention kernels meet in one go.
 pub(crate) const UNIT_TOKENS: usize = 16;

@@ -10,11 +10,12 @@ use crate::avx512::attend_bf16;
 use crate::avx512::layouts::Unpacked;
 use crate::avx512::super_tile::block_kernels;
 use crate::avx512::tile::tiled_kernels;
-use crate::avx512::wide::{self, PANEL_TILE, Sums, Unit, wide_floats, wide_kernels};
+use crate::avx512::wide::{self, Met, PANEL_TILE, Sums, Unit, wide_floats, wide_kernels};
+use crate::avx512::wide_half::{self, HalfBlocks, HalfSuperBlocks};
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::codes::CodeKind;
 use crate::linear::tile::TileScratch;
-use crate::linear::wide::{TILE_BYTES, WideActs, WideRows};
+use crate::linear::wide::{TILE_BYTES, WideActs, WideOut, WideRows};
 
 /// Activation rows from which on unpacking to bf16 pays.
 const WIDE_FROM: usize = 32;
@@ -35,19 +36,34 @@ pub(super) const KERNELS: WideKernels = WideKernels {
 
 /// The kernel of a format in tile order.
 fn tiled(format: Format) -> Option<DotWide> {
+    if wide_half::is_available() {
+        return half_blocks(format).or_else(|| half_super_blocks(format)).or_else(|| float_tiles(format));
+    }
     blocks(format).or_else(|| super_blocks(format)).or_else(|| float_tiles(format))
 }
 
 tiled_kernels! {
     fn blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut [f32]|
+    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<wide::Blocks<Tiled>, TileUnit>(weights, xs, scratch, out)
 }
 
 block_kernels! {
     fn super_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut [f32]|
+    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<wide::SuperBlocks<Blocks>, TileUnit>(weights, xs, scratch, out)
+}
+
+tiled_kernels! {
+    fn half_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
+    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
+        wide::dot::<HalfBlocks<Tiled>, TileUnit>(weights, xs, scratch, out)
+}
+
+block_kernels! {
+    fn half_super_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
+    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
+        wide::dot::<HalfSuperBlocks<Blocks>, TileUnit>(weights, xs, scratch, out)
 }
 
 wide_floats!(TileUnit);
@@ -74,8 +90,6 @@ fn unpacked(kind: CodeKind) -> DotWide {
 struct TileUnit;
 
 impl Unit for TileUnit {
-    const IS_BESIDE: bool = true;
-
     /// Two tiles of 512 columns stay in the first-level cache, so many blocks of activations passing by. Taking up sums
     /// and putting them back, which longer panels save, takes as long as some thirty multiplications.
     #[inline]
@@ -96,92 +110,179 @@ impl Unit for TileUnit {
     }
 
     #[inline]
-    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums) {
+    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, from: Option<Sums>, to: Sums) {
+        let (acts, panel) = (acts.as_ptr(), panel.as_ptr());
         // SAFETY: by the caller's promise.
         unsafe {
-            Self::open(add, out);
-            for step in 0..n_steps {
-                let acts = acts.as_ptr().wrapping_add(step * 2 * TILE_BYTES);
-                Self::step(acts, panel.as_ptr().wrapping_add(step * TILE_BYTES));
+            load(acts, panel);
+            open(from);
+            for step in 1..n_steps {
+                multiply_and_load(acts.add(step * 2 * TILE_BYTES), panel.add(step * TILE_BYTES));
             }
-            Self::close(out);
+            multiply();
+            close(to);
         }
     }
 
-    #[inline(always)]
-    unsafe fn open(add: bool, out: Sums) {
-        let (high, stride, right) = (out.at, out.stride * 4, out.at.wrapping_add(out.right));
-        let (low, low_right) = (high.wrapping_add(out.low), right.wrapping_add(out.low));
+    /// Operands of a step, also of the first of a block, are loaded while those of the step before are multiplied. Lines of
+    /// the result's rows are fetched before sums are put there.
+    #[inline]
+    unsafe fn meet(met: &Met) {
+        let mut acts = met.acts;
         // SAFETY: by the caller's promise.
         unsafe {
-            if add {
-                asm!(
-                    "tileloadd tmm0, [{high} + {stride}]",
-                    "tileloadd tmm1, [{right} + {stride}]",
-                    "tileloadd tmm2, [{low} + {stride}]",
-                    "tileloadd tmm3, [{low_right} + {stride}]",
-                    high = in(reg) high,
-                    right = in(reg) right,
-                    low = in(reg) low,
-                    low_right = in(reg) low_right,
-                    stride = in(reg) stride,
-                    options(nostack, preserves_flags, readonly),
-                );
-            } else {
-                asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    options(nomem, nostack, preserves_flags),
-                );
+            load(acts, met.panel);
+            for block in 0..met.n_blocks {
+                let (from, to) = met.sums_of(block);
+                let mut lines = met.lines_to_write(block);
+                open(from);
+                for step in 1..met.n_steps {
+                    multiply_and_load(acts.add(step * 2 * TILE_BYTES), met.panel.add(step * TILE_BYTES));
+                    met.fetch(1);
+                    lines.by_ref().take(LINES_EACH).for_each(wide::fetch_for_writing);
+                }
+                let is_last = block + 1 == met.n_blocks;
+                let after = if is_last { acts } else { acts.add(met.stride) };
+                multiply_and_load(after, met.panel);
+                met.fetch(1);
+                close(to);
+                acts = after;
             }
         }
     }
+}
 
-    /// Activations are loaded with the hint that they come from the second-level cache once, so that they leave the panel
-    /// in the first.
-    #[inline(always)]
-    unsafe fn step(acts: *const u8, panel: *const u8) {
-        // SAFETY: by the caller's promise.
+/// Lines of the result that are fetched a step: all 64 of a block in the sixteen steps of a short panel.
+const LINES_EACH: usize = 4;
+
+/// Takes up sums, or begins with zeros.
+///
+/// # Safety
+/// As [`Unit::two_by_two`].
+#[inline(always)]
+unsafe fn open(from: Option<Sums>) {
+    let Some(from) = from else {
+        // SAFETY: the unit is set up.
         unsafe {
             asm!(
-                "tileloaddt1 tmm4, [{acts} + {line}]",
-                "tileloadd tmm6, [{panel} + {line}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{panel} + {line} + {panel_tile}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloaddt1 tmm5, [{acts} + {line} + {tile}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                acts = in(reg) acts,
-                panel = in(reg) panel,
-                line = in(reg) ROW_BYTES,
-                tile = const TILE_BYTES,
-                panel_tile = const PANEL_TILE,
-                options(nostack, preserves_flags, readonly),
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nomem, nostack, preserves_flags),
             );
         }
+        return;
+    };
+    let (high, stride, right) = (from.at, from.stride * 4, from.at.wrapping_add(from.right));
+    let (low, low_right) = (high.wrapping_add(from.low), right.wrapping_add(from.low));
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{high} + {stride}]",
+            "tileloadd tmm1, [{right} + {stride}]",
+            "tileloadd tmm2, [{low} + {stride}]",
+            "tileloadd tmm3, [{low_right} + {stride}]",
+            high = in(reg) high,
+            right = in(reg) right,
+            low = in(reg) low,
+            low_right = in(reg) low_right,
+            stride = in(reg) stride,
+            options(nostack, preserves_flags, readonly),
+        );
     }
+}
 
-    #[inline(always)]
-    unsafe fn close(out: Sums) {
-        let (high, stride, right) = (out.at, out.stride * 4, out.at.wrapping_add(out.right));
-        let (low, low_right) = (high.wrapping_add(out.low), right.wrapping_add(out.low));
-        // SAFETY: by the caller's promise.
-        unsafe {
-            asm!(
-                "tilestored [{high} + {stride}], tmm0",
-                "tilestored [{right} + {stride}], tmm1",
-                "tilestored [{low} + {stride}], tmm2",
-                "tilestored [{low_right} + {stride}], tmm3",
-                high = in(reg) high,
-                right = in(reg) right,
-                low = in(reg) low,
-                low_right = in(reg) low_right,
-                stride = in(reg) stride,
-                options(nostack, preserves_flags),
-            );
-        }
+/// Loads the operands of a step: activations with the hint that they come from the second-level cache once, so that they
+/// leave the panel in the first.
+///
+/// # Safety
+/// As [`Unit::two_by_two`].
+#[inline(always)]
+unsafe fn load(acts: *const u8, panel: *const u8) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!(
+            "tileloaddt1 tmm4, [{acts} + {line}]",
+            "tileloadd tmm6, [{panel} + {line}]",
+            "tileloadd tmm7, [{panel} + {line} + {panel_tile}]",
+            "tileloaddt1 tmm5, [{acts} + {line} + {tile}]",
+            acts = in(reg) acts,
+            panel = in(reg) panel,
+            line = in(reg) ROW_BYTES,
+            tile = const TILE_BYTES,
+            panel_tile = const PANEL_TILE,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+}
+
+/// Adds the products of the operands loaded before, and loads those of another step.
+///
+/// # Safety
+/// As [`Unit::two_by_two`].
+#[inline(always)]
+unsafe fn multiply_and_load(acts: *const u8, panel: *const u8) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!(
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloaddt1 tmm4, [{acts} + {line}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tileloadd tmm6, [{panel} + {line}]",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm7, [{panel} + {line} + {panel_tile}]",
+            "tileloaddt1 tmm5, [{acts} + {line} + {tile}]",
+            acts = in(reg) acts,
+            panel = in(reg) panel,
+            line = in(reg) ROW_BYTES,
+            tile = const TILE_BYTES,
+            panel_tile = const PANEL_TILE,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+}
+
+/// Adds the products of the operands loaded before.
+///
+/// # Safety
+/// As [`Unit::two_by_two`].
+#[inline(always)]
+unsafe fn multiply() {
+    // SAFETY: the unit is set up.
+    unsafe {
+        asm!(
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+/// Puts the sums where they belong.
+///
+/// # Safety
+/// As [`Unit::two_by_two`].
+#[inline(always)]
+unsafe fn close(out: Sums) {
+    let (high, stride, right) = (out.at, out.stride * 4, out.at.wrapping_add(out.right));
+    let (low, low_right) = (high.wrapping_add(out.low), right.wrapping_add(out.low));
+    // SAFETY: by the caller's promise.
+    unsafe {
+        asm!(
+            "tilestored [{high} + {stride}], tmm0",
+            "tilestored [{right} + {stride}], tmm1",
+            "tilestored [{low} + {stride}], tmm2",
+            "tilestored [{low_right} + {stride}], tmm3",
+            high = in(reg) high,
+            right = in(reg) right,
+            low = in(reg) low,
+            low_right = in(reg) low_right,
+            stride = in(reg) stride,
+            options(nostack, preserves_flags),
+        );
     }
 }

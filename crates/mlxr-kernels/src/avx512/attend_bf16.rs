@@ -41,9 +41,9 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
             // SAFETY: this function is compiled for the same features.
             unsafe {
                 match keys.dtype {
-                    DType::F16 => Floats::<half::f16>::fill(&rows, 0, 0, n_cols, tile, &mut ()),
-                    DType::BF16 => Floats::<half::bf16>::fill(&rows, 0, 0, n_cols, tile, &mut ()),
-                    _ => Floats::<f32>::fill(&rows, 0, 0, n_cols, tile, &mut ()),
+                    DType::F16 => Floats::<half::f16>::fill(&rows, 0, 0, n_cols, tile),
+                    DType::BF16 => Floats::<half::bf16>::fill(&rows, 0, 0, n_cols, tile),
+                    _ => Floats::<f32>::fill(&rows, 0, 0, n_cols, tile),
                 }
             }
         }
@@ -136,7 +136,7 @@ fn multiply<U: Unit>(
         if out.len() == BLOCK_ROWS * stride && columns.len() == PAIR {
             let sums = Sums::in_rows(out[columns.start..].as_mut_ptr(), stride);
             // SAFETY: `n_steps` tiles of both kinds are in bounds, and 32 by 32 sums; the unit is set up.
-            unsafe { U::two_by_two(acts, panel, n_steps, add, sums) };
+            unsafe { U::two_by_two(acts, panel, n_steps, add.then_some(sums), sums) };
             continue;
         }
         let mut whole = [[0f32; PAIR]; BLOCK_ROWS];
@@ -145,7 +145,7 @@ fn multiply<U: Unit>(
         }
         let sums = Sums::in_rows(whole.as_mut_ptr().cast(), PAIR);
         // SAFETY: as above.
-        unsafe { U::two_by_two(acts, panel, n_steps, add, sums) };
+        unsafe { U::two_by_two(acts, panel, n_steps, add.then_some(sums), sums) };
         for (whole, row) in whole.iter().zip(out.chunks_exact_mut(stride)) {
             row[columns.clone()].copy_from_slice(&whole[..columns.len()]);
         }

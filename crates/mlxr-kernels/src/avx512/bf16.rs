@@ -11,7 +11,7 @@ use super::{attend_bf16, peak};
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
-use crate::linear::wide::{BLOCK_ROWS, TILE_BYTES, WideActs, WideRows};
+use crate::linear::wide::{BLOCK_ROWS, TILE_BYTES, WideActs, WideOut, WideRows};
 
 /// Activation rows from which on rounding to bf16 pays.
 const WIDE_FROM: usize = 32;
@@ -56,13 +56,16 @@ impl Unit for VectorUnit {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums) {
+    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, from: Option<Sums>, to: Sums) {
         for first in (0..BLOCK_ROWS).step_by(ROWS) {
+            let from_here = |sums: Sums| {
+                let rows = first / N_ROWS * sums.low + first % N_ROWS * sums.stride;
+                Sums { at: sums.at.wrapping_add(rows), ..sums }
+            };
             // SAFETY: rows of a tile are a line apart and tiles follow each other, and so do their rows of sums.
             unsafe {
-                let out =
-                    Sums { at: out.at.add(first / N_ROWS * out.low + first % N_ROWS * out.stride), ..out };
-                some_rows(acts.as_ptr().add(first * LINE_BYTES), panel.as_ptr(), n_steps, add, out);
+                let acts = acts.as_ptr().add(first * LINE_BYTES);
+                some_rows(acts, panel.as_ptr(), n_steps, from.map(from_here), from_here(to));
             }
         }
     }
@@ -74,14 +77,14 @@ impl Unit for VectorUnit {
 /// As there.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool, out: Sums) {
+unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, from: Option<Sums>, to: Sums) {
     let mut acc = [[_mm512_setzero_ps(); 2]; ROWS];
     // SAFETY: tiles and sums are in bounds by the caller's promise; no access needs alignment.
     unsafe {
-        if add {
+        if let Some(from) = from {
             for (row, acc) in acc.iter_mut().enumerate() {
-                let sums = out.at.add(row * out.stride);
-                *acc = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(out.right))];
+                let sums = from.at.add(row * from.stride);
+                *acc = [_mm512_loadu_ps(sums), _mm512_loadu_ps(sums.add(from.right))];
             }
         }
         for step in 0..n_steps {
@@ -99,9 +102,9 @@ unsafe fn some_rows(acts: *const u8, panel: *const u8, n_steps: usize, add: bool
             }
         }
         for (row, acc) in acc.iter().enumerate() {
-            let sums = out.at.add(row * out.stride);
+            let sums = to.at.add(row * to.stride);
             _mm512_storeu_ps(sums, acc[0]);
-            _mm512_storeu_ps(sums.add(out.right), acc[1]);
+            _mm512_storeu_ps(sums.add(to.right), acc[1]);
         }
     }
 }
@@ -119,13 +122,10 @@ unsafe fn pairs(line: *const u8) -> __m512bh {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use mlxr_tensor::conformance::data::{self, Noise};
 
     use super::*;
     use crate::acts::ActPool;
-    use crate::avx512::layouts::Q8_0;
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, wide::SuperBlocks};
     use crate::kernels::Kernels;
@@ -158,13 +158,24 @@ mod tests {
             // SAFETY: as above.
             unsafe {
                 match dtype {
-                    DType::Q4_K => {
-                        wide::dot::<SuperBlocks<Q4K>, VectorUnit>(&weights, &acts, scratch, &mut out)
-                    }
-                    DType::Q5_K => {
-                        wide::dot::<SuperBlocks<Q5K>, VectorUnit>(&weights, &acts, scratch, &mut out)
-                    }
-                    _ => wide::dot::<SuperBlocks<Q6K>, VectorUnit>(&weights, &acts, scratch, &mut out),
+                    DType::Q4_K => wide::dot::<SuperBlocks<Q4K>, VectorUnit>(
+                        &weights,
+                        &acts,
+                        scratch,
+                        &mut WideOut::sums(&mut out),
+                    ),
+                    DType::Q5_K => wide::dot::<SuperBlocks<Q5K>, VectorUnit>(
+                        &weights,
+                        &acts,
+                        scratch,
+                        &mut WideOut::sums(&mut out),
+                    ),
+                    _ => wide::dot::<SuperBlocks<Q6K>, VectorUnit>(
+                        &weights,
+                        &acts,
+                        scratch,
+                        &mut WideOut::sums(&mut out),
+                    ),
                 }
             }
             let values = tensor.to_f32().expect("numbers");
@@ -174,139 +185,6 @@ mod tests {
                 let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                 // A value that lies between two bf16 may be rounded either way.
                 assert!((f64::from(got) - sum).abs() <= 1e-4 * size, "{} row {w}: {got} {sum}", dtype.name());
-            }
-        }
-    }
-
-    /// A unit beside vectors, one product at a time.
-    struct Beside;
-
-    thread_local! {
-        static SUMS: RefCell<[[f32; 2 * N_ROWS]; BLOCK_ROWS]> = const { RefCell::new([[0.0; 2 * N_ROWS]; BLOCK_ROWS]) };
-    }
-
-    /// Where the sum of row `i` with weight row `j` is.
-    fn place(out: Sums, i: usize, j: usize) -> *mut f32 {
-        let tile = i / N_ROWS * out.low + j / N_ROWS * out.right;
-        out.at.wrapping_add(tile + i % N_ROWS * out.stride + j % N_ROWS)
-    }
-
-    /// Number `i` of bf16 from `from` on.
-    unsafe fn number(from: *const u8, i: usize) -> f32 {
-        // SAFETY: it is there, by the caller's promise.
-        unsafe { from.cast::<half::bf16>().add(i).read_unaligned() }.to_f32()
-    }
-
-    impl Unit for Beside {
-        const IS_BESIDE: bool = true;
-        fn panel_cols(n_blocks: usize) -> usize {
-            if n_blocks < 4 { 1024 } else { 512 }
-        }
-
-        unsafe fn begin() {}
-
-        unsafe fn end() {}
-
-        unsafe fn two_by_two(_: &[u8], _: &[u8], _: usize, _: bool, _: Sums) {
-            unreachable!("products go by steps")
-        }
-
-        unsafe fn open(add: bool, out: Sums) {
-            SUMS.with_borrow_mut(|sums| {
-                for (i, row) in sums.iter_mut().enumerate() {
-                    for (j, sum) in row.iter_mut().enumerate() {
-                        // SAFETY: in bounds, by the caller's promise.
-                        *sum = if add { unsafe { *place(out, i, j) } } else { 0.0 };
-                    }
-                }
-            });
-        }
-
-        unsafe fn step(acts: *const u8, panel: *const u8) {
-            SUMS.with_borrow_mut(|sums| {
-                for (i, row) in sums.iter_mut().enumerate() {
-                    for (j, sum) in row.iter_mut().enumerate() {
-                        let weights = panel.wrapping_add(j / N_ROWS * PANEL_TILE + j % N_ROWS * 4);
-                        for pair in 0..16 {
-                            let acts = acts.wrapping_add(i * LINE_BYTES + pair * 4);
-                            let weights = weights.wrapping_add(pair * LINE_BYTES);
-                            // SAFETY: in bounds, by the caller's promise.
-                            *sum += unsafe {
-                                number(acts, 0) * number(weights, 0) + number(acts, 1) * number(weights, 1)
-                            };
-                        }
-                    }
-                }
-            });
-        }
-
-        unsafe fn close(out: Sums) {
-            SUMS.with_borrow(|sums| {
-                for (i, row) in sums.iter().enumerate() {
-                    for (j, &sum) in row.iter().enumerate() {
-                        // SAFETY: in bounds, by the caller's promise.
-                        unsafe { *place(out, i, j) = sum };
-                    }
-                }
-            });
-        }
-    }
-
-    #[test]
-    fn steps_beside_the_next_panel_give_the_same_products() {
-        if !avx512::is_available() || avx512::wide_if_any().is_none() {
-            return;
-        }
-        // More than two panels, and tiles that are not all pairs.
-        let (n_w, cols) = (37, 2304);
-        let mut noise = Noise::new(7);
-        let kernels = Kernels { wide: None, ..avx512::TABLE };
-        let memory = ActPool::default();
-        let plain = |dtype| Format::Plain(dtype);
-        let tensors = [DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16]
-            .map(|dtype| data::tensor(plain(dtype), &[n_w, cols], &mut noise));
-        for n_x in [1, 33, 100] {
-            let x = noise.values(n_x * cols);
-            let mut acts = WideActs::new(n_x, cols, &memory);
-            let (n_bytes, stride) = acts.block_bytes();
-            let rows: Vec<&[f32]> = x.chunks_exact(cols).collect();
-            for (rows, block) in rows.chunks(BLOCK_ROWS).zip(acts.bytes_mut().chunks_exact_mut(stride)) {
-                // SAFETY: AVX-512 BF16 is available, here and below.
-                unsafe { wide::pack(rows, &mut block[..n_bytes]) };
-            }
-            for tensor in &tensors {
-                let Ok(Matrix::Tiled(matrix)) = Matrix::new(tensor, &kernels, &ThreadPool::new(1)) else {
-                    panic!("a tile order")
-                };
-                let weights = WideRows::Tiled(matrix.tiles(0..n_w));
-                let n_sums = n_w.div_ceil(2 * N_ROWS) * acts.n_blocks() * BLOCK_FLOATS;
-                let mut out = [(); 2].map(|()| vec![f32::NAN; n_sums]);
-                let [beside, vectors] = &mut out;
-                let (scratch, format) = (&mut TileScratch::empty(), tensor.format());
-                macro_rules! both {
-                    ($source:ty) => {{
-                        wide::dot::<$source, Beside>(&weights, &acts, scratch, beside);
-                        wide::dot::<$source, VectorUnit>(&weights, &acts, scratch, vectors);
-                    }};
-                }
-                // SAFETY: as above.
-                unsafe {
-                    match format {
-                        Format::Plain(DType::Q4_K) => both!(SuperBlocks<Q4K>),
-                        Format::Plain(DType::Q6_K) => both!(SuperBlocks<Q6K>),
-                        Format::Plain(DType::Q8_0) => both!(wide::Blocks<Q8_0>),
-                        _ => both!(wide::FloatTiles<half::f16>),
-                    }
-                }
-                for i in 0..n_x {
-                    let places: Vec<usize> =
-                        (0..n_w).map(|w| sums_at(acts.n_blocks(), i, w / N_ROWS) + w % N_ROWS).collect();
-                    let largest = places.iter().fold(0f32, |m, &at| m.max(vectors[at].abs()));
-                    for at in places {
-                        let (got, expected, limit) = (beside[at], vectors[at], 1e-4 * largest);
-                        assert!((got - expected).abs() <= limit, "{}: {got} {expected}", format.name());
-                    }
-                }
             }
         }
     }

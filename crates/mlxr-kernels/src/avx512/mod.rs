@@ -15,6 +15,7 @@ pub(crate) mod super_blocks;
 pub(crate) mod super_tile;
 pub(crate) mod tile;
 pub(crate) mod wide;
+pub(crate) mod wide_half;
 
 use crate::avx2;
 use crate::kernels::{BlockKernels, CodeKernels, Isa, Kernels, WideKernels};

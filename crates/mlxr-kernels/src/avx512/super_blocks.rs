@@ -30,14 +30,21 @@ impl Heads {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn minimum<S: SuperBlock>(&self, col: usize) -> __m512 {
-        let place = place_of_sum(col / S::GROUP);
-        let pair = self.minima[place / 2];
-        let high = if place.is_multiple_of(2) { _mm512_slli_epi32::<16>(pair) } else { pair };
+        let (pair, is_high) = place_of_minimum(col / S::GROUP);
+        let pair = self.minima[pair];
+        let high = if is_high { pair } else { _mm512_slli_epi32::<16>(pair) };
         let minimum = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(high));
         let zero = _mm512_set1_ps(S::ZERO as f32);
         let factor = if S::ZERO == 0 { self.d_min } else { _mm512_mul_ps(self.d, zero) };
         _mm512_mul_ps(factor, minimum)
     }
+}
+
+/// The pair that has the minimum of a group, and whether it is the high half.
+#[inline(always)]
+pub(super) fn place_of_minimum(group: usize) -> (usize, bool) {
+    let place = place_of_sum(group);
+    (place / 2, !place.is_multiple_of(2))
 }
 
 /// Takes a super-block: its groups, then its heads.
@@ -64,6 +71,8 @@ pub(crate) trait SuperBlock {
     const BYTES: usize;
     /// Columns of a group: 16 or 32.
     const GROUP: usize;
+    /// Bits of a code.
+    const BITS: u32;
     /// Activation rows up to which codes meet them as they are unpacked.
     const DIRECT_ROWS: usize;
     /// Pairs of groups.
@@ -138,6 +147,7 @@ pub(crate) struct Q4K;
 impl SuperBlock for Q4K {
     const BYTES: usize = 144;
     const GROUP: usize = 32;
+    const BITS: u32 = 4;
     const DIRECT_ROWS: usize = 8;
 
     #[inline]
@@ -163,6 +173,7 @@ pub(crate) struct Q5K;
 impl SuperBlock for Q5K {
     const BYTES: usize = 176;
     const GROUP: usize = 32;
+    const BITS: u32 = 5;
     const DIRECT_ROWS: usize = 8;
 
     #[inline]
@@ -201,6 +212,7 @@ pub(crate) struct Q6K;
 impl SuperBlock for Q6K {
     const BYTES: usize = 210;
     const GROUP: usize = 16;
+    const BITS: u32 = 6;
     const DIRECT_ROWS: usize = 8;
     const ZERO: i32 = 32;
 

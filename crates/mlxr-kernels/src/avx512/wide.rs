@@ -3,6 +3,7 @@
 //! A unit adds the products of all columns in their order, so a product depends on its rows alone. It is not the same
 //! bits as what other kernels give: weights and activations are rounded to bf16, and to nothing else.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -17,7 +18,7 @@ use crate::linear::blocks::BLOCK_COLS;
 use crate::linear::tile::{TileScratch, UnpackedTile};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
 use crate::linear::wide::{
-    BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, TILE_BYTES, TILE_FLOATS, WIDE_ROWS, WideActs, WideRows,
+    BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, TILE_BYTES, TILE_FLOATS, WIDE_ROWS, WideActs, WideOut, WideRows,
 };
 
 /// Columns of a panel at most.
@@ -57,10 +58,6 @@ macro_rules! put_values {
 
 /// What multiplies tiles.
 pub(crate) trait Unit {
-    /// Whether vectors do something else while it multiplies. Then [`Self::open`], [`Self::step`] and [`Self::close`] are
-    /// the parts of [`Self::two_by_two`], between which the unit keeps the sums.
-    const IS_BESIDE: bool = false;
-
     /// Columns of a panel that meets so many blocks of activations, up to [`MOST_COLS`].
     fn panel_cols(n_blocks: usize) -> usize;
 
@@ -76,36 +73,86 @@ pub(crate) trait Unit {
     /// As [`Self::begin`].
     unsafe fn end();
 
-    /// Adds the products of two tiles of activations a step with two of weights, [`PANEL_TILE`] apart, to 32 by 32 sums,
-    /// or sets the sums.
+    /// Puts the sums of products of two tiles of activations a step with two of weights, [`PANEL_TILE`] apart, and of `from`
+    /// if given, 32 by 32 of them.
     ///
     /// # Safety
     /// The unit is set up; tiles and sums are in bounds.
-    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, add: bool, out: Sums);
+    unsafe fn two_by_two(acts: &[u8], panel: &[u8], n_steps: usize, from: Option<Sums>, to: Sums);
 
-    /// Takes up the sums, or begins with zeros.
+    /// As [`Self::two_by_two`], for all blocks of activations that meet a panel.
     ///
     /// # Safety
-    /// As [`Self::two_by_two`].
-    unsafe fn open(_add: bool, _out: Sums) {
-        unreachable!("not a unit beside vectors")
+    /// As there, for each block.
+    #[inline]
+    unsafe fn meet(met: &Met) {
+        for block in 0..met.n_blocks {
+            // SAFETY: by the caller's promise.
+            unsafe {
+                let acts = met.acts.add(block * met.stride);
+                let acts = std::slice::from_raw_parts(acts, met.n_steps * 2 * TILE_BYTES);
+                let panel = std::slice::from_raw_parts(met.panel, PANEL_TILE + met.n_steps * TILE_BYTES);
+                let (from, to) = met.sums_of(block);
+                met.lines_to_write(block).for_each(fetch_for_writing);
+                Self::two_by_two(acts, panel, met.n_steps, from, to);
+            }
+            met.fetch(met.n_steps);
+        }
+    }
+}
+
+/// A panel of two tiles of weights, and the activations it meets.
+pub(crate) struct Met {
+    /// Activations in the panel's columns, and bytes from block to block.
+    pub(crate) acts: *const u8,
+    pub(crate) stride: usize,
+    pub(crate) n_blocks: usize,
+    pub(crate) panel: *const u8,
+    pub(crate) n_steps: usize,
+    /// Whether there are sums already.
+    add: bool,
+    /// Those of the first block; others follow, [`BLOCK_FLOATS`] apart.
+    sums: Sums,
+    /// Where the sums of so many blocks go instead, whose rows follow each other.
+    rows: Option<Sums>,
+    n_whole: usize,
+    /// What the next panel is filled from, and how many lines of each are fetched a step.
+    ahead: [Ahead; 2],
+    n_ahead: usize,
+}
+
+impl Met {
+    /// The sums that a block has, and where they go.
+    #[inline]
+    pub(crate) fn sums_of(&self, block: usize) -> (Option<Sums>, Sums) {
+        let sums = Sums { at: self.sums.at.wrapping_add(block * BLOCK_FLOATS), ..self.sums };
+        let to = self
+            .rows
+            .filter(|_| block < self.n_whole)
+            .map_or(sums, |rows| Sums { at: rows.at.wrapping_add(block * BLOCK_ROWS * rows.stride), ..rows });
+        (self.add.then_some(sums), to)
     }
 
-    /// Adds the products of one step.
-    ///
-    /// # Safety
-    /// As [`Self::two_by_two`]; sums were taken up.
-    unsafe fn step(_acts: *const u8, _panel: *const u8) {
-        unreachable!("not a unit beside vectors")
+    /// Lines of the result that a block's sums go to, if they do.
+    #[inline(always)]
+    pub(crate) fn lines_to_write(&self, block: usize) -> impl Iterator<Item = *const f32> {
+        let n = if self.rows.is_some() && block < self.n_whole { 2 * BLOCK_ROWS } else { 0 };
+        let to = self.sums_of(block).1;
+        (0..n).map(move |i| to.at.wrapping_add(i / 2 * to.stride + i % 2 * to.right).cast_const())
     }
 
-    /// Puts the sums where they belong.
-    ///
-    /// # Safety
-    /// As [`Self::two_by_two`]; sums were taken up.
-    unsafe fn close(_out: Sums) {
-        unreachable!("not a unit beside vectors")
+    /// Has fetched what is due after so many steps.
+    #[inline(always)]
+    pub(crate) fn fetch(&self, n_steps: usize) {
+        self.ahead.iter().for_each(|ahead| ahead.fetch(n_steps * self.n_ahead));
     }
+}
+
+/// Has a line fetched that is going to be overwritten.
+#[inline(always)]
+pub(crate) fn fetch_for_writing(line: *const f32) {
+    // SAFETY: a hint, on a processor that does not know it an instruction that does nothing; any address may be given.
+    unsafe { asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) };
 }
 
 /// Where two by two tiles of sums are, and how many floats apart: rows of a tile, tiles of the same activations, and of the
@@ -135,7 +182,7 @@ macro_rules! wide_kernels {
     ($unit:ty: $($name:ident: $source:ty;)*) => {
         $(
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-            fn $name(weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
+            fn $name(weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>) {
                 wide::dot::<$source, $unit>(weights, xs, scratch, out);
             }
         )*
@@ -205,29 +252,7 @@ pub(crate) trait Source {
     ///
     /// # Safety
     /// The CPU has what the kernels are compiled for.
-    unsafe fn fill<M: Meanwhile>(
-        weights: &WideRows<'_>,
-        tile: usize,
-        start: usize,
-        n_cols: usize,
-        panel: &mut [u8],
-        meanwhile: &mut M,
-    );
-}
-
-/// What else is done while a panel is filled.
-pub(crate) trait Meanwhile {
-    /// So many more lines were filled, a multiple of [`LINES`].
-    fn filled(&mut self, n_lines: usize);
-}
-
-/// The fewest lines that are filled at once: sixteen columns.
-const LINES: usize = 8;
-
-/// Nothing.
-impl Meanwhile for () {
-    #[inline(always)]
-    fn filled(&mut self, _: usize) {}
+    unsafe fn fill(weights: &WideRows<'_>, tile: usize, start: usize, n_cols: usize, panel: &mut [u8]);
 }
 
 /// Fills `out` as [`crate::kernels::DotWide`] says.
@@ -237,53 +262,55 @@ pub(crate) fn dot<S: Source, U: Unit>(
     weights: &WideRows<'_>,
     xs: &WideActs<'_>,
     scratch: &mut TileScratch,
-    out: &mut [f32],
+    out: &mut WideOut<'_>,
 ) {
     const PAIR: usize = 2 * PANEL_TILE;
-    let (n_tiles, n_cols) = (weights.n_tiles(), xs.n_steps() * STEP_COLS);
-    let panel_cols = U::panel_cols(xs.n_blocks());
+    let (n_tiles, n_cols, n_blocks) = (weights.n_tiles(), xs.n_steps() * STEP_COLS, xs.n_blocks());
+    let panel_cols = U::panel_cols(n_blocks);
     assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
-    assert!(n_tiles.div_ceil(2) * xs.n_blocks() * BLOCK_FLOATS <= out.len(), "room for the products");
-    if scratch.panel.bytes().len() < 2 * PAIR {
-        scratch.panel = AlignedBytes::zeroed(2 * PAIR).expect("memory for a panel");
+    assert!(n_tiles.div_ceil(2) * n_blocks * BLOCK_FLOATS <= out.sums.len(), "room for the products");
+    assert!(out.rows.is_none() || n_tiles.is_multiple_of(2) && out.n_whole <= n_blocks, "rows of the result");
+    if scratch.panel.bytes().len() < PAIR {
+        scratch.panel = AlignedBytes::zeroed(PAIR).expect("memory for a panel");
     }
-    let (mut full, mut next) = scratch.panel.bytes_mut()[..2 * PAIR].split_at_mut(PAIR);
+    let panel = &mut scratch.panel.bytes_mut()[..PAIR];
     // SAFETY: a unit's table is only used where the unit is there.
     unsafe { U::begin() };
-    let mut under_way = UnderWay::<U>::nothing();
     for start in (0..n_cols).step_by(panel_cols) {
         let n = panel_cols.min(n_cols - start);
         for pair in (0..n_tiles).step_by(2) {
             let tiles = pair..n_tiles.min(pair + 2);
-            under_way.spread(tiles.len() * n / 2);
+            for (tile, panel) in tiles.zip(panel.chunks_exact_mut(PANEL_TILE)) {
+                // SAFETY: this kernel is compiled for the same features.
+                unsafe { S::fill(weights, tile, start, n, panel) };
+            }
             // What the panel after this one is filled from: perhaps of the rows that follow.
             let after = match (pair + 2 < n_tiles, start + n < n_cols) {
                 (true, _) => (pair + 2, start..start + n),
                 (_, true) => (0, start + n..start + n + panel_cols),
                 _ => (n_tiles, 0..panel_cols),
             };
-            for (i, (tile, panel)) in tiles.zip(next.chunks_exact_mut(PANEL_TILE)).enumerate() {
-                under_way.ahead = weights.ahead(after.0 + i, &after.1, n_cols);
-                under_way.n_ahead = under_way.ahead.lines_each(n / 2 / LINES);
-                // SAFETY: this kernel is compiled for the same features.
-                unsafe { S::fill(weights, tile, start, n, panel, &mut under_way) };
-            }
-            under_way.finish();
-            std::mem::swap(&mut full, &mut next);
-            let (n, stride) = (n / STEP_COLS, xs.block_bytes().1);
-            under_way = UnderWay {
+            let ahead = [0, 1].map(|i| weights.ahead(after.0 + i, &after.1, n_cols));
+            let n_steps = n / STEP_COLS;
+            let rows = out.rows.filter(|_| n_cols <= start + n);
+            let met = Met {
                 acts: xs.bytes()[start / STEP_COLS * 2 * TILE_BYTES..].as_ptr(),
-                stride,
-                panel: full.as_ptr(),
-                n_blocks: xs.n_blocks(),
-                n_steps: n,
+                stride: xs.block_bytes().1,
+                n_blocks,
+                panel: panel.as_ptr(),
+                n_steps,
                 add: start > 0,
-                sums: Sums::in_tiles(out[pair / 2 * xs.n_blocks() * BLOCK_FLOATS..].as_mut_ptr()),
-                ..UnderWay::nothing()
+                sums: Sums::in_tiles(out.sums[pair / 2 * n_blocks * BLOCK_FLOATS..].as_mut_ptr()),
+                rows: rows.map(|(at, stride)| Sums::in_rows(at.wrapping_add(pair * N_ROWS), stride)),
+                n_whole: out.n_whole,
+                n_ahead: ahead[0].lines_each(n_blocks * n_steps),
+                ahead,
             };
+            // SAFETY: the panel and each block of activations have `n_steps` steps; there are sums for each block, and rows
+            // of the result for whole ones (`WideOut::with_rows`).
+            unsafe { U::meet(&met) };
         }
     }
-    under_way.finish();
     // SAFETY: as above.
     unsafe { U::end() };
 }
@@ -298,115 +325,42 @@ impl WideRows<'_> {
     }
 }
 
-/// A panel of two tiles of weights that meets all activations, step by step, while the next panel is filled.
-struct UnderWay<U> {
-    /// Activations of the block under way, in the panel's columns, and how far those of the next are.
-    acts: *const u8,
-    stride: usize,
-    panel: *const u8,
-    /// Blocks that are left, the one under way included.
-    n_blocks: usize,
-    /// The block's next step, and how many it has.
-    step: usize,
-    n_steps: usize,
-    /// Whether products are added to the sums.
-    add: bool,
-    sums: Sums,
-    /// Steps for a line that is filled, and steps that are due, in parts of [`ONE`].
-    each: usize,
-    due: usize,
-    /// What is fetched, and how many lines at a time.
-    ahead: Ahead,
-    n_ahead: usize,
-    unit: PhantomData<U>,
+/// A tile's rows, and the blocks of `n_cols` columns from `start` on.
+#[inline]
+pub(super) fn blocks_of<L: Layout>(
+    weights: &WideRows<'_>,
+    tile: usize,
+    start: usize,
+    n_cols: usize,
+) -> (TileRows, Range<usize>) {
+    tile_blocks(weights, tile, L::BLOCK_BYTES, start / L::BLOCK_COLS..(start + n_cols) / L::BLOCK_COLS)
 }
 
-/// One step, see [`UnderWay`].
-const ONE: usize = 1 << 16;
-
-impl<U: Unit> UnderWay<U> {
-    fn nothing() -> Self {
-        Self {
-            acts: std::ptr::null(),
-            stride: 0,
-            panel: std::ptr::null(),
-            n_blocks: 0,
-            step: 0,
-            n_steps: 0,
-            add: false,
-            sums: Sums::in_tiles(std::ptr::null_mut()),
-            each: 0,
-            due: 0,
-            ahead: Ahead::new(std::ptr::null(), std::ptr::null()),
-            n_ahead: 0,
-            unit: PhantomData,
-        }
-    }
-
-    /// Has all steps done while so many lines are filled.
-    fn spread(&mut self, n_lines: usize) {
-        self.each = self.n_blocks * self.n_steps * ONE / n_lines;
-    }
-
-    /// Does the next step, if one is left.
-    #[inline(always)]
-    fn advance(&mut self) {
-        if self.n_blocks == 0 {
-            return;
-        }
-        // SAFETY: the panel and each block of activations have `n_steps` steps, and there are sums for each block (`dot`,
-        // which set the unit up).
-        unsafe {
-            if self.step == 0 {
-                U::open(self.add, self.sums);
-            }
-            let acts = self.acts.wrapping_add(self.step * 2 * TILE_BYTES);
-            U::step(acts, self.panel.wrapping_add(self.step * TILE_BYTES));
-            self.step += 1;
-            if self.step == self.n_steps {
-                U::close(self.sums);
-                self.next_block();
-            }
-        }
-    }
-
-    fn next_block(&mut self) {
-        self.step = 0;
-        self.n_blocks -= 1;
-        self.acts = self.acts.wrapping_add(self.stride);
-        self.sums.at = self.sums.at.wrapping_add(BLOCK_FLOATS);
-    }
-
-    /// Does all steps that are left.
-    fn finish(&mut self) {
-        while self.n_blocks > 0 {
-            if U::IS_BESIDE {
-                self.advance();
-                continue;
-            }
-            // SAFETY: as in `advance`.
-            unsafe {
-                let acts = std::slice::from_raw_parts(self.acts, self.n_steps * 2 * TILE_BYTES);
-                let panel = std::slice::from_raw_parts(self.panel, 2 * PANEL_TILE);
-                U::two_by_two(acts, panel, self.n_steps, self.add, self.sums);
-            }
-            self.next_block();
-        }
-    }
+/// As [`blocks_of`], super-blocks.
+#[inline]
+pub(super) fn super_blocks_of<S: SuperBlock>(
+    weights: &WideRows<'_>,
+    tile: usize,
+    start: usize,
+    n_cols: usize,
+) -> (TileRows, Range<usize>) {
+    tile_blocks(weights, tile, S::BYTES, start / BLOCK_COLS..(start + n_cols) / BLOCK_COLS)
 }
 
-impl<U: Unit> Meanwhile for UnderWay<U> {
-    #[inline(always)]
-    fn filled(&mut self, n_lines: usize) {
-        self.ahead.fetch(n_lines / LINES * self.n_ahead);
-        if U::IS_BESIDE {
-            self.due += n_lines * self.each;
-            while self.due >= ONE {
-                self.due -= ONE;
-                self.advance();
-            }
-        }
-    }
+#[inline]
+fn tile_blocks(
+    weights: &WideRows<'_>,
+    tile: usize,
+    block_bytes: usize,
+    blocks: Range<usize>,
+) -> (TileRows, Range<usize>) {
+    let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
+    assert!(
+        blocks.end <= tiles.n_blocks && tiles.n_blocks * block_bytes * N_ROWS <= tiles.tile_bytes,
+        "a tile of {} blocks",
+        tiles.n_blocks
+    );
+    (TileRows::of(tiles).nth(tile).expect("a tile"), blocks)
 }
 
 /// Quant blocks in tile order.
@@ -415,24 +369,10 @@ pub(crate) struct Blocks<L>(PhantomData<L>);
 impl<L: Layout<Rows = TileRows>> Source for Blocks<L> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill<M: Meanwhile>(
-        weights: &WideRows<'_>,
-        tile: usize,
-        start: usize,
-        n_cols: usize,
-        panel: &mut [u8],
-        meanwhile: &mut M,
-    ) {
-        let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
-        let n_blocks = (start + n_cols) / L::BLOCK_COLS;
-        assert!(
-            n_blocks <= tiles.n_blocks && tiles.n_blocks * L::BLOCK_BYTES * N_ROWS <= tiles.tile_bytes,
-            "a tile of {} blocks",
-            tiles.n_blocks
-        );
-        let rows = TileRows::of(tiles).nth(tile).expect("a tile");
-        let mut fill = Fill { panel, start, meanwhile };
-        for block in start / L::BLOCK_COLS..n_blocks {
+    unsafe fn fill(weights: &WideRows<'_>, tile: usize, start: usize, n_cols: usize, panel: &mut [u8]) {
+        let (rows, blocks) = blocks_of::<L>(weights, tile, start, n_cols);
+        let mut fill = Fill { panel, start };
+        for block in blocks {
             // SAFETY: the rows have these blocks.
             unsafe { L::visit(rows, block, &mut fill) };
         }
@@ -445,38 +385,22 @@ pub(crate) struct SuperBlocks<S>(PhantomData<S>);
 impl<S: SuperBlock> Source for SuperBlocks<S> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill<M: Meanwhile>(
-        weights: &WideRows<'_>,
-        tile: usize,
-        start: usize,
-        n_cols: usize,
-        panel: &mut [u8],
-        meanwhile: &mut M,
-    ) {
-        let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
-        let n_blocks = (start + n_cols) / BLOCK_COLS;
-        assert!(
-            n_blocks <= tiles.n_blocks && tiles.n_blocks * S::BYTES * N_ROWS <= tiles.tile_bytes,
-            "a tile of {} blocks",
-            tiles.n_blocks
-        );
-        let rows = TileRows::of(tiles).nth(tile).expect("a tile");
-        for (block, out) in
-            (start / BLOCK_COLS..n_blocks).zip(panel.chunks_exact_mut(BLOCK_COLS * N_ROWS * 2))
-        {
+    unsafe fn fill(weights: &WideRows<'_>, tile: usize, start: usize, n_cols: usize, panel: &mut [u8]) {
+        let (rows, blocks) = super_blocks_of::<S>(weights, tile, start, n_cols);
+        for (block, out) in blocks.zip(panel.chunks_exact_mut(BLOCK_COLS * N_ROWS * 2)) {
             let mut last = OnlyHeads(None);
             // SAFETY: the rows have these blocks.
             unsafe {
                 S::visit(rows, block, &mut last);
                 let heads = last.0.expect("heads come last");
-                S::visit(rows, block, &mut FillBlock { out, heads, meanwhile });
+                S::visit(rows, block, &mut FillBlock { out, heads });
             }
         }
     }
 }
 
 /// Looks at what comes after the groups.
-struct OnlyHeads(Option<Heads>);
+pub(super) struct OnlyHeads(pub(super) Option<Heads>);
 
 impl super_blocks::Visitor for OnlyHeads {
     #[inline]
@@ -491,13 +415,12 @@ impl super_blocks::Visitor for OnlyHeads {
 }
 
 /// Writes a super-block of sixteen rows as the numbers that its codes stand for.
-struct FillBlock<'a, M> {
-    out: &'a mut [u8],
-    heads: Heads,
-    meanwhile: &'a mut M,
+pub(super) struct FillBlock<'a> {
+    pub(super) out: &'a mut [u8],
+    pub(super) heads: Heads,
 }
 
-impl<M: Meanwhile> super_blocks::Visitor for FillBlock<'_, M> {
+impl super_blocks::Visitor for FillBlock<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
     unsafe fn group<S: SuperBlock, const N: usize>(
@@ -509,7 +432,6 @@ impl<M: Meanwhile> super_blocks::Visitor for FillBlock<'_, M> {
         let scale = _mm512_mul_ps(self.heads.d, _mm512_cvtepi32_ps(scale));
         let offset = _mm512_sub_ps(_mm512_setzero_ps(), self.heads.minimum::<S>(col));
         put_values!(&mut self.out[col * N_ROWS * 2..], codes, scale, offset);
-        self.meanwhile.filled(2 * N);
     }
 
     #[inline]
@@ -523,14 +445,7 @@ pub(crate) struct Codes<L>(PhantomData<L>);
 impl<L: Layout<Rows = UnpackedRows>> Source for Codes<L> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill<M: Meanwhile>(
-        weights: &WideRows<'_>,
-        tile: usize,
-        start: usize,
-        n_cols: usize,
-        panel: &mut [u8],
-        meanwhile: &mut M,
-    ) {
+    unsafe fn fill(weights: &WideRows<'_>, tile: usize, start: usize, n_cols: usize, panel: &mut [u8]) {
         let WideRows::Unpacked(UnpackedTile { panel: weights, n_rows }) = weights else {
             unreachable!("unpacked rows")
         };
@@ -538,7 +453,7 @@ impl<L: Layout<Rows = UnpackedRows>> Source for Codes<L> {
         assert!(tile < n_rows.div_ceil(N_ROWS), "a tile");
         // SAFETY: the panel outlives this loop.
         let rows = unsafe { UnpackedRows::of::<L>(weights, tile * N_ROWS, blocks.end) };
-        let mut fill = Fill { panel, start, meanwhile };
+        let mut fill = Fill { panel, start };
         for block in blocks {
             // SAFETY: the rows have these blocks, padding included.
             unsafe { L::visit(rows, block, &mut fill) };
@@ -547,14 +462,13 @@ impl<L: Layout<Rows = UnpackedRows>> Source for Codes<L> {
 }
 
 /// Writes groups of codes into sixteen rows' part of a panel as the numbers they stand for.
-struct Fill<'a, M> {
-    panel: &'a mut [u8],
+pub(super) struct Fill<'a> {
+    pub(super) panel: &'a mut [u8],
     /// The panel's first column.
-    start: usize,
-    meanwhile: &'a mut M,
+    pub(super) start: usize,
 }
 
-impl<M: Meanwhile> Visitor for Fill<'_, M> {
+impl Visitor for Fill<'_> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
     unsafe fn group<L: Layout, const N: usize>(
@@ -569,7 +483,6 @@ impl<M: Meanwhile> Visitor for Fill<'_, M> {
         let offset =
             if L::OFFSETS { _mm512_fmadd_ps(zero, scale, offset) } else { _mm512_mul_ps(zero, scale) };
         put_values!(&mut self.panel[(col - self.start) * N_ROWS * 2..], codes, scale, offset);
-        self.meanwhile.filled(2 * N);
     }
 }
 
@@ -622,27 +535,17 @@ pub(crate) struct FloatTiles<P>(PhantomData<P>);
 impl<P: Pair> Source for FloatTiles<P> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill<M: Meanwhile>(
-        weights: &WideRows<'_>,
-        tile: usize,
-        start: usize,
-        n_cols: usize,
-        panel: &mut [u8],
-        meanwhile: &mut M,
-    ) {
+    unsafe fn fill(weights: &WideRows<'_>, tile: usize, start: usize, n_cols: usize, panel: &mut [u8]) {
         let WideRows::Tiled(tiles) = weights else { unreachable!("tiles") };
         let rows = &tiles.bytes[tile * tiles.tile_bytes..(tile + 1) * tiles.tile_bytes];
         let pairs = rows[..tiles.line_bytes][start / 2 * P::BYTES..].chunks_exact(P::BYTES);
         let (out, _) = panel[..n_cols / 2 * LINE_BYTES].as_chunks_mut::<LINE_BYTES>();
         // The last step's columns may be fewer, and missing ones are zero.
         out[pairs.len().min(n_cols / 2)..].fill([0; LINE_BYTES]);
-        for (i, (pair, out)) in pairs.zip(out).enumerate() {
+        for (pair, out) in pairs.zip(out) {
             // SAFETY: `BYTES` bytes are in bounds.
             let [first, second] = unsafe { P::columns(pair.as_ptr()) };
             store(out, paired(first, second));
-            if i % 16 == 15 {
-                meanwhile.filled(16);
-            }
         }
     }
 }
@@ -704,14 +607,7 @@ impl Element for half::bf16 {
 impl<E: Element> Source for Floats<E> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-    unsafe fn fill<M: Meanwhile>(
-        weights: &WideRows<'_>,
-        tile: usize,
-        start: usize,
-        n_cols: usize,
-        panel: &mut [u8],
-        meanwhile: &mut M,
-    ) {
+    unsafe fn fill(weights: &WideRows<'_>, tile: usize, start: usize, n_cols: usize, panel: &mut [u8]) {
         let WideRows::Floats { data, row_bytes } = weights else { unreachable!("rows of floats") };
         let rows = data.chunks(N_ROWS * row_bytes).nth(tile).expect("a tile");
         for (step, out) in panel.chunks_exact_mut(TILE_BYTES).take(n_cols / STEP_COLS).enumerate() {
@@ -733,7 +629,6 @@ impl<E: Element> Source for Floats<E> {
             for (line, out) in transposed(lines).into_iter().zip(out.chunks_exact_mut(LINE_BYTES)) {
                 store(out, line);
             }
-            meanwhile.filled(N_ROWS);
         }
     }
 }

@@ -31,7 +31,7 @@ use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRo
 use packed::PackedRows;
 use tile::{ActRows, TileScratch, UnpackedTile};
 use tiled::{N_ROWS, TiledMatrix};
-use wide::{WIDE_ROWS, WideActs, WideRows};
+use wide::{WIDE_ROWS, WideActs, WideOut, WideRows};
 
 /// Quantised forms of activations, each made once something asked for it.
 #[derive(Default)]
@@ -266,7 +266,28 @@ fn parts<'a>(
         };
         (0..n).step_by(size).map(move |start| (product, start..n.min(start + size)))
     };
-    products.iter().flat_map(of).collect()
+    let parts = products.iter().flat_map(of).collect();
+    if is_wide && size == WIDE_ROWS { with_small_ends(parts, n_threads) } else { parts }
+}
+
+/// Parts of which each thread's last is cut in four, so that threads end at nearly the same time.
+fn with_small_ends<'a>(
+    parts: Vec<(&'a Product<'a>, Range<usize>)>,
+    n_threads: usize,
+) -> Vec<(&'a Product<'a>, Range<usize>)> {
+    let mut cut = Vec::with_capacity(parts.len() + 3 * n_threads);
+    for thread in 0..n_threads {
+        let range = split(parts.len(), thread, n_threads, 1);
+        let Some((&(product, ref last), before)) = parts[range].split_last() else { continue };
+        cut.extend_from_slice(before);
+        let size = match product.rows {
+            RowMap::All(_) => WIDE_ROWS / 4,
+            // Rows are gathered for every part.
+            RowMap::Pairs(_) => last.len().max(1),
+        };
+        cut.extend(last.clone().step_by(size).map(|start| (product, start..last.end.min(start + size))));
+    }
+    cut
 }
 
 /// One thread's walk over one matrix.
@@ -389,9 +410,24 @@ impl Pass<'_> {
     fn wide_tile(&self, wide: &WideKernels, acts: &WideActs<'_>, tile: Range<usize>, scratch: &mut Scratch) {
         let Scratch { panel, floats, tile: memory, products } = scratch;
         products.resize(tile.len().div_ceil(2 * N_ROWS) * acts.n_blocks() * wide::BLOCK_FLOATS, 0.0);
+        let n_rows = self.product.rows.len();
+        // Results that need nothing more, and are whole.
+        let is_direct = matches!(self.product.rows, RowMap::All(_))
+            && self.product.bias.is_none()
+            && tile.len().is_multiple_of(2 * N_ROWS);
+        let mut out = match is_direct {
+            true => {
+                let cols = self.output.cols;
+                let range = tile.start..n_rows.saturating_sub(1) * cols + tile.end;
+                let rows = (self.output.values.at(range), cols);
+                // SAFETY: the result has these rows, which one product only writes, and each thread has columns of its own.
+                unsafe { WideOut::with_rows(products, rows, n_rows) }
+            }
+            false => WideOut::sums(products),
+        };
         let mut run = |dot: DotWide, rows: &WideRows<'_>| {
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { dot(rows, acts, memory, products) };
+            unsafe { dot(rows, acts, memory, &mut out) };
         };
         let format = self.product.weight.format();
         match self.product.weight {
@@ -418,17 +454,17 @@ impl Pass<'_> {
                 }
             }
         }
-        self.write_tiles(acts.n_blocks(), &tile, products);
+        let first = out.n_whole * wide::BLOCK_ROWS;
+        self.write_tiles(first..n_rows, acts.n_blocks(), &tile, products);
     }
 
     /// Writes tiles of sums, see [`wide::sums_at`], adding the bias.
-    fn write_tiles(&self, n_blocks: usize, columns: &Range<usize>, sums: &[f32]) {
-        let n_rows = self.product.rows.len();
+    fn write_tiles(&self, rows: Range<usize>, n_blocks: usize, columns: &Range<usize>, sums: &[f32]) {
         let bias = self.product.bias.map(|bias| &bias[columns.clone()]);
         // SAFETY: a result row is written by one product only, and `split` gives its columns to one thread each.
         let target = |i: usize| unsafe { self.target(i, columns) };
-        for row in 0..n_rows {
-            if row + 1 < n_rows {
+        for row in rows.clone() {
+            if row + 1 < rows.end {
                 prefetch_for_writing(target(row + 1));
             }
             for (tile, to) in target(row).chunks_mut(N_ROWS).enumerate() {

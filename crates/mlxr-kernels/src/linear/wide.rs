@@ -21,6 +21,30 @@ pub(crate) fn sums_at(n_blocks: usize, row: usize, tile: usize) -> usize {
     block * BLOCK_FLOATS + of_block * TILE_FLOATS + row % N_ROWS * N_ROWS
 }
 
+/// Where products go: sums as [`sums_at`] says, unless they belong to one of the first `n_whole` blocks of rows and `rows`
+/// says where the first of them is in the result, and how many floats apart its rows are.
+pub(crate) struct WideOut<'a> {
+    pub(crate) sums: &'a mut [f32],
+    pub(crate) rows: Option<(*mut f32, usize)>,
+    pub(crate) n_whole: usize,
+}
+
+impl<'a> WideOut<'a> {
+    /// Only sums.
+    pub(crate) fn sums(sums: &'a mut [f32]) -> Self {
+        Self { sums, rows: None, n_whole: 0 }
+    }
+
+    /// Whole blocks of `n_rows` rows of the result as well.
+    ///
+    /// # Safety
+    /// Up to the last of so many rows, each has room for the products of all weight rows, of which there is an even number
+    /// of tiles; nobody else reads or writes there while the result lives.
+    pub(crate) unsafe fn with_rows(sums: &'a mut [f32], rows: (*mut f32, usize), n_rows: usize) -> Self {
+        Self { sums, rows: Some(rows), n_whole: n_rows / BLOCK_ROWS }
+    }
+}
+
 /// Bytes between blocks, whose columns would otherwise be powers of two apart and fall on each other in the cache.
 const GAP_BYTES: usize = 12 << 10;
 

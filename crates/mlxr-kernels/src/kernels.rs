@@ -189,6 +189,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// As [`Isa::Avx2`], with AVX-VNNI's 8-bit products.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
     /// As [`Isa::Avx512`], with AMX's 8-bit tiles.
@@ -204,6 +206,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "AVX2",
+            Isa::AvxVnni => "AVX-VNNI",
             Isa::Avx512 => "AVX-512",
             Isa::Amx => "AMX",
             Isa::Neon => "NEON",
@@ -285,6 +288,9 @@ impl Kernels {
         #[cfg(target_arch = "x86_64")]
         if avx2::is_available() {
             tables.push(avx2::TABLE);
+            if avx2::has_vnni() {
+                tables.push(avx2::VNNI);
+            }
             if avx512::is_available() {
                 tables.push(Kernels { wide: avx512::wide(), ..avx512::TABLE });
                 if amx::is_available() {

@@ -7,8 +7,10 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
@@ -187,7 +189,7 @@ impl ThreadPool {
         Self { shared, workers, busy: Mutex::new(()) }
     }
 
-    /// The number of physical cores this process may use.
+    /// The number of physical cores the calling thread may use.
     pub fn default_threads() -> usize {
         let allowed = std::thread::available_parallelism().map_or(1, usize::from);
         physical_cores().map_or(allowed, |n| n.clamp(1, allowed))
@@ -352,21 +354,52 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Cores as the kernel lists them, counting hyper-threads once; `None` where the system does not say.
+/// Cores this thread may run on, counting hyper-threads once; `None` where the system does not say.
 fn physical_cores() -> Option<usize> {
-    let mut first_siblings = std::collections::BTreeSet::new();
-    for entry in std::fs::read_dir("/sys/devices/system/cpu").ok()? {
-        let path = entry.ok()?.path();
-        if let Ok(siblings) = std::fs::read_to_string(path.join("topology/thread_siblings_list")) {
-            first_siblings.insert(siblings.trim().to_owned());
-        }
-    }
-    (!first_siblings.is_empty()).then_some(first_siblings.len())
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    cores_of(&cpu_list(allowed)?, Path::new("/sys/devices/system/cpu"))
+}
+
+/// The processors of a list such as `0-3,8`.
+fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    let ranges = text.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    });
+    Some(ranges.collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// The cores that some processors are threads of, by what `folder` says of each.
+fn cores_of(cpus: &[usize], folder: &Path) -> Option<usize> {
+    let siblings = cpus.iter().map(|cpu| {
+        std::fs::read_to_string(folder.join(format!("cpu{cpu}/topology/thread_siblings_list"))).ok()
+    });
+    Some(siblings.collect::<Option<BTreeSet<String>>>()?.len())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hyper_threads_of_a_core_count_once_and_cores_of_others_do_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Two cores of two threads each, and one that is not told of.
+        for (cpu, siblings) in [(0, "0,2\n"), (1, "1,3\n"), (2, "0,2\n"), (3, "1,3\n")] {
+            let topology = folder.path().join(format!("cpu{cpu}/topology"));
+            std::fs::create_dir_all(&topology).expect("a folder");
+            std::fs::write(topology.join("thread_siblings_list"), siblings).expect("a file");
+        }
+        let cores = |list: &str| cores_of(&cpu_list(list)?, folder.path());
+        for (list, n_cores) in [("\t0-3\n", 2), ("0,2", 1), ("0-1", 2), ("2-3", 2), ("0-1,3", 2), ("1,3", 1)]
+        {
+            assert_eq!(cores(list), Some(n_cores), "{list}");
+        }
+        for list in ["0-4", "", "a", "1-"] {
+            assert_eq!(cores(list), None, "{list}");
+        }
+    }
 
     #[test]
     fn every_part_runs_once_per_job() {

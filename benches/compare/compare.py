@@ -100,7 +100,7 @@ class Engines:
             modes[", bf16"] = ["--bf16-products"]
         results = {}
         for mode, flags in modes.items():
-            report = output([self.args.mlxr, "bench", path, "--json", *arguments(asked), *flags])
+            report = output([self.args.mlxr, "bench", path, "--device", "cpu", "--json", *arguments(asked), *flags])
             for test in report["results"]:
                 results[test["test"] + mode] = (test["tok_s"]["median"], test["gb_s"], test["peak_share"], report["backend"])
         return results, report["read_gb_s"]

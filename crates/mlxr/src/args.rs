@@ -105,7 +105,7 @@ pub struct LoadArgs {
     #[arg(short = 'c', long = "ctx", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub n_ctx: Option<u32>,
     /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
     /// Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or auto for as many as fit
     #[arg(long, value_name = "N", default_value = "auto", alias = "n-gpu-layers")]
@@ -296,7 +296,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub json: bool,
     /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
     /// Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or auto for as many as fit
     #[arg(long, value_name = "N", default_value = "auto", alias = "n-gpu-layers")]
@@ -333,7 +333,7 @@ pub struct PerplexityArgs {
     #[arg(long)]
     pub json: bool,
     /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
     /// Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or auto for as many as fit
     #[arg(long, value_name = "N", default_value = "auto", alias = "n-gpu-layers")]
@@ -514,6 +514,21 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn models_go_to_a_gpu_where_there_is_one() {
+        let of_server = Device::default();
+        assert_eq!(of_server, Device::Auto);
+        let setting = mlxr_server::config::KEYS.iter().find(|key| key.name == "engine.device").unwrap();
+        assert_eq!(setting.default.parse(), Ok(of_server));
+        let embed = &["embed", "text"][..];
+        let rerank = &["rerank", "--query", "text", "text"][..];
+        for args in [&["run"][..], &["bench"], &["perplexity", "text"], embed, rerank] {
+            let matches = Cli::command().try_get_matches_from([&["mlxr"], args].concat()).unwrap();
+            let (_, of_command) = matches.subcommand().unwrap();
+            assert_eq!(of_command.get_one("device"), Some(&of_server), "{args:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which device computes.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -58,6 +59,18 @@ pub fn adapter(device: config::Device) -> Option<AdapterChoice> {
     }
 }
 
+/// Whether Linux has the device of any GPU in its folder of devices: without one, drivers need not be loaded, which takes
+/// time and memory, and of which some write to stderr. Always so on other systems.
+fn may_have_gpu(folder: &Path) -> bool {
+    /// Those of NVIDIA's driver, of Windows beneath Linux, and of drivers for phones.
+    const NAMES: [&str; 5] = ["nvidiactl", "nvgpu", "dxg", "kgsl-3d0", "mali0"];
+    let is_render = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("renderD");
+    !cfg!(target_os = "linux")
+        || NAMES.iter().any(|name| folder.join(name).exists())
+        || std::fs::read_dir(folder.join("dri"))
+            .is_ok_and(|entries| entries.flatten().any(|entry| is_render(&entry.file_name())))
+}
+
 impl Wanted {
     pub fn new(device: config::Device, n_threads: Option<usize>, products: Products) -> Wanted {
         Wanted {
@@ -106,8 +119,13 @@ impl Wanted {
             }
             return Ok(Devices::only(cpu));
         };
-        let gpu = Device::with_weights_of(mlxr_gpu::weight_bytes, move || self.open_gpu(choice));
         let is_auto = self.device == config::Device::Auto;
+        let is_divided = matches!(self.gpu_layers, GpuLayers::Count(1..));
+        let needs_gpu = !is_auto || is_divided || self.is_profiled || self.is_tuning;
+        if !needs_gpu && !may_have_gpu(Path::new("/dev")) {
+            return Ok(Devices::only(cpu));
+        }
+        let gpu = Device::with_weights_of(mlxr_gpu::weight_bytes, move || self.open_gpu(choice));
         match gpu.backend() {
             Ok(backend) => {
                 let fallback = Fallback {
@@ -121,7 +139,7 @@ impl Wanted {
                 let memory = Memory::of(&*backend);
                 Ok(Devices { first: gpu, memory, fallback: is_needed.then_some(fallback) })
             }
-            Err(error) if is_auto && !self.is_profiled && !self.is_tuning => {
+            Err(error) if !needs_gpu => {
                 tracing::info!(reason = error.reason, "computing on the CPU");
                 Ok(Devices::only(cpu))
             }
@@ -327,5 +345,27 @@ impl Devices {
             _ => tracing::info!(%split, "the model is divided as asked"),
         }
         Ok(whole.with_first(split.cpu.n_layers, fallback.device.backend()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn drivers_are_loaded_where_a_gpu_has_a_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let dev = folder.path();
+        assert!(!may_have_gpu(dev));
+        std::fs::create_dir(dev.join("dri")).unwrap();
+        // A display without anything that renders, as servers have.
+        std::fs::write(dev.join("dri/card0"), "").unwrap();
+        assert!(!may_have_gpu(dev));
+        std::fs::write(dev.join("dri/renderD128"), "").unwrap();
+        assert!(may_have_gpu(dev));
+        std::fs::remove_dir_all(dev.join("dri")).unwrap();
+        std::fs::write(dev.join("nvidiactl"), "").unwrap();
+        assert!(may_have_gpu(dev));
     }
 }

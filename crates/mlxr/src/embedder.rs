@@ -27,7 +27,7 @@ pub struct EmbedderArgs {
     #[arg(short = 'c', long = "ctx", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub n_ctx: Option<u32>,
     /// Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = crate::args::parse_threads)]

@@ -129,7 +129,7 @@ settings! {
     memory: Option<Bytes> = "auto", "models.memory", [takes("memory", "SIZE")];
 
     /// What computes: cpu, gpu, the number of a GPU, or auto: a GPU, and the CPU for models it cannot take
-    device: Device = "cpu", "engine.device", [takes("device", "DEVICE")];
+    device: Device = "auto", "engine.device", [takes("device", "DEVICE")];
     /// Layers of a model on the GPU, the last ones, where the CPU computes the others: a number, all, or as many as there is room for
     gpu_layers: GpuLayers = "auto", "engine.gpu_layers", [takes("gpu-layers", "N")];
     /// CPU threads [default: one per physical core]

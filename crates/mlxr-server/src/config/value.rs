@@ -275,9 +275,9 @@ impl Setting for DType {
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    #[default]
     Cpu,
     /// A GPU if there is one that can be used, else the CPU.
+    #[default]
     Auto,
     /// The fastest GPU.
     Gpu,

@@ -67,7 +67,7 @@ fn describe_adapter(adapter: &AdapterInfo) -> Finding {
         "gpu",
         match (adapter.is_software, adapter.is_best) {
             (true, _) => format!("{message}; it computes on the CPU itself: --device {index} chooses it"),
-            (false, true) => format!("{message}; --device gpu chooses it"),
+            (false, true) => format!("{message}; models run on it unless --device says otherwise"),
             (false, false) => format!("{message}; --device {index} chooses it"),
         },
     )
@@ -158,7 +158,7 @@ mod tests {
         };
         let finding = describe_adapter(&card);
         let words = "1: Card (vulkan, driver 1.2): 8.0 GiB of memory of its own, 7.0 GiB of it free to use, \
-                     subgroups of 32, f16; --device gpu chooses it";
+                     subgroups of 32, f16; models run on it unless --device says otherwise";
         assert_eq!(finding, Finding::ok("gpu", words));
         let finding = describe_adapter(&AdapterInfo { is_software: true, memory: None, ..card.clone() });
         assert_eq!((finding.level, finding.message.contains("does not tell")), (Level::Ok, true));

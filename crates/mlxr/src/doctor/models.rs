@@ -7,7 +7,7 @@ use mlxr_engine::EngineOptions;
 use mlxr_kernels::{CpuBackend, CpuOptions, Isa, Kernels, Products};
 use mlxr_models::Placement;
 use mlxr_server::config::{self, Bytes, GpuLayers, Loaded, ServerConfig};
-use mlxr_server::{Memory, MemoryPlan, Room, Share, Split, describe_devices};
+use mlxr_server::{Memory, MemoryPlan, Role, Room, Share, Split, describe_devices};
 use mlxr_tensor::{Backend, Batch, DType};
 use mlxr_text::{EncodeOptions, Tokenizer};
 
@@ -69,7 +69,7 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// For a device and its layers, or those of the settings, or the CPU.
+    /// For a device and its layers, or those of the settings.
     pub fn new(
         device: Option<config::Device>,
         gpu_layers: Option<GpuLayers>,
@@ -112,8 +112,11 @@ impl Planner {
             Ok(ckpt) => ckpt,
             Err(error) => return Finding::failed("model", &error, "fetch it again"),
         };
+        let behind = devices.fallback.as_ref().filter(|fallback| fallback.role == Role::Models);
         match devices.plan(&ckpt, &self.options) {
-            Ok((plan, room)) => describe_plan(path, &plan, &room, device),
+            Ok((plan, room)) => {
+                describe_plan(path, &plan, &room, device, behind.map(|f| f.memory.limit_bytes))
+            }
             Err(error) => Finding::failed("model", &error.into(), "`mlxr show` says what it is"),
         }
     }
@@ -140,10 +143,18 @@ pub fn catalogue(loaded: &Loaded) -> Vec<Finding> {
     findings
 }
 
-fn describe_plan(path: &Path, plan: &MemoryPlan, room: &Room, device: &str) -> Finding {
+/// `behind` is the memory of the CPU, where it takes models that the device cannot.
+fn describe_plan(path: &Path, plan: &MemoryPlan, room: &Room, device: &str, behind: Option<u64>) -> Finding {
     let (shown, total) = (path.display(), bytes(plan.total_bytes()));
     if !room.holds(plan) {
         let limit = bytes(room.device_bytes);
+        if behind.is_some_and(|behind| plan.total_bytes() <= behind) {
+            return Finding::note(
+                "model",
+                format!("{shown} takes {total} and runs on the CPU: models on {device} may take {limit}"),
+                "quantise it (`mlxr quantize`), or give it less context (`mlxr serve --ctx`), for the GPU to take it",
+            );
+        }
         return Finding::problem(
             "model",
             format!("{shown} takes {total}, and all models together may take {limit} on {device}"),
@@ -184,7 +195,7 @@ mod tests {
         let look = |device_bytes: u64, cpu: Option<CpuRoom>| {
             let room = Room { cpu, ..Room::only(device_bytes) };
             let plan = MemoryPlan::within(&ckpt, &options, &room).unwrap();
-            describe_plan(Path::new("x.gguf"), &plan, &room, "card")
+            describe_plan(Path::new("x.gguf"), &plan, &room, "card", None)
         };
         let whole = look(1 << 40, None);
         assert_eq!(whole.level, Level::Ok);
@@ -200,5 +211,17 @@ mod tests {
         let short = look(plan.total_bytes() - 1, cpu(GpuLayers::Auto));
         assert_eq!(short.level, Level::Note, "{}", short.message);
         assert!(short.message.ends_with("the GPU has no room for more"), "{}", short.message);
+        // A GPU without room for any layer, and the CPU behind it.
+        let plan = MemoryPlan::new(&ckpt, &options, &Room::only(0)).unwrap();
+        let with_cpu =
+            |behind| describe_plan(Path::new("x"), &plan, &Room::only(1 << 20), "card", Some(behind));
+        let on_cpu = with_cpu(plan.total_bytes());
+        assert_eq!(on_cpu.level, Level::Note);
+        assert!(
+            on_cpu.message.contains(" and runs on the CPU: models on card may take 1.0 MiB"),
+            "{}",
+            on_cpu.message
+        );
+        assert_eq!(with_cpu(plan.total_bytes() - 1).level, Level::Problem);
     }
 }

@@ -76,7 +76,7 @@ fn a_profile_needs_a_gpu_and_names_its_kernels() {
 
 #[test]
 fn a_cpu_is_not_tuned() {
-    let stderr = mlxr(["bench", "--tune"]).assert().code(2).get_output().stderr.clone();
+    let stderr = mlxr(["bench", "--tune", "--device", "cpu"]).assert().code(2).get_output().stderr.clone();
     let stderr = String::from_utf8(stderr).unwrap();
     assert!(stderr.contains("only products of a GPU") && stderr.contains("--device gpu"), "{stderr}");
 }

@@ -127,7 +127,7 @@ Model options:
       --device <DEVICE>
           Where to compute: cpu, gpu, auto (a GPU if there is one) or the number of a GPU
           
-          [default: cpu]
+          [default: auto]
 
       --gpu-layers <N>
           Layers on the GPU, the last ones, where the CPU computes the others: a number, all, or

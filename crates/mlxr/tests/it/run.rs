@@ -1,5 +1,7 @@
 //! `mlxr run` on the bundled model.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use snapbox::str;
 
@@ -66,11 +68,20 @@ fn layers_on_a_gpu_give_the_reference_answers_too() {
 
 #[test]
 fn layers_of_a_gpu_need_one_and_none_need_none() {
-    mlxr(["run", "--greedy", "--gpu-layers", "2", "hi"]).assert().code(2).stderr_eq(str![[r#"
+    let on_cpu = ["run", "--greedy", "--device", "cpu", "--gpu-layers", "2", "hi"];
+    mlxr(on_cpu).assert().code(2).stderr_eq(str![[r#"
 error: --gpu-layers divides a model between a GPU and the CPU, and the device is the CPU
 hint: give --device gpu too, or auto or the number of a GPU
 
 "#]]);
+    // Where there is no GPU the CPU does not compute in its place what was asked of it.
+    if !["dri", "nvidiactl"].iter().any(|name| Path::new("/dev").join(name).exists())
+        && cfg!(target_os = "linux")
+    {
+        let run = mlxr(["run", "--greedy", "--gpu-layers", "2", "hi"]).assert().code(1);
+        let stderr = String::from_utf8_lossy(&run.get_output().stderr).into_owned();
+        assert!(stderr.contains("no GPU") && stderr.contains("hint: run on the CPU"), "{stderr}");
+    }
     let args = ["run", "--greedy", "--device", "gpu", "--gpu-layers", "0", "What is 23 + 45?"];
     mlxr(args).assert().success().stdout_eq("23 + 45 = 68\n").stderr_eq("");
 }

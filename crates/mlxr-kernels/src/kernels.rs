@@ -137,8 +137,6 @@ pub(crate) const WIDE_QUERIES: usize = 16;
 pub(crate) struct WideKernels {
     /// Activation rows from which on they are used.
     pub(crate) from_rows: usize,
-    /// As `from_rows`, for super-blocks, which take longer to turn into bf16.
-    pub(crate) blocks_from_rows: usize,
     /// The kernel of a format in tile order.
     pub(crate) tiled: fn(Format) -> Option<DotWide>,
     /// The kernel of a plain float type.
@@ -353,10 +351,8 @@ impl Kernels {
     }
 
     fn wide_for(&self, format: Format, n_rows: usize) -> Option<&WideKernels> {
-        let has_blocks = self.blocks().is_some_and(|blocks| (blocks.tiled)(format).is_some());
         let suits = |wide: &&WideKernels| {
-            let from_rows = if has_blocks { wide.blocks_from_rows } else { wide.from_rows };
-            from_rows <= n_rows && (wide.unpacked.is_some() || !self.has_codes(format))
+            wide.from_rows <= n_rows && (wide.unpacked.is_some() || !self.has_codes(format))
         };
         self.wide.as_ref().filter(suits)
     }

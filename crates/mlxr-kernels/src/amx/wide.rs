@@ -20,12 +20,8 @@ use crate::linear::wide::{TILE_BYTES, WideActs, WideOut, WideRows};
 /// Activation rows from which on unpacking to bf16 pays.
 const WIDE_FROM: usize = 32;
 
-/// As [`WIDE_FROM`], for super-blocks: before that their integer products are faster.
-const BLOCKS_FROM: usize = 128;
-
 pub(super) const KERNELS: WideKernels = WideKernels {
     from_rows: WIDE_FROM,
-    blocks_from_rows: BLOCKS_FROM,
     tiled,
     floats,
     unpacked: Some(unpacked),

@@ -21,7 +21,6 @@ const ROWS: usize = 8;
 
 pub(super) const KERNELS: WideKernels = WideKernels {
     from_rows: WIDE_FROM,
-    blocks_from_rows: WIDE_FROM,
     tiled: float_tiles,
     floats,
     unpacked: None,

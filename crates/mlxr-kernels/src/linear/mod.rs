@@ -266,28 +266,7 @@ fn parts<'a>(
         };
         (0..n).step_by(size).map(move |start| (product, start..n.min(start + size)))
     };
-    let parts = products.iter().flat_map(of).collect();
-    if is_wide && size == WIDE_ROWS { with_small_ends(parts, n_threads) } else { parts }
-}
-
-/// Parts of which each thread's last is cut in four, so that threads end at nearly the same time.
-fn with_small_ends<'a>(
-    parts: Vec<(&'a Product<'a>, Range<usize>)>,
-    n_threads: usize,
-) -> Vec<(&'a Product<'a>, Range<usize>)> {
-    let mut cut = Vec::with_capacity(parts.len() + 3 * n_threads);
-    for thread in 0..n_threads {
-        let range = split(parts.len(), thread, n_threads, 1);
-        let Some((&(product, ref last), before)) = parts[range].split_last() else { continue };
-        cut.extend_from_slice(before);
-        let size = match product.rows {
-            RowMap::All(_) => WIDE_ROWS / 4,
-            // Rows are gathered for every part.
-            RowMap::Pairs(_) => last.len().max(1),
-        };
-        cut.extend(last.clone().step_by(size).map(|start| (product, start..last.end.min(start + size))));
-    }
-    cut
+    products.iter().flat_map(of).collect()
 }
 
 /// One thread's walk over one matrix.

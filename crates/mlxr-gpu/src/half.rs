@@ -7,7 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, Backend, DType, Gate, HostTensor, TensorError};
 
-use crate::backend::GpuBackend;
+use crate::backend::{Checking, GpuBackend};
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::fused::GatedProduct;
@@ -100,23 +100,35 @@ impl GpuBackend {
     #[must_use]
     pub fn with_half_products(mut self, is_wanted: bool) -> Self {
         if is_wanted && self.gpu().has_matrices {
-            self.is_checking = true;
-            self.has_half_products = self.half_products_are_right().unwrap_or_else(|error| {
-                tracing::warn!(%error, "products in f16 do not work on this device");
-                false
-            });
-            self.has_few_products = self.has_half_products
-                && self.few_products_are_right().unwrap_or_else(|error| {
-                    tracing::warn!(%error, "products of few rows in f16 do not work on this device");
-                    false
-                });
-            self.has_half_attention = self.half_attention_is_right().unwrap_or_else(|error| {
-                tracing::warn!(%error, "attention in f16 does not work on this device");
-                false
-            });
-            self.is_checking = false;
+            self.check_halves();
         }
         self
+    }
+
+    /// Finds out what of this works on the device, all kernels for that being compiled side by side.
+    fn check_halves(&mut self) {
+        self.checking = Checking::Compiling;
+        // What fails here fails again below.
+        let _ = (
+            self.half_products_are_right(),
+            self.few_products_are_right(),
+            self.half_attention_is_right(),
+        );
+        self.checking = Checking::Comparing;
+        self.has_half_products = self.half_products_are_right().unwrap_or_else(|error| {
+            tracing::warn!(%error, "products in f16 do not work on this device");
+            false
+        });
+        self.has_few_products = self.has_half_products
+            && self.few_products_are_right().unwrap_or_else(|error| {
+                tracing::warn!(%error, "products of few rows in f16 do not work on this device");
+                false
+            });
+        self.has_half_attention = self.half_attention_is_right().unwrap_or_else(|error| {
+            tracing::warn!(%error, "attention in f16 does not work on this device");
+            false
+        });
+        self.checking = Checking::No;
     }
 
     /// A weight in f16 to check products with.
@@ -234,5 +246,36 @@ impl GpuBackend {
             }
         }
         Ok(Some(unpacked))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
+mod tests {
+    use super::*;
+    use crate::AdapterChoice;
+
+    #[test]
+    fn checks_ask_for_all_kernels_first_and_a_refused_one_is_no_failure_of_the_device() {
+        let Ok(mut gpu) = GpuBackend::new(AdapterChoice::BestOrSoftware) else {
+            assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "no GPU");
+            return;
+        };
+        gpu.checking = Checking::Compiling;
+        let check = |gpu: &GpuBackend| {
+            [gpu.half_products_are_right(), gpu.few_products_are_right(), gpu.half_attention_is_right()]
+        };
+        assert!(check(&gpu).iter().all(Result::is_ok));
+        let n_kernels = gpu.n_kernels();
+        assert!(n_kernels > 6, "{n_kernels} kernels");
+
+        // Where there are no matrices, drivers refuse these kernels.
+        gpu.check_halves();
+        assert_eq!(gpu.n_kernels(), n_kernels, "a kernel was compiled later than the others");
+        assert_eq!(gpu.has_half_products, gpu.gpu().has_matrices);
+        assert_eq!(gpu.failure(), None);
+        let mut x = gpu.act(1, 4, &[1.0, 2.0, 3.0, 4.0]);
+        gpu.scale(&mut x, 2.0);
+        assert_eq!(gpu.read(&x).unwrap(), [2.0, 4.0, 6.0, 8.0]);
     }
 }

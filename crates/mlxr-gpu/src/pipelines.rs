@@ -175,6 +175,11 @@ impl Pipelines {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).n_pipelines
+    }
+
     /// The files that hold a kernel and not a part of several.
     #[cfg(test)]
     pub(crate) fn kernel_files() -> impl Iterator<Item = &'static str> {

@@ -65,6 +65,7 @@ checks! {
     attention_variants: "attention variants";
     attention_over_long_contexts: "attention over long contexts";
     attention_both_ways: "attention both ways";
+    attention_over_a_spoiled_cache: "attention over a spoiled cache";
     copied_blocks: "copied blocks";
     routing: "routing";
     expert_linear_and_combine: "expert_linear and combine";

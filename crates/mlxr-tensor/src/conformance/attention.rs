@@ -105,6 +105,23 @@ impl<'a> Scene<'a> {
         self.backend.kv_cache(&spec).expect("a small cache")
     }
 
+    /// As [`Self::cache`], full of what is no number, or infinite.
+    fn spoiled_cache(&self) -> KvCache {
+        let (mut kv, case) = (self.cache(), &self.case);
+        let n_rows = self.n_blocks * case.block_tokens;
+        let table: Vec<u32> = (0..self.n_blocks as u32).collect();
+        let mut batch = Batch::new();
+        batch.push(&vec![0; n_rows], 0, &table, case.block_tokens);
+        let wild = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        let act = |dim: usize| {
+            let cols = case.n_kv_heads * dim;
+            let values: Vec<f32> = wild.into_iter().cycle().take(n_rows * cols).collect();
+            self.backend.act(n_rows, cols, &values)
+        };
+        self.backend.store_kv(&mut kv, 1, &act(case.k_dim), &act(case.v_dim), &batch);
+        kv
+    }
+
     /// Stores and attends the given tokens of the given sequences in one batch; the result rows in that order.
     fn step(&self, kv: &mut KvCache, parts: &[(usize, Range<usize>)]) -> Vec<f32> {
         let case = &self.case;
@@ -260,11 +277,55 @@ pub(super) fn long(backend: &dyn Backend) {
         let case = Case { window, dtype, n_heads: 2, n_kv_heads: 1, lens, compared: 3, ..Case::default() };
         Scene::new(backend, case).check();
     }
-    // Backends may divide the longest ones in other ways.
+    // Backends may divide short ones, and the longest, in other ways.
+    let several = || Case { lens: vec![300, 3], compared: 3, ..Case::default() };
+    let cases = [
+        Case { sinks: true, window: Some(270), softcap: Some(5.0), dtype: DType::BF16, ..several() },
+        Case { dtype: DType::Q8_0, block_tokens: 32, ..several() },
+        Case { dtype: DType::Q4_0, k_dim: 128, v_dim: 64, ..several() },
+        Case { dtype: DType::F8E4M3, k_dim: 192, v_dim: 128, ..several() },
+        Case { n_heads: 14, n_kv_heads: 2, k_dim: 80, v_dim: 80, dtype: DType::F16, ..several() },
+    ];
+    for case in cases {
+        Scene::new(backend, case).check();
+    }
     let lens = vec![5200, 5];
     let dims = Case { k_dim: 32, v_dim: 32, n_heads: 2, n_kv_heads: 1, ..Case::default() };
     let longest = Case { dtype: DType::F16, lens, compared: 3, ..dims };
     Scene::new(backend, longest).check();
+}
+
+/// What a cache held before, in blocks of nobody or behind a sequence's end, changes no bit.
+pub(super) fn spoiled(backend: &dyn Backend) {
+    let base = || Case { lens: vec![1, 21, 50], ..Case::default() };
+    let long = || Case { lens: vec![300, 5], n_heads: 2, n_kv_heads: 1, ..Case::default() };
+    let dtypes = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::F8E4M3];
+    let cases = dtypes.into_iter().map(|dtype| Case { dtype, ..base() }).chain([
+        Case { dtype: DType::F16, k_dim: 80, v_dim: 80, block_tokens: 32, ..base() },
+        Case { dtype: DType::F16, window: Some(7), sinks: true, ..base() },
+        Case { reach: Reach::Both, window: Some(9), ..base() },
+        Case { dtype: DType::F16, ..long() },
+        Case { dtype: DType::Q8_0, window: Some(270), ..long() },
+    ]);
+    for case in cases {
+        let scene = Scene::new(backend, case.clone());
+        for (i, sequence) in scene.sequences.iter().enumerate() {
+            let chunkings = match case.reach {
+                Reach::Causal => chunkings(sequence.n_tokens),
+                Reach::Both => vec![vec![0, sequence.n_tokens]],
+            };
+            for cuts in chunkings {
+                let (mut fresh, mut spoiled) = (scene.cache(), scene.spoiled_cache());
+                for cut in cuts.windows(2) {
+                    let part = [(i, cut[0]..cut[1])];
+                    let (expected, got) = (scene.step(&mut fresh, &part), scene.step(&mut spoiled, &part));
+                    let what = format!("{case:?}: sequence {i}, rows {}..{}", cut[0], cut[1]);
+                    assert!(expected.iter().all(|value| value.is_finite()), "{what}");
+                    assert_same_bits(&got, &expected, &what);
+                }
+            }
+        }
+    }
 }
 
 pub(super) fn both_ways(backend: &dyn Backend) {
@@ -375,7 +436,7 @@ pub(super) fn rotated_and_attended(backend: &dyn Backend) {
     {
         let rope = Rope::new(pairing, (0..n_pairs).map(|i| 0.7f32.powi(i)).collect(), 1.25);
         let scene = Scene::new(backend, case.clone());
-        let (mut apart, mut together) = (scene.cache(), scene.cache());
+        let (mut apart, mut together) = (scene.cache(), scene.spoiled_cache());
         let longest = scene.sequences.iter().map(|s| s.n_tokens).max().unwrap_or(0);
         // The first half as prompts.
         let steps = std::iter::once(0..longest / 2).chain((longest / 2..longest).map(|t| t..t + 1));

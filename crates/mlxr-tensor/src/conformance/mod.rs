@@ -67,6 +67,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "attention variants", run: attention::variants },
     Check { name: "attention over long contexts", run: attention::long },
     Check { name: "attention both ways", run: attention::both_ways },
+    Check { name: "attention over a spoiled cache", run: attention::spoiled },
     Check { name: "copied blocks", run: attention::copies },
     Check { name: "routing", run: experts::routing },
     Check { name: "expert_linear and combine", run: experts::linear },

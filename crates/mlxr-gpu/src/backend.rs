@@ -23,9 +23,9 @@ use crate::few::is_plain_half;
 use crate::fused::{GatedProduct, NormedProduct};
 use crate::half::padded_rows;
 use crate::kernels::{
-    Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, GatherRows, LayerNorm,
-    NormShape, Patches, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, ScatterRows,
-    StoreKv, StoreKvScaled, activation, gate,
+    Activate, Add, AddRmsNorm, Combine, CopyWords, EmbedCodes, EmbedFloats, Gated, LayerNorm, MoveRows,
+    NormShape, Patches, RmsNorm, RmsNormInPlace, RotateAndStore, RotateHeads, Route, Scale, StoreKv,
+    StoreKvScaled, activation, gate,
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
@@ -292,6 +292,19 @@ impl GpuBackend {
     pub(crate) fn norm_shape(&self, cols: usize) -> NormShape {
         let has_quads = cols.is_multiple_of(CODES_CHUNK);
         let n_items = if has_quads { cols / 4 } else { cols } as u32;
+    /// Copies rows from `x` to `y`: those that `rows` names, or to those.
+    fn move_rows(
+        &self,
+        kernel: MoveRows,
+        [x, y]: [Bound<'_>; 2],
+        rows: &[u32],
+        cols: usize,
+    ) -> Result<(), TensorError> {
+        let table = self.buffers.take_with(&self.gpu, bytemuck::cast_slice(rows))?;
+        let n = rows.len() * cols;
+        self.elementwise(&kernel, &[x, table.bound(), y], &[n as u32, cols as u32], n)
+    }
+
         let lanes = n_items.next_power_of_two().clamp(64, self.max_lanes());
         NormShape {
             lanes,
@@ -455,31 +468,14 @@ impl Backend for GpuBackend {
 
     fn gather_rows(&self, x: &Act, rows: &[u32]) -> Act {
         self.new_act(rows.len(), x.cols(), |y| {
-            let table = self.buffers.take_with(&self.gpu, bytemuck::cast_slice(rows))?;
-            let n = rows.len() * x.cols();
-            self.elementwise(
-                &GatherRows {},
-                &[self.floats(x), table.bound(), y],
-                &[n as u32, x.cols() as u32],
-                n,
-            )
+            self.move_rows(MoveRows { is_scattering: false }, [self.floats(x), y], rows, x.cols())
         })
     }
 
     fn scatter_rows(&self, x: &mut Act, rows: &[u32], y: &Act) {
         assert_eq!((y.rows(), y.cols()), (rows.len(), x.cols()), "rows to be put into place");
-        let mut run = || {
-            let table = self.buffers.take_with(&self.gpu, bytemuck::cast_slice(rows))?;
-            let n = rows.len() * y.cols();
-            let params = [n as u32, y.cols() as u32];
-            self.elementwise(
-                &ScatterRows {},
-                &[self.floats(y), table.bound(), self.floats_mut(x)],
-                &params,
-                n,
-            )
-        };
-        self.note(run());
+        let kernel = MoveRows { is_scattering: true };
+        self.note(self.move_rows(kernel, [self.floats(y), self.floats_mut(x)], rows, y.cols()));
     }
 
     fn patches(&self, image: &Act, n_channels: usize, patch: usize) -> Act {

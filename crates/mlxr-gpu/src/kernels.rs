@@ -36,9 +36,8 @@ kernels! {
         is_quantising: bool,
     }
     Activate = "activate.wgsl" [Write] { kind: &'static str }
-    GatherRows = "gather_rows.wgsl" [Read, Read, Write] {}
-    /// `y, rows, x`
-    ScatterRows = "scatter_rows.wgsl" [Read, Read, Write] {}
+    /// `x, rows, y`
+    MoveRows = "move_rows.wgsl" [Read, Read, Write] { is_scattering: bool }
     /// `image, y`
     Patches = "patches.wgsl" [Read, Write] {}
     PadRows = "pad_rows.wgsl" [Read, Write] {}

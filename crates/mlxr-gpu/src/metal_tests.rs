@@ -59,8 +59,9 @@ fn every_kernel_can_be_printed_for_metal() {
 
 fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &Add {});
-    printed.print(pipelines, &GatherRows {});
-    printed.print(pipelines, &ScatterRows {});
+    for is_scattering in [false, true] {
+        printed.print(pipelines, &MoveRows { is_scattering });
+    }
     printed.print(pipelines, &Patches {});
     printed.print(pipelines, &PadRows {});
     printed.print(pipelines, &CopyWords {});

@@ -1,4 +1,8 @@
+//# if is_scattering
+// Row rows[i] of y is row i of x.
+//# else
 // Row i of y is row rows[i] of x.
+//# endif
 
 struct Params {
     n: u32,
@@ -20,6 +24,7 @@ fn main(
 ) {
     let i = workgroup_index(wg, n_wg) * 256u + lane;
     if (i < p.n) {
-        y[i] = x[rows[i / p.cols] * p.cols + i % p.cols];
+        let named = rows[i / p.cols] * p.cols + i % p.cols;
+        {{ "y[named] = x[i]" if is_scattering else "y[i] = x[named]" }};
     }
 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mlxr_tensor::TensorError;
 
 use crate::bindings::BindGroups;
-use crate::device::Gpu;
+use crate::device::{BACKEND, Gpu};
 
 /// Bytes of buffers that may rest: a small part of the device's memory. The largest piece of a step of 16 sequences of an
 /// 8B model takes 130 MB.
@@ -92,7 +92,7 @@ impl Buffers {
     /// # Errors
     /// [`TensorError::OutOfMemory`].
     pub(crate) fn take(self: &Arc<Self>, gpu: &Gpu, n_bytes: usize) -> Result<Pooled, TensorError> {
-        let size = size_class(n_bytes);
+        let size = size_of_scratch(gpu, n_bytes)?;
         let mut shelves = self.lock();
         let mut found = shelves.clean.get_mut(&size).and_then(Vec::pop);
         if found.is_none() && shelves.used_bytes + size > max_spare_bytes(gpu) {
@@ -107,7 +107,7 @@ impl Buffers {
     /// # Errors
     /// [`TensorError::OutOfMemory`].
     pub(crate) fn take_behind(self: &Arc<Self>, gpu: &Gpu, n_bytes: usize) -> Result<Pooled, TensorError> {
-        let size = size_class(n_bytes);
+        let size = size_of_scratch(gpu, n_bytes)?;
         let mut shelves = self.lock();
         let found = shelves.pop_used(size).or_else(|| shelves.clean.get_mut(&size).and_then(Vec::pop));
         drop(shelves);
@@ -119,7 +119,7 @@ impl Buffers {
     /// # Errors
     /// [`TensorError::OutOfMemory`].
     pub(crate) fn take_with(self: &Arc<Self>, gpu: &Gpu, bytes: &[u8]) -> Result<Pooled, TensorError> {
-        let size = size_class(bytes.len());
+        let size = size_of_scratch(gpu, bytes.len())?;
         let found = self.lock().clean.get_mut(&size).and_then(Vec::pop);
         let pooled = self.wrap(gpu, size, found)?;
         if !bytes.is_empty() {
@@ -159,7 +159,47 @@ impl Buffers {
     }
 }
 
-/// Sizes come in powers of two, so that batches of many sizes share buffers.
-fn size_class(n_bytes: usize) -> u64 {
-    (n_bytes as u64).next_power_of_two().max(256)
+/// Bytes of a buffer for `n_bytes` of scratch.
+///
+/// # Errors
+/// [`TensorError::OutOfMemory`] where kernels cannot see so many at a time.
+fn size_of_scratch(gpu: &Gpu, n_bytes: usize) -> Result<u64, TensorError> {
+    let limit = gpu.limits.max_storage_buffer_binding_size.min(gpu.limits.max_buffer_size);
+    size_class(n_bytes as u64, limit).ok_or_else(|| TensorError::OutOfMemory {
+        backend: BACKEND,
+        what: format!("activations of a step (the device binds {limit} bytes at a time)"),
+        needed_bytes: n_bytes as u64,
+    })
+}
+
+/// Sizes come in powers of two, so that batches of many sizes share buffers, or where that is more than a kernel sees, in
+/// whole steps of some megabytes.
+fn size_class(n_bytes: u64, limit: u64) -> Option<u64> {
+    const STEP: u64 = 16 << 20;
+    let size = n_bytes.checked_next_power_of_two().unwrap_or(u64::MAX).max(256);
+    if size <= limit {
+        return Some(size);
+    }
+    let most = limit / 16 * 16;
+    (n_bytes <= most).then(|| n_bytes.next_multiple_of(STEP).min(most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_is_never_larger_than_what_a_kernel_sees() {
+        // As on a card of NVIDIA's, and as on many small ones.
+        for limit in [(4 << 30) - 1, 128 << 20] {
+            for n_bytes in [0, 1, 300, 65 << 20, limit / 2 + 1, limit - 100] {
+                let size = size_class(n_bytes, limit);
+                assert!(size.is_some_and(|size| (n_bytes..=limit).contains(&size)), "{n_bytes}: {size:?}");
+                assert!(size.is_some_and(|size| size.is_multiple_of(16)), "{n_bytes}: {size:?}");
+            }
+            assert_eq!(size_class(limit + 1, limit), None);
+            assert_eq!(size_class(u64::MAX, limit), None);
+        }
+        assert_eq!(size_class(300, 128 << 20), Some(512));
+    }
 }

@@ -139,13 +139,13 @@ fn enumerate() -> Vec<(wgpu::Adapter, AdapterInfo)> {
 
 fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo) {
     let info = adapter.get_info();
-    let missing = REQUIRED - adapter.features();
+    let missing = lacking(adapter.features(), &adapter.limits());
     let api = match info.backend {
         wgpu::Backend::Metal => "metal",
         _ => "vulkan",
     };
-    let unusable = if !missing.is_empty() {
-        Some(format!("it lacks {missing:?}"))
+    let unusable = if missing.is_some() {
+        missing
     } else if info.subgroup_min_size != info.subgroup_max_size
         && api == "vulkan"
         && info.subgroup_max_size > 32
@@ -171,6 +171,28 @@ fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo
         unusable,
     };
     (adapter, described)
+}
+
+/// What kernels need and an adapter does not offer.
+fn lacking(features: Features, limits: &Limits) -> Option<String> {
+    /// Buffers of the kernel that binds most of those that every device runs: attention over a quantised cache that writes
+    /// codes.
+    const N_BUFFERS: u32 = 11;
+    const N_LANES: u32 = 256;
+    const WORKGROUP_BYTES: u32 = 32 << 10;
+    let missing = REQUIRED - features;
+    if !missing.is_empty() {
+        return Some(format!("it lacks {missing:?}"));
+    }
+    let needed = [
+        ("buffers a kernel binds", N_BUFFERS, limits.max_storage_buffers_per_shader_stage),
+        ("lanes of a workgroup", N_LANES, limits.max_compute_invocations_per_workgroup),
+        ("lanes of a workgroup in a row", N_LANES, limits.max_compute_workgroup_size_x),
+        ("bytes of workgroup memory", WORKGROUP_BYTES, limits.max_compute_workgroup_storage_size),
+        ("bytes of immediates", IMMEDIATE_BYTES, limits.max_immediate_size),
+    ];
+    let short = needed.into_iter().find(|(_, needed, offered)| offered < needed);
+    short.map(|(what, needed, offered)| format!("{offered} {what} are too few: {needed} are needed"))
 }
 
 fn has_matrices(adapter: &wgpu::Adapter) -> bool {
@@ -354,4 +376,23 @@ fn best(all: &[(wgpu::Adapter, AdapterInfo)], choice: AdapterChoice) -> Option<u
     let ranked = all.iter().map(rank).enumerate();
     // The first of equals.
     ranked.filter(|(_, rank)| *rank > 0).rev().max_by_key(|(_, rank)| *rank).map(|(index, _)| index)
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_that_offers_too_little_is_said_to_lack_it() {
+        let offered =
+            Limits { max_immediate_size: 128, max_storage_buffers_per_shader_stage: 16, ..Limits::default() };
+        let offered = Limits { max_compute_workgroup_storage_size: 32 << 10, ..offered };
+        assert_eq!(lacking(REQUIRED, &offered), None);
+        let lacks = |features, limits: &Limits| lacking(features, limits).unwrap_or_default();
+        assert!(lacks(Features::IMMEDIATES, &offered).contains("SUBGROUP"));
+        let few = Limits { max_storage_buffers_per_shader_stage: 8, ..offered.clone() };
+        assert_eq!(lacks(REQUIRED, &few), "8 buffers a kernel binds are too few: 11 are needed");
+        let small = Limits { max_compute_workgroup_storage_size: 16 << 10, ..offered };
+        assert_eq!(lacks(REQUIRED, &small), "16384 bytes of workgroup memory are too few: 32768 are needed");
+    }
+}
 }

@@ -90,6 +90,15 @@ async fn every_dialect_shows_images_to_the_model() {
 async fn what_is_no_image_is_refused_by_its_field() {
     let app = app();
     let refused = async |path: &str, message: Value, field: &str, said: &str| {
+        let part = |data: &String| json!({"type": "input_image", "image_url": format!("data:image/png;base64,{data}")});
+        let said = json!({"type": "input_text", "text": record["text"]});
+        let content: Value = images.iter().map(part).chain([said]).collect();
+        let input = json!([{"role": "user", "content": content}]);
+        let body = json!({"model": MODEL, "temperature": 0, "max_output_tokens": n, "input": input});
+        let answer = ask_json(&app, "/v1/responses", body).await;
+        assert_eq!(answer["output"][0]["content"][0]["text"], expected, "{record}");
+        assert_eq!(answer["usage"]["input_tokens"], n_prompt);
+
         let body = json!({"model": MODEL, "max_tokens": 1, "messages": [message]});
         let answer = ask(&app, post(path, body)).await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
@@ -105,7 +114,36 @@ async fn what_is_no_image_is_refused_by_its_field() {
     refused(CHAT, typed, "0 images are given", "1 places").await;
     let source = json!({"type": "url", "url": "https://example.org/cat.png"});
     let block = json!({"role": "user", "content": [{"type": "image", "source": source}]});
+#[tokio::test]
+async fn what_a_tool_gives_back_may_be_an_image() {
+    let app = app();
+    let (record, _) = records().into_iter().find(|(record, _)| record["images"][0].is_string()).unwrap();
+    let data = base64(&record["images"][0]);
+    let count = async |content: Value| {
+        let call = json!({"type": "tool_use", "id": "a", "name": "look", "input": {}});
+        let result = json!({"type": "tool_result", "tool_use_id": "a", "content": content});
+        let messages = json!([
+            {"role": "user", "content": "Look."},
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ]);
+        let body = json!({"model": MODEL, "messages": messages});
+        ask_json(&app, "/v1/messages/count_tokens", body).await["input_tokens"].as_u64().unwrap()
+    };
+    let text = json!({"type": "text", "text": "There."});
+    let source = json!({"type": "base64", "media_type": "image/png", "data": data});
+    let image = json!({"type": "image", "source": source});
+    let without = count(json!([text])).await;
+    let with = count(json!([image, text])).await;
+    assert!(with >= without + 4, "{with} tokens with an image, {without} without");
+}
+
     refused("/v1/messages", block, field, "this server fetches nothing").await;
     let sent = json!({"role": "user", "content": "What?", "images": ["AAAA"]});
     refused("/api/chat", sent, "messages[0].images", "not an image in PNG").await;
 }
+    let link = json!({"type": "input_image", "image_url": "https://example.org/cat.png"});
+    let input = json!([{"role": "user", "content": [link]}]);
+    let answer = ask(&app, post("/v1/responses", &json!({"model": MODEL, "input": input}))).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
+    assert!(answer.text.contains("this server fetches nothing"), "{}", answer.text);

@@ -79,7 +79,10 @@ pub fn ask(wire: &MessagesRequest, model: &LoadedModel, strict: bool) -> Result<
     }
     let mut reader = Reader::default();
     if let Some(system) = &wire.system {
-        let content = reader.text_of("system", system)?;
+        let (content, images) = reader.text_of("system", system)?;
+        if let Some(SentImage { field, .. }) = images.first() {
+            return Err(ServeError::invalid(field, format!("{field}: images are the user's or a tool's")));
+        }
         reader.say(json!({"role": "system", "content": content}));
     }
     for (i, message) in wire.messages.iter().enumerate() {
@@ -198,30 +201,37 @@ impl Reader {
         if result.is_error == Some(true) {
             self.notices.add(format!("{path}.is_error"), "templates do not tell results from errors");
         }
-        let content = match &result.content {
+        let (text, images) = match &result.content {
             Some(content) => self.text_of(&format!("{path}.content"), content)?,
-            None => String::new(),
+            None => Default::default(),
         };
-        self.messages.push(json!({"role": "tool", "tool_call_id": result.tool_use_id, "content": content}));
+        let mut fields = Map::from_iter([
+            ("role".to_owned(), json!("tool")),
+            ("tool_call_id".to_owned(), json!(result.tool_use_id)),
+            ("content".to_owned(), json!(text)),
+        ]);
+        images::attach(&mut fields, images);
+        self.messages.push(Value::Object(fields));
         Ok(())
     }
 
-    /// The text of blocks, which stand on lines of their own.
-    fn text_of(&mut self, path: &str, content: &Content) -> Result<String, ServeError> {
+    /// The text of blocks, which stand on lines of their own, and their images.
+    fn text_of(&mut self, path: &str, content: &Content) -> Result<(String, Vec<SentImage>), ServeError> {
         let blocks = match content {
-            Content::Text(text) => return Ok(text.clone()),
+            Content::Text(text) => return Ok((text.clone(), Vec::new())),
             Content::Blocks(blocks) => blocks,
         };
-        let mut texts = Vec::with_capacity(blocks.len());
+        let (mut texts, mut images) = (Vec::with_capacity(blocks.len()), Vec::new());
         for (j, block) in blocks.iter().enumerate() {
             let path = format!("{path}[{j}]");
             self.note_block(&path, block);
             match block {
                 Block::Text(block) => texts.push(block.text.as_str()),
+                Block::Image(_) => images.push(sent_image(&path, block)),
                 block => return Err(unreadable(&path, block, Role::User)),
             }
         }
-        Ok(texts.join("\n"))
+        Ok((texts.join("\n"), images))
     }
 
     fn note_block(&mut self, path: &str, block: &Block) {

@@ -13,6 +13,7 @@ use crate::ServeError;
 use crate::ids;
 use crate::notices::Notices;
 use crate::response_store::{Owner, ResponseStore};
+use crate::translate::images::{self, SentImage};
 use crate::translate::openai::prompt::arguments;
 
 /// Items a client sent, with those it only named.
@@ -115,10 +116,11 @@ fn settle_content(field: &str, role: Role, content: &mut PartContent) -> Result<
 }
 
 fn check_parts(field: &str, parts: &[Part]) -> Result<(), ServeError> {
-    let unreadable = parts.iter().position(|part| part_text(part).is_none());
+    let is_readable = |part: &Part| part_text(part).is_some() || matches!(part, Part::InputImage(_));
+    let unreadable = parts.iter().position(|part| !is_readable(part));
     let Some(i) = unreadable else { return Ok(()) };
     let field = format!("{field}[{i}].type");
-    let reason = format!("{field} is {:?}, but this model reads only text", parts[i].kind());
+    let reason = format!("{field} is {:?}, which no model here reads", parts[i].kind());
     Err(ServeError::invalid(field, reason))
 }
 
@@ -137,6 +139,30 @@ fn text_of(content: &PartContent) -> String {
         PartContent::Text(text) => text.clone(),
         PartContent::Parts(parts) => parts.iter().filter_map(part_text).collect::<Vec<_>>().join("\n"),
     }
+}
+
+/// The images of some content. Where an item stands in the request is not known any more: it may be of an earlier one.
+fn images_of(content: &PartContent) -> Vec<SentImage> {
+    let PartContent::Parts(parts) = content else { return Vec::new() };
+    let images = parts.iter().enumerate().filter_map(|(i, part)| match part {
+        Part::InputImage(image) => Some((i, part, image)),
+        _ => None,
+    });
+    let sent = images.map(|(i, part, image)| {
+        let refusal =
+            format!("input: part {i} of an item is {:?}, but this model reads only text", part.kind());
+        let url = image.get("image_url").and_then(Value::as_str).unwrap_or_default();
+        SentImage::from_url("input".to_owned(), refusal, url)
+    });
+    sent.collect()
+}
+
+/// A message with the images of some content.
+fn with_images(mut message: Value, content: &PartContent) -> Value {
+    if let Some(fields) = message.as_object_mut() {
+        images::attach(fields, images_of(content));
+    }
+    message
 }
 
 /// The messages a conversation's items are, in OpenAI's older shape, which templates read.
@@ -170,9 +196,12 @@ impl<'a> Messages<'a> {
         match message.role {
             Role::Assistant => self.answer(json!(content), None),
             Role::Developer if !knows_developer => {
-                self.list.push(json!({"role": "system", "content": content}))
+                self.list
+                    .push(with_images(json!({"role": "system", "content": content}), &message.content));
             }
-            role => self.list.push(json!({"role": role.name(), "content": content})),
+            role => self
+                .list
+                .push(with_images(json!({"role": role.name(), "content": content}), &message.content)),
         }
     }
 
@@ -212,9 +241,9 @@ impl<'a> Messages<'a> {
             return Err(ServeError::invalid("input", reason));
         };
         let content = text_of(&output.output);
-        self.list.push(
-            json!({"role": "tool", "tool_call_id": output.call_id, "name": call.name, "content": content}),
-        );
+        let message =
+            json!({"role": "tool", "tool_call_id": output.call_id, "name": call.name, "content": content});
+        self.list.push(with_images(message, &output.output));
         Ok(())
     }
 }
@@ -269,6 +298,25 @@ mod tests {
     }
 
     #[test]
+    fn images_go_with_the_message_or_the_result_that_they_are_of() {
+        let parts = json!([
+            {"type": "input_image", "image_url": "data:image/png;base64,AA"},
+            {"type": "input_text", "text": "What?"},
+        ]);
+        let items = read(json!([
+            {"role": "user", "content": parts},
+            {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "a", "output": parts},
+        ]))
+        .unwrap();
+        let messages = messages(&items, false).unwrap();
+        let expected = json!([{"type": "image"}, {"type": "text", "text": "What?"}]);
+        let shown = images::shown(&messages);
+        assert_eq!([&shown[0]["content"], &shown[2]["content"]], [&expected, &expected]);
+        assert_eq!(shown[2]["role"], "tool");
+    }
+
+    #[test]
     fn what_cannot_be_read_is_named_by_its_place() {
         let check = |item: Value, field: &str| {
             let refused = read(json!([item])).unwrap_err();
@@ -277,10 +325,10 @@ mod tests {
                 "{refused:?}"
             );
         };
-        let image = json!([{"type": "input_text", "text": "?"}, {"type": "input_image", "image_url": "x"}]);
-        check(json!({"role": "user", "content": image}), "input[0].content[1].type");
+        let file = json!([{"type": "input_text", "text": "?"}, {"type": "input_file", "file_id": "x"}]);
+        check(json!({"role": "user", "content": file}), "input[0].content[1].type");
         check(
-            json!({"type": "function_call_output", "call_id": "c", "output": image}),
+            json!({"type": "function_call_output", "call_id": "c", "output": file}),
             "input[0].output[1].type",
         );
         check(json!({"role": "tool", "content": "3"}), "input[0].role");

@@ -113,7 +113,7 @@ impl GpuBackend {
             Ok(codes.map_or_else(OnceLock::new, OnceLock::from))
         });
         let codes = filled.unwrap_or_else(|error| {
-            self.gpu().fail(error);
+            self.note(Err(error));
             OnceLock::new()
         });
         Act::new(rows, cols, GpuAct { codes, ..GpuAct::of_floats(values) })

@@ -42,12 +42,12 @@ use crate::weight::{GpuWeight, Numbered};
 /// An op that fails (out of memory, a lost device) makes every later one do nothing; the next
 /// [`Backend::read`] reports it.
 pub struct GpuBackend {
-    gpu: Gpu,
+    gpu: Arc<Gpu>,
     buffers: Arc<Buffers>,
     pipelines: Pipelines,
     recorder: Mutex<Recorder>,
-    pub(crate) checking: Checking,
-    /// What went wrong first since the last read, while [`Checking::Comparing`].
+    pub(crate) mode: Mode,
+    /// What went wrong first since the last read, where that is no failure of the device.
     refused: Mutex<Option<TensorError>>,
     /// Whether products of many rows are computed in f16.
     pub(crate) has_half_products: bool,
@@ -69,11 +69,13 @@ pub struct GpuBackend {
     arrivals: Numbered,
 }
 
-/// What becomes of ops while kernels are compared with others.
+/// What becomes of ops.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Checking {
-    No,
-    /// Their kernels begin to be compiled, nothing runs, and what is read are zeros.
+pub(crate) enum Mode {
+    Computing,
+    /// Nothing runs, and what is read are zeros: see [`Backend::rehearsal`].
+    Rehearsing,
+    /// So that kernels can be compared with others they begin to be compiled; nothing runs, and what is read are zeros.
     Compiling,
     /// Each kernel is waited for, and one that the driver refuses is no failure of the device.
     Comparing,
@@ -97,18 +99,21 @@ impl GpuBackend {
     /// # Errors
     /// [`GpuError`] when there is none that can be used.
     pub fn new(choice: AdapterChoice) -> Result<Self, GpuError> {
-        let gpu = Gpu::new(choice)?;
-        let buffers = Arc::<Buffers>::default();
+        let gpu = Arc::new(Gpu::new(choice)?);
         let failed = |e: TensorError| GpuError::Device { name: gpu.info.name.clone(), reason: e.to_string() };
-        let none = Numbered::empty(&gpu, &buffers, "none", 16).map_err(failed)?;
-        let zeros = vec![0; 4 * MAX_JOINED];
-        let arrivals = Numbered::new(&gpu, &buffers, "arrivals", &zeros).map_err(failed)?;
+        Self::of(gpu.clone(), Buffers::default()).map_err(failed)
+    }
+
+    fn of(gpu: Arc<Gpu>, buffers: Buffers) -> Result<Self, TensorError> {
+        let buffers = Arc::new(buffers);
+        let none = Numbered::empty(&gpu, &buffers, "none", 16)?;
+        let arrivals = Numbered::new(&gpu, &buffers, "arrivals", &vec![0; 4 * MAX_JOINED])?;
         Ok(Self {
             gpu,
             buffers,
             pipelines: Pipelines::new(),
             recorder: Mutex::default(),
-            checking: Checking::No,
+            mode: Mode::Computing,
             refused: Mutex::default(),
             has_half_products: false,
             has_few_products: false,
@@ -199,12 +204,15 @@ impl GpuBackend {
         params: &P,
         grid: Grid,
     ) -> Result<(), TensorError> {
+        if self.mode == Mode::Rehearsing {
+            return Ok(());
+        }
         self.gpu.check()?;
         let pipeline = self.pipelines.get(&self.gpu, kernel).map_err(|e| self.gpu.lost(e))?;
-        match self.checking {
-            Checking::No => {}
-            Checking::Compiling => return Ok(()),
-            Checking::Comparing => {
+        match self.mode {
+            Mode::Computing | Mode::Rehearsing => {}
+            Mode::Compiling => return Ok(()),
+            Mode::Comparing => {
                 pipeline.compiled().map_err(|e| self.gpu.lost(e))?;
             }
         }
@@ -229,34 +237,43 @@ impl GpuBackend {
 
     /// Scratch of `n_bytes`, or a stand-in for it on a device that has just failed.
     pub(crate) fn take_or_fail(&self, n_bytes: usize) -> Pooled {
-        self.take(n_bytes).unwrap_or_else(|error| {
-            self.gpu.fail(error);
-            self.buffers.stand_in(self.none.buffer())
-        })
+        self.take(n_bytes).unwrap_or_else(|error| self.stand_in(error))
+    }
+
+    /// What takes the place of scratch that could not be had.
+    fn stand_in(&self, error: TensorError) -> Pooled {
+        self.note(Err(error));
+        self.buffers.stand_in(self.none.buffer())
     }
 
     /// Waits, and copies the first `n` values of a buffer out.
     pub(crate) fn read_floats(&self, from: Bound<'_>, n: usize) -> Result<Vec<f32>, TensorError> {
+        let bytes = self.read_bytes(from.buffer, n * 4)?;
+        self.keep_compiled();
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// Waits, and copies the first bytes of a buffer out.
+    pub(crate) fn read_bytes(&self, buffer: &wgpu::Buffer, n_bytes: usize) -> Result<Vec<u8>, TensorError> {
         self.gpu.check()?;
-        if self.checking == Checking::Compiling {
-            return Ok(vec![0.0; n]);
-        }
         if let Some(refused) = self.refused().take() {
             return Err(refused);
         }
-        let bytes = self.record().read(&self.gpu, &self.buffers, from.buffer, n * 4)?;
-        self.keep_compiled();
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
+        if matches!(self.mode, Mode::Compiling | Mode::Rehearsing) {
+            self.buffers.submitted();
+            return Ok(vec![0; n_bytes]);
+        }
+        self.record().read(&self.gpu, &self.buffers, buffer, n_bytes)
     }
 
     /// Keeps a failure for the next read.
     pub(crate) fn note(&self, result: Result<(), TensorError>) {
         match result {
             Ok(()) => {}
-            Err(error) if self.checking == Checking::Comparing => {
+            Err(error) if self.mode == Mode::Computing => self.gpu.fail(error),
+            Err(error) => {
                 self.refused().get_or_insert(error);
             }
-            Err(error) => self.gpu.fail(error),
         }
     }
 
@@ -275,23 +292,6 @@ impl GpuBackend {
         self.run(kernel, bound, params, Grid::flat(n.div_ceil(256)))
     }
 
-    pub(crate) fn tables<'a>(&self, batch: &'a Batch) -> Result<&'a BatchTables, TensorError> {
-        let cached = batch.device_cache().get_or_init(|| {
-            let made = BatchTables::new(&self.gpu, &self.buffers, batch);
-            made.and_then(|tables| self.feed(batch, tables)).map_err(|error| self.gpu.fail(error))
-        });
-        cached.as_ref().map_err(|()| self.gpu.lost("an earlier failure"))
-    }
-
-    /// The most lanes that a workgroup of one row takes: a power of two.
-    pub(crate) fn max_lanes(&self) -> u32 {
-        1 << self.gpu.limits.max_compute_invocations_per_workgroup.clamp(64, 1024).ilog2()
-    }
-
-    /// How a norm over `cols` columns is divided.
-    pub(crate) fn norm_shape(&self, cols: usize) -> NormShape {
-        let has_quads = cols.is_multiple_of(CODES_CHUNK);
-        let n_items = if has_quads { cols / 4 } else { cols } as u32;
     /// Copies rows from `x` to `y`: those that `rows` names, or to those.
     fn move_rows(
         &self,
@@ -305,6 +305,23 @@ impl GpuBackend {
         self.elementwise(&kernel, &[x, table.bound(), y], &[n as u32, cols as u32], n)
     }
 
+    pub(crate) fn tables<'a>(&self, batch: &'a Batch) -> Result<&'a BatchTables, TensorError> {
+        let cached = batch.device_cache().get_or_init(|| {
+            let made = BatchTables::new(&self.gpu, &self.buffers, batch);
+            made.and_then(|tables| self.feed(batch, tables)).map_err(|error| self.note(Err(error)))
+        });
+        cached.as_ref().map_err(|()| self.gpu.lost("an earlier failure"))
+    }
+
+    /// The most lanes that a workgroup of one row takes: a power of two.
+    pub(crate) fn max_lanes(&self) -> u32 {
+        1 << self.gpu.limits.max_compute_invocations_per_workgroup.clamp(64, 1024).ilog2()
+    }
+
+    /// How a norm over `cols` columns is divided.
+    pub(crate) fn norm_shape(&self, cols: usize) -> NormShape {
+        let has_quads = cols.is_multiple_of(CODES_CHUNK);
+        let n_items = if has_quads { cols / 4 } else { cols } as u32;
         let lanes = n_items.next_power_of_two().clamp(64, self.max_lanes());
         NormShape {
             lanes,
@@ -365,8 +382,19 @@ impl Backend for GpuBackend {
         self.gpu.info.memory
     }
 
+    fn allocated_bytes(&self) -> Option<u64> {
+        Some(self.buffers.allocated_bytes())
+    }
+
+    fn rehearsal(&self) -> Option<Arc<dyn Backend>> {
+        let stand_in = Self::of(self.gpu.clone(), Buffers::counting(self.none.buffer())).ok()?;
+        let [has_half_products, has_few_products] = [self.has_half_products, self.has_few_products];
+        let (mode, has_half_attention) = (Mode::Rehearsing, self.has_half_attention);
+        Some(Arc::new(Self { mode, has_half_products, has_few_products, has_half_attention, ..stand_in }))
+    }
+
     fn ahead(&self) -> Option<&dyn Ahead> {
-        Some(self)
+        (self.mode == Mode::Computing).then_some(self)
     }
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
@@ -396,11 +424,10 @@ impl Backend for GpuBackend {
 
     fn act(&self, rows: usize, cols: usize, values: &[f32]) -> Act {
         assert_eq!(values.len(), rows * cols, "values of an activation");
-        let values =
-            self.buffers.take_with(&self.gpu, bytemuck::cast_slice(values)).unwrap_or_else(|error| {
-                self.gpu.fail(error);
-                self.buffers.stand_in(self.none.buffer())
-            });
+        let values = self
+            .buffers
+            .take_with(&self.gpu, bytemuck::cast_slice(values))
+            .unwrap_or_else(|error| self.stand_in(error));
         Act::new(rows, cols, GpuAct::of_floats(values))
     }
 

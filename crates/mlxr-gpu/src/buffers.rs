@@ -11,6 +11,7 @@
 //! Bound: the pool holds what was in use at one time and what rests, rounded up to powers of two.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlxr_tensor::TensorError;
@@ -28,6 +29,7 @@ fn max_spare_bytes(gpu: &Gpu) -> u64 {
 /// A pooled buffer; dropping it gives it back.
 pub(crate) struct Pooled {
     buffer: Option<wgpu::Buffer>,
+    size: u64,
     /// Tells buffers apart in caches of bind groups.
     pub(crate) id: u64,
     pool: Arc<Buffers>,
@@ -43,8 +45,8 @@ impl Drop for Pooled {
     fn drop(&mut self) {
         if let Some(buffer) = self.buffer.take() {
             let mut shelves = self.pool.lock();
-            shelves.used_bytes += buffer.size();
-            shelves.used.entry(buffer.size()).or_default().push((buffer, self.id));
+            shelves.used_bytes += self.size;
+            shelves.used.entry(self.size).or_default().push((buffer, self.id));
         }
     }
 }
@@ -73,11 +75,53 @@ pub(crate) struct Buffers {
     shelves: Mutex<Shelves>,
     /// How buffers are bound.
     pub(crate) groups: BindGroups,
+    /// Of all buffers, weights and arenas included.
+    allocated_bytes: AtomicU64,
+    /// Stands for every buffer where they are only counted.
+    counted: Option<wgpu::Buffer>,
 }
 
 impl Buffers {
     fn lock(&self) -> MutexGuard<'_, Shelves> {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Buffers that take no memory: `buffer` stands for all of them.
+    pub(crate) fn counting(buffer: &wgpu::Buffer) -> Self {
+        Self { counted: Some(buffer.clone()), ..Self::default() }
+    }
+
+    /// Whether buffers are only counted, and nothing is to be written to them.
+    pub(crate) fn are_counted(&self) -> bool {
+        self.counted.is_some()
+    }
+
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        self.allocated_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A buffer of `n_bytes`, and what it takes.
+    ///
+    /// # Errors
+    /// [`TensorError::OutOfMemory`].
+    pub(crate) fn allocate(
+        &self,
+        gpu: &Gpu,
+        what: &str,
+        n_bytes: u64,
+    ) -> Result<(wgpu::Buffer, u64), TensorError> {
+        let size = gpu.buffer_size(what, n_bytes)?;
+        let buffer = match &self.counted {
+            Some(buffer) => buffer.clone(),
+            None => gpu.buffer(what, n_bytes)?,
+        };
+        self.allocated_bytes.fetch_add(size, Ordering::Relaxed);
+        Ok((buffer, size))
+    }
+
+    /// A buffer that took so much is gone.
+    pub(crate) fn freed(&self, size: u64) {
+        self.allocated_bytes.fetch_sub(size, Ordering::Relaxed);
     }
 
     /// A number no buffer of this device has yet.
@@ -122,7 +166,7 @@ impl Buffers {
         let size = size_of_scratch(gpu, bytes.len())?;
         let found = self.lock().clean.get_mut(&size).and_then(Vec::pop);
         let pooled = self.wrap(gpu, size, found)?;
-        if !bytes.is_empty() {
+        if !bytes.is_empty() && !self.are_counted() {
             gpu.queue.write_buffer(pooled.buffer(), 0, bytes);
         }
         Ok(pooled)
@@ -136,14 +180,14 @@ impl Buffers {
     ) -> Result<Pooled, TensorError> {
         let (buffer, id) = match found {
             Some(found) => found,
-            None => (gpu.buffer("activations", size)?, self.new_id()),
+            None => (self.allocate(gpu, "activations", size)?.0, self.new_id()),
         };
-        Ok(Pooled { buffer: Some(buffer), id, pool: self.clone() })
+        Ok(Pooled { buffer: Some(buffer), size, id, pool: self.clone() })
     }
 
     /// Takes the place of a buffer that could not be had, on a device that has failed.
     pub(crate) fn stand_in(self: &Arc<Self>, buffer: &wgpu::Buffer) -> Pooled {
-        Pooled { buffer: Some(buffer.clone()), id: self.new_id(), pool: self.clone() }
+        Pooled { buffer: Some(buffer.clone()), size: buffer.size(), id: self.new_id(), pool: self.clone() }
     }
 
     /// Everything recorded has been submitted.

@@ -304,32 +304,27 @@ impl Gpu {
     /// # Errors
     /// [`TensorError::OutOfMemory`].
     pub(crate) fn buffer(&self, what: &str, n_bytes: u64) -> Result<wgpu::Buffer, TensorError> {
-        let out_of_memory =
-            || TensorError::OutOfMemory { backend: BACKEND, what: what.to_owned(), needed_bytes: n_bytes };
-        if n_bytes > self.limits.max_buffer_size {
-            return Err(out_of_memory());
-        }
+        let size = self.buffer_size(what, n_bytes)?;
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
-            size: n_bytes.next_multiple_of(16).max(16),
+            size,
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
         match pollster::block_on(scope.pop()) {
             None => Ok(buffer),
-            Some(_) => Err(out_of_memory()),
+            Some(_) => Err(out_of_memory(what, n_bytes)),
         }
     }
 
-    /// A storage buffer that holds `bytes`.
+    /// What a buffer for `n_bytes` takes.
     ///
     /// # Errors
-    /// [`TensorError::OutOfMemory`].
-    pub(crate) fn buffer_with(&self, what: &str, bytes: &[u8]) -> Result<wgpu::Buffer, TensorError> {
-        let buffer = self.buffer(what, bytes.len() as u64)?;
-        self.write(&buffer, 0, bytes);
-        Ok(buffer)
+    /// [`TensorError::OutOfMemory`] where the device has no buffers of that size.
+    pub(crate) fn buffer_size(&self, what: &str, n_bytes: u64) -> Result<u64, TensorError> {
+        let size = n_bytes.max(1).checked_next_multiple_of(16);
+        size.filter(|size| *size <= self.limits.max_buffer_size).ok_or_else(|| out_of_memory(what, n_bytes))
     }
 
     /// Writes to a buffer before what is submitted from now on; `at` is a multiple of four, and so is the end of `bytes`
@@ -343,6 +338,10 @@ impl Gpu {
         self.uploads.wait();
         self.queue.submit([commands])
     }
+}
+
+fn out_of_memory(what: &str, n_bytes: u64) -> TensorError {
+    TensorError::OutOfMemory { backend: BACKEND, what: what.to_owned(), needed_bytes: n_bytes }
 }
 
 fn choose(
@@ -376,6 +375,7 @@ fn best(all: &[(wgpu::Adapter, AdapterInfo)], choice: AdapterChoice) -> Option<u
     let ranked = all.iter().map(rank).enumerate();
     // The first of equals.
     ranked.filter(|(_, rank)| *rank > 0).rev().max_by_key(|(_, rank)| *rank).map(|(index, _)| index)
+}
 
 #[cfg(test)]
 mod tests {
@@ -394,5 +394,4 @@ mod tests {
         let small = Limits { max_compute_workgroup_storage_size: 16 << 10, ..offered };
         assert_eq!(lacks(REQUIRED, &small), "16384 bytes of workgroup memory are too few: 32768 are needed");
     }
-}
 }

@@ -7,7 +7,7 @@
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, Backend, DType, Gate, HostTensor, TensorError};
 
-use crate::backend::{Checking, GpuBackend};
+use crate::backend::{GpuBackend, Mode};
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::fused::GatedProduct;
@@ -107,14 +107,11 @@ impl GpuBackend {
 
     /// Finds out what of this works on the device, all kernels for that being compiled side by side.
     fn check_halves(&mut self) {
-        self.checking = Checking::Compiling;
+        self.mode = Mode::Compiling;
         // What fails here fails again below.
-        let _ = (
-            self.half_products_are_right(),
-            self.few_products_are_right(),
-            self.half_attention_is_right(),
-        );
-        self.checking = Checking::Comparing;
+        let _ =
+            (self.half_products_are_right(), self.few_products_are_right(), self.half_attention_is_right());
+        self.mode = Mode::Comparing;
         self.has_half_products = self.half_products_are_right().unwrap_or_else(|error| {
             tracing::warn!(%error, "products in f16 do not work on this device");
             false
@@ -128,7 +125,7 @@ impl GpuBackend {
             tracing::warn!(%error, "attention in f16 does not work on this device");
             false
         });
-        self.checking = Checking::No;
+        self.mode = Mode::Computing;
     }
 
     /// A weight in f16 to check products with.
@@ -261,7 +258,7 @@ mod tests {
             assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "no GPU");
             return;
         };
-        gpu.checking = Checking::Compiling;
+        gpu.mode = Mode::Compiling;
         let check = |gpu: &GpuBackend| {
             [gpu.half_products_are_right(), gpu.few_products_are_right(), gpu.half_attention_is_right()]
         };

@@ -135,7 +135,7 @@ impl GpuBackend {
     /// See `Backend::argmax`.
     pub(crate) fn best_of(&self, x: &Act) -> Result<Vec<Option<u32>>, TensorError> {
         let best = self.record_best(x)?;
-        let bytes = self.record().read(self.gpu(), self.buffers(), best.buffer(), x.rows() * 4)?;
+        let bytes = self.read_bytes(best.buffer(), x.rows() * 4)?;
         Ok(columns(&bytes))
     }
 
@@ -154,7 +154,7 @@ impl GpuBackend {
         let n = n.min(x.cols());
         let n_bytes = x.rows() * n * 8;
         let found = self.record_largest(x, n, n_bytes)?;
-        let bytes = self.record().read(self.gpu(), self.buffers(), found.buffer(), n_bytes)?;
+        let bytes = self.read_bytes(found.buffer(), n_bytes)?;
         Ok(ranked_rows(&bytes, n))
     }
 
@@ -162,7 +162,7 @@ impl GpuBackend {
     pub(crate) fn ranked_of(&self, x: &Act, n: usize) -> Result<Vec<Ranked>, TensorError> {
         let n = n.min(x.cols());
         let (found, n_bytes) = self.record_ranked(x, n)?;
-        let bytes = self.record().read(self.gpu(), self.buffers(), found.buffer(), n_bytes)?;
+        let bytes = self.read_bytes(found.buffer(), n_bytes)?;
         Ok(rows_with_sums(&bytes, x.rows(), n))
     }
 

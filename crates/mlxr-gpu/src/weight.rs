@@ -19,12 +19,15 @@ pub(crate) struct Numbered {
     id: u64,
     /// Where in it the contents begin.
     start: u64,
+    /// What it takes of the device's own memory.
+    size: u64,
     buffers: Arc<Buffers>,
 }
 
 impl Drop for Numbered {
     fn drop(&mut self) {
         self.buffers.groups.forget(self.id);
+        self.buffers.freed(self.size);
     }
 }
 
@@ -35,7 +38,11 @@ impl Numbered {
         what: &str,
         bytes: &[u8],
     ) -> Result<Self, TensorError> {
-        Ok(Self::of(gpu.buffer_with(what, bytes)?, 0, buffers))
+        let numbered = Self::empty(gpu, buffers, what, bytes.len() as u64)?;
+        if !buffers.are_counted() {
+            gpu.write(&numbered.buffer, 0, bytes);
+        }
+        Ok(numbered)
     }
 
     pub(crate) fn empty(
@@ -44,12 +51,13 @@ impl Numbered {
         what: &str,
         n_bytes: u64,
     ) -> Result<Self, TensorError> {
-        Ok(Self::of(gpu.buffer(what, n_bytes)?, 0, buffers))
+        let (buffer, size) = buffers.allocate(gpu, what, n_bytes)?;
+        Ok(Self { buffer, id: buffers.new_id(), start: 0, size, buffers: buffers.clone() })
     }
 
-    /// A buffer whose contents begin at `start`.
+    /// A buffer over memory that is there already, whose contents begin at `start`.
     fn of(buffer: wgpu::Buffer, start: u64, buffers: &Arc<Buffers>) -> Self {
-        Self { buffer, id: buffers.new_id(), start, buffers: buffers.clone() }
+        Self { buffer, id: buffers.new_id(), start, size: 0, buffers: buffers.clone() }
     }
 
     pub(crate) fn buffer(&self) -> &wgpu::Buffer {
@@ -81,7 +89,11 @@ impl Part {
         row: &Planes,
     ) -> Result<Self, TensorError> {
         let n_rows = tensors.iter().map(HostTensor::rows).sum();
-        let planes = if gpu.is_unified { Self::shared(gpu, buffers, tensors, layout, row) } else { None };
+        let planes = if gpu.is_unified && !buffers.are_counted() {
+            Self::shared(gpu, buffers, tensors, layout, row)
+        } else {
+            None
+        };
         let planes = planes.unwrap_or_else(|| Self::copied(gpu, buffers, tensors, n_rows, layout, row));
         let [codes, high, scales] = planes?;
         Ok(Self { first_row, n_rows, codes, high, scales })
@@ -103,6 +115,9 @@ impl Part {
         let [n_codes, n_high, n_scales] = row.each().map(<[u8]>::len);
         let mut first_row = 0;
         for tensor in tensors {
+            if buffers.are_counted() {
+                break;
+            }
             let [codes, high, scales] = planes.each_ref().map(|plane| plane.buffer().clone());
             let planes = [(codes, n_codes), (high, n_high), (scales, n_scales)];
             gpu.uploads.add(Matrix { tensor: tensor.clone(), layout: *layout, planes, first_row });
@@ -338,8 +353,9 @@ mod tests {
             let mut moved = usual();
             let alignment = gpu.gpu().limits.min_storage_buffer_offset_alignment.max(16) as usize;
             let codes = [vec![0xff; alignment], repack_rows(&tensor, &layout).codes].concat();
-            let buffer = gpu.gpu().buffer_with("moved", &codes).unwrap();
-            moved.parts[0].codes = Numbered::of(buffer, alignment as u64, gpu.buffers());
+            let mut moved_codes = Numbered::new(gpu.gpu(), gpu.buffers(), "moved", &codes).unwrap();
+            moved_codes.start = alignment as u64;
+            moved.parts[0].codes = moved_codes;
             assert_eq!(product(moved), expected, "{dtype}, behind an offset");
         }
     }

@@ -1,5 +1,6 @@
 //! Pooled activation buffers: dropping an activation gives its memory to the next one.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mlxr_tensor::Act;
@@ -16,6 +17,8 @@ const MAX_IDLE: usize = 48;
 #[derive(Default)]
 pub(crate) struct ActPool {
     idle: Mutex<Vec<AlignedBytes>>,
+    /// Of idle buffers and those in use.
+    allocated_bytes: AtomicU64,
 }
 
 /// What stands behind an [`Act`] of this backend.
@@ -52,16 +55,23 @@ impl ActPool {
             Some(i) => idle.swap_remove(i),
             None => {
                 drop(idle);
-                AlignedBytes::mapped(n_bytes.max(64).next_multiple_of(64))
+                let n_bytes = n_bytes.max(64).next_multiple_of(64);
+                self.allocated_bytes.fetch_add(n_bytes as u64, Ordering::Relaxed);
+                AlignedBytes::mapped(n_bytes)
                     .unwrap_or_else(|| panic!("out of memory: {n_bytes} bytes for an activation"))
             }
         }
     }
 
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        self.allocated_bytes.load(Ordering::Relaxed)
+    }
+
     fn give_back(&self, memory: AlignedBytes) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() == MAX_IDLE {
-            idle.swap_remove(0);
+            let dropped = idle.swap_remove(0);
+            self.allocated_bytes.fetch_sub(dropped.bytes().len() as u64, Ordering::Relaxed);
         }
         idle.push(memory);
     }

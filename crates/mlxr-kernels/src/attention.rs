@@ -88,6 +88,9 @@ impl State {
 impl Attention<'_> {
     /// Fills `out: [rows, n_heads * v_dim]`.
     pub(crate) fn run(&self, pool: &ThreadPool, out: &mut [f32]) {
+        if pool.is_idle() {
+            return;
+        }
         let tiles = self.tiles();
         let out = Disjoint::new(out);
         if tiles.len() < pool.n_threads() && tiles.iter().any(|tile| self.segments(tile).len() > 1) {

@@ -155,6 +155,18 @@ impl Backend for CpuBackend {
         }
     }
 
+    /// Activations and what they are turned into. Weights are in the order of the kernels or in the file's map, as there is
+    /// room; the arena is what was asked for.
+    fn allocated_bytes(&self) -> Option<u64> {
+        Some(self.acts.allocated_bytes())
+    }
+
+    fn rehearsal(&self) -> Option<Arc<dyn Backend>> {
+        let pool = ThreadPool::idle(self.pool.n_threads());
+        let (acts, n_met, room) = Default::default();
+        Some(Arc::new(Self { kernels: self.kernels, pool, acts, n_met, room }))
+    }
+
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
         check_format(tensor)?;
         let matrix = self.matrix(tensor)?;

@@ -148,6 +148,8 @@ pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     busy: Mutex<()>,
+    /// Whether nothing that is asked for is done.
+    is_idle: bool,
 }
 
 impl std::fmt::Debug for ThreadPool {
@@ -171,22 +173,22 @@ impl ThreadPool {
                 Err(_) => break,
             }
         }
-        let shared = Arc::new(Shared {
-            n_threads: workers.len() + 1,
-            gate: Gate(AtomicU64::new(0)),
-            job: UnsafeCell::new(None),
-            stop: AtomicBool::new(false),
-            panic: Mutex::new(None),
-            sleep: Mutex::new(()),
-            n_sleeping: AtomicUsize::new(0),
-            wake: Condvar::new(),
-            done: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new(workers.len() + 1));
         *lock(&go_send) = Some(Arc::clone(&shared));
         for worker in &workers {
             worker.thread().unpark();
         }
-        Self { shared, workers, busy: Mutex::new(()) }
+        Self { shared, workers, busy: Mutex::new(()), is_idle: false }
+    }
+
+    /// A pool that says it has `n_threads`, has none, and does nothing of what it is asked for.
+    pub fn idle(n_threads: usize) -> Self {
+        let shared = Arc::new(Shared::new(n_threads));
+        Self { shared, workers: Vec::new(), busy: Mutex::new(()), is_idle: true }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.is_idle
     }
 
     /// The number of physical cores the calling thread may use.
@@ -214,6 +216,9 @@ impl ThreadPool {
     /// # Panics
     /// As [`Self::run`].
     pub fn share(&self, n: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
+        if self.is_idle {
+            return;
+        }
         if n <= grain {
             if n > 0 {
                 work(0..n);
@@ -260,6 +265,20 @@ impl Drop for ThreadPool {
 }
 
 impl Shared {
+    fn new(n_threads: usize) -> Self {
+        Self {
+            n_threads,
+            gate: Gate(AtomicU64::new(0)),
+            job: UnsafeCell::new(None),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            sleep: Mutex::new(()),
+            n_sleeping: AtomicUsize::new(0),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+        }
+    }
+
     fn wake_workers(&self) {
         if self.n_sleeping.load(Ordering::SeqCst) > 0 {
             let _sleep = lock(&self.sleep);

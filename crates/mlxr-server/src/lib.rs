@@ -33,6 +33,7 @@ mod notices;
 mod openapi;
 mod patient;
 mod rate_headers;
+mod rehearsal;
 mod response_store;
 mod routes;
 mod split;

@@ -8,6 +8,7 @@ use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
 use mlxr_tensor::{Backend, DType, DeviceMemory, KvLayerSpec, KvSpec};
 
 use crate::device::WeightBytes;
+use crate::rehearsal::rehearsed_bytes;
 use crate::split::{Room, Split};
 
 /// Sequences of full length the KV arena holds when nobody says; shorter ones share the room.
@@ -23,7 +24,7 @@ pub struct MemoryPlan {
     pub weights_bytes: u64,
     /// The KV arena, allocated at once.
     pub kv_bytes: u64,
-    /// Activations and logits of the largest step.
+    /// Activations, logits and other scratch of steps, and of an image where the model reads any.
     pub step_bytes: u64,
     /// One KV block.
     pub block_bytes: u64,
@@ -58,7 +59,13 @@ impl MemoryPlan {
         let block_bytes = spec.n_bytes().ok_or_else(|| kv_type_error(&config, options))? as u64;
         let seq_bytes = block_bytes.saturating_mul((n_ctx as usize).div_ceil(options.block_tokens) as u64);
         let weights_bytes = weights_bytes(ckpt, room.weight_bytes);
-        let step_bytes = step_bytes(&config, options);
+        let step_bytes = room.device.as_ref().and_then(|device| {
+            let device = device.backend().ok()?;
+            // What is wrong with the model or the device says so when it is loaded.
+            let bytes = rehearsed_bytes(&*device, ckpt, options, n_ctx).ok().flatten()?;
+            Some(if device.memory().is_some() { bytes.saturating_sub(weights_bytes) } else { bytes })
+        });
+        let step_bytes = step_bytes.unwrap_or_else(|| estimated_step_bytes(&config, options));
         let kv_bytes = options.kv_bytes.map_or_else(
             || {
                 let left = room.device_bytes.saturating_sub(weights_bytes + step_bytes);
@@ -183,7 +190,7 @@ pub enum PlanError {
 
 /// Rows of the widest step: residual, normed input, attention and gate/up/product beside each other, in f32, and the
 /// logits that are read back.
-fn step_bytes(config: &DecoderConfig, options: &EngineOptions) -> u64 {
+fn estimated_step_bytes(config: &DecoderConfig, options: &EngineOptions) -> u64 {
     let floats =
         options.max_batch_tokens * floats_per_row(config) + 2 * options.max_logit_rows * config.vocab;
     floats as u64 * 4

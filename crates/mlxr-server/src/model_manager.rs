@@ -446,8 +446,9 @@ impl Models {
         let left = |place: Place| self.limit_bytes(place).saturating_sub(used_bytes(place));
         let cpu = self.fallback.as_ref().filter(|_| place == Place::First);
         let cpu = cpu.map(|fallback| CpuRoom { bytes: left(Place::Fallback), ..fallback.room() });
-        let weight_bytes = self.setup_at(place).device.weight_bytes();
-        Room { device_bytes: left(place), weight_bytes, cpu }
+        let device = self.setup_at(place).device;
+        let weight_bytes = device.weight_bytes();
+        Room { device_bytes: left(place), weight_bytes, device: Some(device), cpu }
     }
 
     fn limit_bytes(&self, place: Place) -> u64 {

@@ -11,7 +11,7 @@ use mlxr_models::DecoderConfig;
 use mlxr_tensor::{HostTensor, KvSpec};
 
 use crate::config::GpuLayers;
-use crate::device::WeightBytes;
+use crate::device::{Device, WeightBytes};
 use crate::memory::{MemoryPlan, PlanError, full_seqs, kv_type_error};
 
 /// What a model's share takes of one device.
@@ -54,11 +54,13 @@ impl fmt::Display for Split {
 }
 
 /// What there is for a model: the memory of the device it goes to, and that of the CPU where layers may stay there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Room {
     pub device_bytes: u64,
     /// What weights take of it.
     pub weight_bytes: WeightBytes,
+    /// Where what steps take can be found out; without it that is estimated.
+    pub device: Option<Device>,
     pub cpu: Option<CpuRoom>,
 }
 
@@ -75,7 +77,7 @@ pub struct CpuRoom {
 impl Room {
     /// All of a device's memory, in which weights take what they do in their files, and nothing else.
     pub const fn only(device_bytes: u64) -> Room {
-        Room { device_bytes, weight_bytes: HostTensor::n_bytes, cpu: None }
+        Room { device_bytes, weight_bytes: HostTensor::n_bytes, device: None, cpu: None }
     }
 
     /// Whether there is room for a plan.
@@ -277,7 +279,7 @@ mod tests {
         assert_eq!(plan(&options, &wide(Room::only(PLENTY))).weights_bytes, 2 * stored);
         // Of two devices it is the GPU's alone.
         let room = room(PLENTY, PLENTY, GpuLayers::Count(4));
-        let [plain, wide] = [room, wide(room)].map(|room| plan(&options, &room).split.unwrap());
+        let [plain, wide] = [room.clone(), wide(room)].map(|room| plan(&options, &room).split.unwrap());
         assert_eq!(wide.gpu.weights_bytes, 2 * plain.gpu.weights_bytes);
         assert_eq!(wide.cpu.weights_bytes, plain.cpu.weights_bytes);
     }

@@ -40,6 +40,19 @@ pub trait Backend: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Bytes that ops have taken so far for activations and other scratch, and on a device with memory of its own
+    /// ([`Self::memory`]) those of weights and KV blocks too, as the allocator counts them. `None` where nobody counts.
+    fn allocated_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// A stand-in that takes none of this device's memory and computes nothing, but asks for memory as this one would and
+    /// counts it ([`Self::allocated_bytes`]); what is read from it are zeros. Its handles are its own. `None` where there is
+    /// none.
+    fn rehearsal(&self) -> Option<Arc<dyn Backend>> {
+        None
+    }
+
     /// Why the device computes no more, once something on it has failed: whatever it held is lost, and only a backend
     /// opened anew goes on. `None` for one that works, and for those that cannot fail as a whole.
     fn failure(&self) -> Option<String> {

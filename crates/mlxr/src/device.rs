@@ -310,7 +310,8 @@ impl Devices {
     pub fn plan(&self, ckpt: &Checkpoint, options: &EngineOptions) -> Result<(MemoryPlan, Room), PlanError> {
         let cpu = self.fallback.as_ref().map(Fallback::room);
         let weight_bytes = self.first.weight_bytes();
-        let room = Room { device_bytes: self.memory.limit_bytes, weight_bytes, cpu };
+        let device = Some(self.first.clone());
+        let room = Room { device_bytes: self.memory.limit_bytes, weight_bytes, device, cpu };
         let plan = if ckpt.is_embedder() {
             MemoryPlan::for_embedder(ckpt, options, &EmbedderLimits::default(), weight_bytes)?
         } else {

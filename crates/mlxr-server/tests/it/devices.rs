@@ -86,7 +86,6 @@ async fn chat(app: &Arc<App>) -> Value {
 /// A model on two devices answers as on one, and every account of it adds up.
 async fn check_split(device: Device) {
     let alone = two(ROOMY.limit_bytes, None, false);
-    let whole = alone.acquire(HOUSE).await.unwrap().plan;
     let alone = App::new(alone, Limits::default()).unwrap();
     let expected = chat(&alone).await;
     let plan = json!({"model": HOUSE, "gpu_layers": 2});
@@ -94,6 +93,7 @@ async fn check_split(device: Device) {
     assert_eq!(refused.status, StatusCode::BAD_REQUEST);
     assert!(refused.text.contains("the server computes on one device"), "{}", refused.text);
 
+    let whole = models_on(device.clone(), ROOMY.limit_bytes, None).acquire(HOUSE).await.unwrap().plan;
     // Half of the weights have room beside half of one of eight sequences.
     let half = whole.step_bytes + whole.weights_bytes / 2 + whole.kv_bytes / 16;
     for (limit_bytes, gpu_layers) in [
@@ -128,6 +128,48 @@ async fn check_split(device: Device) {
             assert!(vector["data"][0]["embedding"][0].is_number(), "{vector}");
         }
     }
+}
+
+/// What is planned for a model is what the device's allocator has given out once it has worked for a while.
+async fn check_plan(device: Device) {
+    let options = EngineOptions {
+        n_ctx: Some(128),
+        max_batch_tokens: 64,
+        max_logit_rows: 8,
+        max_seqs: 4,
+        ..EngineOptions::default()
+    };
+    let backend = device.backend().unwrap();
+    let at_first = backend.allocated_bytes().unwrap();
+    let setup = EngineSetup { device, options };
+    let models = Models::new(specs(), setup, ROOMY, KeepAlive::Forever).unwrap();
+    let app = App::new(models, Limits::default()).unwrap();
+    let plan = app.models.acquire(HOUSE).await.unwrap().plan;
+    for (i, lens) in [[1, 90, 33, 60], [3, 17, 64, 5], [100, 2, 50, 31]].into_iter().enumerate() {
+        let mut asking = JoinSet::new();
+        for n in lens {
+            let body = json!({"model": HOUSE, "prompt": vec![7 + i; n], "max_tokens": 9, "ignore_eos": true, "temperature": 0.9, "seed": n});
+            let app = app.clone();
+            asking.spawn(async move { ask_json(&app, "/v1/completions", body).await });
+        }
+        asking.join_all().await;
+    }
+    let taken = backend.allocated_bytes().unwrap() - at_first;
+    // A device with memory of its own counts all that lies there.
+    let planned = if backend.memory().is_some() { plan.total_bytes() } else { plan.step_bytes };
+    assert!(taken <= planned, "{taken} bytes taken, {planned} planned");
+    assert!(taken * 3 >= planned * 2, "{taken} bytes taken, {planned} planned");
+}
+
+#[tokio::test]
+async fn a_plan_is_what_the_cpu_takes() {
+    check_plan(setup(EngineOptions::default()).device).await;
+}
+
+#[tokio::test]
+async fn a_plan_is_what_a_gpu_takes() {
+    let Some(gpu) = gpu() else { return };
+    check_plan(Device::of(gpu)).await;
 }
 
 #[tokio::test]

@@ -45,6 +45,25 @@ fn records() -> Vec<(Value, String)> {
 }
 
 #[tokio::test]
+async fn a_plan_counts_what_an_image_takes() {
+    let options =
+        EngineOptions { max_batch_tokens: 1, max_logit_rows: 1, max_seqs: 1, ..EngineOptions::default() };
+    let engine = setup(options);
+    let backend = engine.device.backend().unwrap();
+    let spec = ModelSpec::new(MODEL, ModelSource::Path(repository("golden/vision/llava")));
+    let models = Models::new(vec![spec], engine, ROOMY, KeepAlive::Forever).unwrap();
+    let app = App::new(models, Limits::default()).unwrap();
+    let plan = app.models.acquire(MODEL).await.unwrap().plan;
+    let (record, _) = records().into_iter().find(|(record, _)| record["images"][0].is_string()).unwrap();
+    let url = format!("data:image/png;base64,{}", base64(&record["images"][0]));
+    let content = json!([{"type": "image_url", "image_url": {"url": url}}]);
+    let body = json!({"model": MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": content}]});
+    ask_json(&app, CHAT, body).await;
+    let taken = backend.allocated_bytes().unwrap();
+    assert!(taken <= plan.step_bytes, "{taken} bytes taken, {} planned", plan.step_bytes);
+}
+
+#[tokio::test]
 async fn every_dialect_shows_images_to_the_model() {
     let app = app();
     for (record, expected) in records() {
@@ -71,6 +90,15 @@ async fn every_dialect_shows_images_to_the_model() {
             ask_json(&app, "/v1/messages/count_tokens", json!({"model": MODEL, "messages": messages})).await;
         assert_eq!(counted["input_tokens"], n_prompt);
 
+        let part = |data: &String| json!({"type": "input_image", "image_url": format!("data:image/png;base64,{data}")});
+        let said = json!({"type": "input_text", "text": record["text"]});
+        let content: Value = images.iter().map(part).chain([said]).collect();
+        let input = json!([{"role": "user", "content": content}]);
+        let body = json!({"model": MODEL, "temperature": 0, "max_output_tokens": n, "input": input});
+        let answer = ask_json(&app, "/v1/responses", body).await;
+        assert_eq!(answer["output"][0]["content"][0]["text"], expected, "{record}");
+        assert_eq!(answer["usage"]["input_tokens"], n_prompt);
+
         let options = json!({"temperature": 0, "num_predict": n, "repeat_penalty": 1.0});
         let message = json!({"role": "user", "content": record["text"], "images": images});
         let body = json!({"model": MODEL, "stream": false, "options": options, "messages": [message]});
@@ -86,34 +114,6 @@ async fn every_dialect_shows_images_to_the_model() {
     }
 }
 
-#[tokio::test]
-async fn what_is_no_image_is_refused_by_its_field() {
-    let app = app();
-    let refused = async |path: &str, message: Value, field: &str, said: &str| {
-        let part = |data: &String| json!({"type": "input_image", "image_url": format!("data:image/png;base64,{data}")});
-        let said = json!({"type": "input_text", "text": record["text"]});
-        let content: Value = images.iter().map(part).chain([said]).collect();
-        let input = json!([{"role": "user", "content": content}]);
-        let body = json!({"model": MODEL, "temperature": 0, "max_output_tokens": n, "input": input});
-        let answer = ask_json(&app, "/v1/responses", body).await;
-        assert_eq!(answer["output"][0]["content"][0]["text"], expected, "{record}");
-        assert_eq!(answer["usage"]["input_tokens"], n_prompt);
-
-        let body = json!({"model": MODEL, "max_tokens": 1, "messages": [message]});
-        let answer = ask(&app, post(path, body)).await;
-        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
-        assert!(answer.text.contains(field) && answer.text.contains(said), "{}", answer.text);
-    };
-    let link = |url: &str| json!({"role": "user", "content": [{"type": "image_url", "image_url": url}]});
-    let field = "messages[0].content[0].type";
-    refused(CHAT, link("https://example.org/cat.png"), field, "this server fetches nothing").await;
-    refused(CHAT, link("data:image/png;base64,%%"), field, "no base64").await;
-    refused(CHAT, link("data:image/png;base64,AAAA"), field, "not an image in PNG").await;
-    // A placeholder that somebody types has no image.
-    let typed = json!({"role": "user", "content": "What is <image>?"});
-    refused(CHAT, typed, "0 images are given", "1 places").await;
-    let source = json!({"type": "url", "url": "https://example.org/cat.png"});
-    let block = json!({"role": "user", "content": [{"type": "image", "source": source}]});
 #[tokio::test]
 async fn what_a_tool_gives_back_may_be_an_image() {
     let app = app();
@@ -138,12 +138,31 @@ async fn what_a_tool_gives_back_may_be_an_image() {
     assert!(with >= without + 4, "{with} tokens with an image, {without} without");
 }
 
+#[tokio::test]
+async fn what_is_no_image_is_refused_by_its_field() {
+    let app = app();
+    let refused = async |path: &str, message: Value, field: &str, said: &str| {
+        let body = json!({"model": MODEL, "max_tokens": 1, "messages": [message]});
+        let answer = ask(&app, post(path, body)).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
+        assert!(answer.text.contains(field) && answer.text.contains(said), "{}", answer.text);
+    };
+    let link = |url: &str| json!({"role": "user", "content": [{"type": "image_url", "image_url": url}]});
+    let field = "messages[0].content[0].type";
+    refused(CHAT, link("https://example.org/cat.png"), field, "this server fetches nothing").await;
+    refused(CHAT, link("data:image/png;base64,%%"), field, "no base64").await;
+    refused(CHAT, link("data:image/png;base64,AAAA"), field, "not an image in PNG").await;
+    // A placeholder that somebody types has no image.
+    let typed = json!({"role": "user", "content": "What is <image>?"});
+    refused(CHAT, typed, "0 images are given", "1 places").await;
+    let source = json!({"type": "url", "url": "https://example.org/cat.png"});
+    let block = json!({"role": "user", "content": [{"type": "image", "source": source}]});
     refused("/v1/messages", block, field, "this server fetches nothing").await;
-    let sent = json!({"role": "user", "content": "What?", "images": ["AAAA"]});
-    refused("/api/chat", sent, "messages[0].images", "not an image in PNG").await;
-}
     let link = json!({"type": "input_image", "image_url": "https://example.org/cat.png"});
     let input = json!([{"role": "user", "content": [link]}]);
     let answer = ask(&app, post("/v1/responses", &json!({"model": MODEL, "input": input}))).await;
     assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
     assert!(answer.text.contains("this server fetches nothing"), "{}", answer.text);
+    let sent = json!({"role": "user", "content": "What?", "images": ["AAAA"]});
+    refused("/api/chat", sent, "messages[0].images", "not an image in PNG").await;
+}

@@ -145,11 +145,12 @@ impl Models {
             }
             (_, None) => {}
         }
+        let room = later.clone();
         let plan = blocking(move || {
             let cannot_load =
                 |error: String| ServeError::CannotLoad { model: spec.name.clone(), reason: error };
             let ckpt = spec.source.open().map_err(|error| cannot_load(error.to_string()))?;
-            plan_in(&ckpt, &setup, &later).map_err(|error| match &error {
+            plan_in(&ckpt, &setup, &room).map_err(|error| match &error {
                 PlanError::Model(ModelError::ContextTooLong { .. }) => {
                     ServeError::invalid("n_ctx", error.to_string())
                 }

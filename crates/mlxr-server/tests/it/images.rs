@@ -160,7 +160,7 @@ async fn what_is_no_image_is_refused_by_its_field() {
     refused("/v1/messages", block, field, "this server fetches nothing").await;
     let link = json!({"type": "input_image", "image_url": "https://example.org/cat.png"});
     let input = json!([{"role": "user", "content": [link]}]);
-    let answer = ask(&app, post("/v1/responses", &json!({"model": MODEL, "input": input}))).await;
+    let answer = ask(&app, post("/v1/responses", json!({"model": MODEL, "input": input}))).await;
     assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
     assert!(answer.text.contains("this server fetches nothing"), "{}", answer.text);
     let sent = json!({"role": "user", "content": "What?", "images": ["AAAA"]});

@@ -91,7 +91,7 @@ fn settle_item(field: &str, item: &mut Item) -> Result<(), ServeError> {
         Item::FunctionCallOutput(output) => {
             name(&mut output.id, "fco_");
             if let PartContent::Parts(parts) = &output.output {
-                check_parts(&format!("{field}.output"), parts)?;
+                check_parts(&format!("{field}.output"), Role::Tool, parts)?;
             }
         }
         Item::Reasoning(reasoning) => name(&mut reasoning.id, "rs_"),
@@ -102,7 +102,7 @@ fn settle_item(field: &str, item: &mut Item) -> Result<(), ServeError> {
 
 fn settle_content(field: &str, role: Role, content: &mut PartContent) -> Result<(), ServeError> {
     match content {
-        PartContent::Parts(parts) => check_parts(field, parts),
+        PartContent::Parts(parts) => check_parts(field, role, parts),
         PartContent::Text(text) => {
             let text = std::mem::take(text);
             let part = match role {
@@ -115,12 +115,16 @@ fn settle_content(field: &str, role: Role, content: &mut PartContent) -> Result<
     }
 }
 
-fn check_parts(field: &str, parts: &[Part]) -> Result<(), ServeError> {
-    let is_readable = |part: &Part| part_text(part).is_some() || matches!(part, Part::InputImage(_));
+/// Whether templates are shown all parts: images are not the assistant's.
+fn check_parts(field: &str, role: Role, parts: &[Part]) -> Result<(), ServeError> {
+    let may_show = role != Role::Assistant;
+    let is_readable =
+        |part: &Part| part_text(part).is_some() || may_show && matches!(part, Part::InputImage(_));
     let unreadable = parts.iter().position(|part| !is_readable(part));
     let Some(i) = unreadable else { return Ok(()) };
     let field = format!("{field}[{i}].type");
-    let reason = format!("{field} is {:?}, which no model here reads", parts[i].kind());
+    let reason =
+        format!("{field} is {:?}, which a message of the {} cannot have", parts[i].kind(), role.name());
     Err(ServeError::invalid(field, reason))
 }
 
@@ -141,41 +145,39 @@ fn text_of(content: &PartContent) -> String {
     }
 }
 
-/// The images of some content. Where an item stands in the request is not known any more: it may be of an earlier one.
-fn images_of(content: &PartContent) -> Vec<SentImage> {
-    let PartContent::Parts(parts) = content else { return Vec::new() };
-    let images = parts.iter().enumerate().filter_map(|(i, part)| match part {
-        Part::InputImage(image) => Some((i, part, image)),
-        _ => None,
-    });
-    let sent = images.map(|(i, part, image)| {
-        let refusal =
-            format!("input: part {i} of an item is {:?}, but this model reads only text", part.kind());
+/// A message with the images of some content, which stands at `field` of the request.
+fn with_images(mut message: Value, field: &str, content: &PartContent) -> Value {
+    let (PartContent::Parts(parts), Some(fields)) = (content, message.as_object_mut()) else {
+        return message;
+    };
+    let images = parts.iter().enumerate().filter_map(|(i, part)| {
+        let Part::InputImage(image) = part else { return None };
+        let field = format!("{field}[{i}].type");
+        let refusal = format!("{field} is {:?}, but this model reads only text", part.kind());
         let url = image.get("image_url").and_then(Value::as_str).unwrap_or_default();
-        SentImage::from_url("input".to_owned(), refusal, url)
+        Some(SentImage::from_url(field, refusal, url))
     });
-    sent.collect()
-}
-
-/// A message with the images of some content.
-fn with_images(mut message: Value, content: &PartContent) -> Value {
-    if let Some(fields) = message.as_object_mut() {
-        images::attach(fields, images_of(content));
-    }
+    images::attach(fields, images.collect());
     message
 }
 
-/// The messages a conversation's items are, in OpenAI's older shape, which templates read.
+/// The messages a conversation's items are, in OpenAI's older shape, which templates read. The first `n_before` are of earlier
+/// requests.
 ///
 /// # Errors
 /// A function's output without its call.
-pub fn messages(items: &[Arc<Item>], knows_developer: bool) -> Result<Vec<Value>, ServeError> {
+pub fn messages(
+    items: &[Arc<Item>],
+    n_before: usize,
+    knows_developer: bool,
+) -> Result<Vec<Value>, ServeError> {
     let mut messages = Messages { list: Vec::with_capacity(items.len()), thought: None, calls: Vec::new() };
-    for item in items {
+    for (i, item) in items.iter().enumerate() {
+        let field = i.checked_sub(n_before).map_or_else(|| "input".to_owned(), |i| format!("input[{i}]"));
         match &**item {
-            Item::Message(message) => messages.say(message, knows_developer),
+            Item::Message(message) => messages.say(&format!("{field}.content"), message, knows_developer),
             Item::FunctionCall(call) => messages.call(call),
-            Item::FunctionCallOutput(output) => messages.give_back(output)?,
+            Item::FunctionCallOutput(output) => messages.give_back(&format!("{field}.output"), output)?,
             Item::Reasoning(reasoning) => messages.thought = Some(thought(reasoning)),
         }
     }
@@ -191,18 +193,15 @@ struct Messages<'a> {
 }
 
 impl<'a> Messages<'a> {
-    fn say(&mut self, message: &MessageItem, knows_developer: bool) {
+    fn say(&mut self, field: &str, message: &MessageItem, knows_developer: bool) {
         let content = text_of(&message.content);
-        match message.role {
-            Role::Assistant => self.answer(json!(content), None),
-            Role::Developer if !knows_developer => {
-                self.list
-                    .push(with_images(json!({"role": "system", "content": content}), &message.content));
-            }
-            role => self
-                .list
-                .push(with_images(json!({"role": role.name(), "content": content}), &message.content)),
-        }
+        let role = match message.role {
+            Role::Assistant => return self.answer(json!(content), None),
+            Role::Developer if !knows_developer => "system",
+            role => role.name(),
+        };
+        let said = json!({"role": role, "content": content});
+        self.list.push(with_images(said, field, &message.content));
     }
 
     fn answer(&mut self, content: Value, call: Option<Value>) {
@@ -231,7 +230,7 @@ impl<'a> Messages<'a> {
         }
     }
 
-    fn give_back(&mut self, output: &FunctionCallOutputItem) -> Result<(), ServeError> {
+    fn give_back(&mut self, field: &str, output: &FunctionCallOutputItem) -> Result<(), ServeError> {
         let Some(call) = self.calls.iter().find(|call| call.call_id == output.call_id) else {
             let reason = format!(
                 "input: no function call {:?} comes before its output; send it too, or name the response it is in \
@@ -243,7 +242,7 @@ impl<'a> Messages<'a> {
         let content = text_of(&output.output);
         let message =
             json!({"role": "tool", "tool_call_id": output.call_id, "name": call.name, "content": content});
-        self.list.push(with_images(message, &output.output));
+        self.list.push(with_images(message, field, &output.output));
         Ok(())
     }
 }
@@ -293,8 +292,8 @@ mod tests {
             json!({"role": "tool", "tool_call_id": "b", "name": "add", "content": "7"}),
             json!({"role": "assistant", "content": "", "tool_calls": [call("c", "stop", json!({}))]}),
         ];
-        assert_eq!(messages(&items, false).unwrap(), expected);
-        assert_eq!(messages(&items, true).unwrap()[0]["role"], "developer");
+        assert_eq!(messages(&items, 0, false).unwrap(), expected);
+        assert_eq!(messages(&items, 0, true).unwrap()[0]["role"], "developer");
     }
 
     #[test]
@@ -309,7 +308,7 @@ mod tests {
             {"type": "function_call_output", "call_id": "a", "output": parts},
         ]))
         .unwrap();
-        let messages = messages(&items, false).unwrap();
+        let messages = messages(&items, 0, false).unwrap();
         let expected = json!([{"type": "image"}, {"type": "text", "text": "What?"}]);
         let shown = images::shown(&messages);
         assert_eq!([&shown[0]["content"], &shown[2]["content"]], [&expected, &expected]);
@@ -331,9 +330,11 @@ mod tests {
             json!({"type": "function_call_output", "call_id": "c", "output": file}),
             "input[0].output[1].type",
         );
+        let image = json!([{"type": "input_image", "image_url": "data:image/png;base64,AA"}]);
+        check(json!({"role": "assistant", "content": image}), "input[0].content[0].type");
         check(json!({"role": "tool", "content": "3"}), "input[0].role");
         check(json!({"type": "item_reference", "id": "msg_1"}), "input[0].id");
         let stray = read(json!([{"type": "function_call_output", "call_id": "c", "output": "3"}])).unwrap();
-        assert!(messages(&stray, false).unwrap_err().to_string().contains("\"c\""));
+        assert!(messages(&stray, 0, false).unwrap_err().to_string().contains("\"c\""));
     }
 }

@@ -128,6 +128,7 @@ fn understand(asked: Asked, model: &LoadedModel, strict: bool) -> Result<Underst
     let Asked { wire, items, previous } = asked;
     let mut notices = Notices::default();
     let mut input = previous.map(|stored| stored.conversation()).unwrap_or_default();
+    let n_before = input.len();
     input.extend(items::settle(wire.input.as_ref(), items, &mut notices)?);
     if input.is_empty() {
         return Err(ServeError::invalid("input", "input is empty"));
@@ -135,7 +136,7 @@ fn understand(asked: Asked, model: &LoadedModel, strict: bool) -> Result<Underst
     let is_kept = is_kept(&wire, &input, &mut notices);
     let tools = tools::read(&wire, &mut notices)?;
     let mut conversation = Conversation {
-        messages: items::messages(&input, prompt::knows_developer(&model.template))?,
+        messages: items::messages(&input, n_before, prompt::knows_developer(&model.template))?,
         tools: tools.shown,
         ..Conversation::default()
     };

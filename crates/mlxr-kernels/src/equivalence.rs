@@ -479,3 +479,33 @@ fn rows_in_tile_order_read_back_as_stored() {
         }
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+proptest! {
+    #[test]
+    fn vectors_of_any_width_give_the_same_bits(n_w in 1usize..80, n_blocks in 1usize..4, n_x in 1usize..14, seed: u64) {
+        use crate::Isa;
+        let mut noise = Noise::new(seed);
+        let (cols, pool) = (n_blocks * 256, ThreadPool::new(1));
+        for dtype in [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q5_K, DType::Q6_K] {
+            let weight = data::unaligned(&data::tensor(Format::Plain(dtype), &[n_w, cols], &mut noise));
+            let x = noise.values(n_x * cols);
+            let tables = Kernels::available().into_iter();
+            let tables = tables.filter(|k| matches!(k.isa(), Isa::Avx2 | Isa::AvxVnni | Isa::Avx512));
+            let products: Vec<(Isa, Vec<u32>)> = tables
+                .map(|kernels| {
+                    let mut out = vec![0f32; n_x * n_w];
+                    let outputs = [Output::new(&mut out, n_w)];
+                    let weight = &Matrix::new(&weight, &kernels, &pool).expect("memory");
+                    let product = Product { weight, bias: None, rows: RowMap::All(n_x), result: 0 };
+                    multiply(&kernels, &pool, (&x, cols), product, &outputs);
+                    drop(outputs);
+                    (kernels.isa(), out.iter().map(|v| v.to_bits()).collect())
+                })
+                .collect();
+            for pair in products.windows(2) {
+                prop_assert!(pair[0].1 == pair[1].1, "{dtype}: {:?} and {:?}", pair[0].0, pair[1].0);
+            }
+        }
+    }
+}

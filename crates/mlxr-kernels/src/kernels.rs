@@ -66,9 +66,9 @@ pub(crate) enum CodeKernels {
     /// A few rows at a time, after unpacking.
     Rows(DotCodes),
     /// Many rows at a time: in tile order where the format has one, after unpacking elsewhere.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has tile kernels"))]
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 has tile kernels"))]
     Tiles {
-        /// One of these knows each format that [`crate::linear::tiled::BlockCut`] knows.
+        /// A format that one of these three knows is put in tile order.
         tiled: fn(Format) -> Option<DotTiles>,
         blocks: BlockKernels,
         floats: fn(Format) -> Option<DotFloatTiles>,
@@ -151,6 +151,20 @@ pub(crate) struct WideKernels {
 }
 
 impl CodeKernels {
+    /// How matrices of a format are put in tile order, if the kernels read it so.
+    pub(crate) fn put_in_order(&self, format: Format) -> Option<PutInOrder> {
+        match self {
+            CodeKernels::Tiles { tiled, blocks, floats, put_in_order, .. }
+                if tiled(format).is_some()
+                    || (blocks.tiled)(format).is_some()
+                    || floats(format).is_some() =>
+            {
+                Some(*put_in_order)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the kernels want `n_rows` activation rows packed.
     pub(crate) fn packs(&self, n_rows: usize) -> bool {
         match self {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use mlxr_tensor::{Format, HostTensor, TensorError, Weight, codec};
 
-use crate::kernels::{CodeKernels, Kernels};
+use crate::kernels::Kernels;
 use crate::linear::tiled::{BlockCut, PutInOrder, TiledMatrix};
 use crate::pool::ThreadPool;
 
@@ -14,12 +14,8 @@ const SMALL_BYTES: usize = 256 << 10;
 
 /// How a tensor is put in tile order, if it is a matrix and the kernels read it so.
 pub(crate) fn tile_order(tensor: &HostTensor, kernels: &Kernels) -> Option<(BlockCut, PutInOrder)> {
-    match kernels.codes {
-        CodeKernels::Tiles { put_in_order, .. } if tensor.shape().len() > 1 => {
-            BlockCut::of(tensor.format(), tensor.cols()).map(|cut| (cut, put_in_order))
-        }
-        _ => None,
-    }
+    let put = kernels.codes.put_in_order(tensor.format()).filter(|_| tensor.shape().len() > 1)?;
+    BlockCut::of(tensor.format(), tensor.cols()).map(|cut| (cut, put))
 }
 
 /// A matrix as the kernels read it.

@@ -1,124 +1,139 @@
-//! Dot products of 8-bit codes with 256-bit vectors, by AVX2 and by AVX-VNNI: the same sums, bit for bit.
+//! Dot products of rows unpacked to codes with quantised activations.
 
 use core::arch::x86_64::*;
 
 use super::dot::reduce;
+use super::dots::Dots;
+use crate::kernels::{TILE, TILE_ROWS};
+use crate::linear::codes::{ACT_GROUP, CodeKind, CodeRow, QuantRow};
+use crate::linear::tile::{ActRows, UnpackedTile};
 
-/// Sums of four products each, of codes without a sign and codes with one.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn fours(unsigned: __m256i, signed: __m256i) -> __m256i {
-    // Products of codes up to 128 with codes up to 127 in pairs: no sum is cut.
-    _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), _mm256_set1_epi16(1))
+/// Dot products of up to [`TILE`] unpacked rows with as many rows of activations: `out[x * stride + w]`.
+///
+/// # Safety
+/// The CPU has what `D` needs.
+#[inline(always)]
+unsafe fn dot_codes<D: Dots>(
+    kind: CodeKind,
+    weights: &[CodeRow<'_>],
+    xs: &[QuantRow<'_>],
+    out: &mut [f32],
+    stride: usize,
+) {
+    // SAFETY: passes the caller's promise on.
+    unsafe {
+        match (kind.signed, kind.group) {
+            (false, 32) => pairs::<D, false, 32>(kind.offsets, weights, xs, out, stride),
+            (false, _) => pairs::<D, false, 16>(kind.offsets, weights, xs, out, stride),
+            (true, 32) => pairs::<D, true, 32>(kind.offsets, weights, xs, out, stride),
+            (true, _) => pairs::<D, true, 16>(kind.offsets, weights, xs, out, stride),
+        }
+    }
 }
 
-/// As [`fours`], by one instruction.
-#[inline]
-#[target_feature(enable = "avx2,avxvnni")]
-fn fours_vnni(unsigned: __m256i, signed: __m256i) -> __m256i {
-    _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), unsigned, signed)
-}
-
-/// A kernel in a module of its own, since a function is only inlined where its instructions may be used.
-macro_rules! dot_codes {
-    ($module:ident, $name:ident, $features:literal, $fours:ident) => {
-        mod $module {
-            use core::arch::x86_64::*;
-
-            use super::{add_offsets, load_codes, reduce, $fours};
-            use crate::kernels::TILE;
-            use crate::linear::codes::{ACT_GROUP, CodeKind, CodeRow, QuantRow};
-            use crate::tiles::for_micro_tiles;
-
-            #[target_feature(enable = $features)]
-            pub(crate) fn $name(
-                kind: CodeKind,
-                weights: &[CodeRow<'_>],
-                xs: &[QuantRow<'_>],
-                out: &mut [f32],
-            ) {
-                for_micro_tiles!(weights, xs, |w, x, w0, x0| micro_codes(
-                    kind,
-                    w,
-                    x,
-                    &mut out[x0 * TILE + w0..]
-                ));
-            }
-
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn micro_codes<const W: usize, const X: usize>(
-                kind: CodeKind,
-                weights: &[CodeRow<'_>],
-                xs: &[QuantRow<'_>],
-                out: &mut [f32],
-            ) {
-                match (kind.signed, kind.group) {
-                    (false, 32) => micro_groups::<W, X, false, 32>(kind.offsets, weights, xs, out),
-                    (false, _) => micro_groups::<W, X, false, 16>(kind.offsets, weights, xs, out),
-                    (true, 32) => micro_groups::<W, X, true, 32>(kind.offsets, weights, xs, out),
-                    (true, _) => micro_groups::<W, X, true, 16>(kind.offsets, weights, xs, out),
-                }
-            }
-
-            /// One accumulator per product: the integer sums of 32 columns, scaled, lane by lane.
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn micro_groups<const W: usize, const X: usize, const SIGNED: bool, const GROUP: usize>(
-                offsets: bool,
-                weights: &[CodeRow<'_>],
-                xs: &[QuantRow<'_>],
-                out: &mut [f32],
-            ) {
-                let weights: &[CodeRow<'_>; W] = weights.try_into().expect("W rows");
-                let xs: &[QuantRow<'_>; X] = xs.try_into().expect("X rows");
-                let mut acc = [[_mm256_setzero_ps(); W]; X];
-                let parts = xs.each_ref().map(|x| (x.codes(), x.scales()));
-                for step in 0..xs[0].cols() / ACT_GROUP {
-                    let at = step * ACT_GROUP;
-                    let mut w = [_mm256_setzero_si256(); W];
-                    let mut w_scale = [_mm256_setzero_ps(); W];
-                    for ((codes, scale), row) in w.iter_mut().zip(&mut w_scale).zip(weights) {
-                        *codes = load_codes(&row.codes[at..]);
-                        *scale = if GROUP == 32 {
-                            _mm256_set1_ps(row.scales[step])
-                        } else {
-                            let pair = &row.scales[2 * step..2 * step + 2];
-                            _mm256_set_m128(_mm_set1_ps(pair[1]), _mm_set1_ps(pair[0]))
-                        };
-                    }
-                    for (acc, (x_codes, x_scales)) in acc.iter_mut().zip(&parts) {
-                        let codes = load_codes(&x_codes[at..]);
-                        let x_scale = _mm256_set1_ps(x_scales[step]);
-                        for ((acc, &w), &w_scale) in acc.iter_mut().zip(&w).zip(&w_scale) {
-                            let (w, codes) = match SIGNED {
-                                true => (_mm256_abs_epi8(w), _mm256_sign_epi8(codes, w)),
-                                false => (w, codes),
-                            };
-                            let sums = $fours(w, codes);
-                            let scale = _mm256_mul_ps(w_scale, x_scale);
-                            *acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums), *acc);
-                        }
-                    }
-                }
-                for (i, x) in xs.iter().enumerate() {
-                    for (j, row) in weights.iter().enumerate() {
-                        let mut sum = acc[i][j];
-                        if offsets {
-                            let sums = x.sums(GROUP);
-                            sum = add_offsets(sum, row.offsets, sums);
-                        }
-                        out[i * TILE + j] = reduce(sum);
-                    }
+/// Two weight rows by up to four activation rows at a time, whose sums stay in registers.
+///
+/// # Safety
+/// The CPU has what `D` needs.
+#[inline(always)]
+unsafe fn pairs<D: Dots, const SIGNED: bool, const GROUP: usize>(
+    offsets: bool,
+    weights: &[CodeRow<'_>],
+    xs: &[QuantRow<'_>],
+    out: &mut [f32],
+    stride: usize,
+) {
+    for (i, xs) in xs.chunks(4).enumerate() {
+        for (j, weights) in weights.chunks(2).enumerate() {
+            let out = &mut out[4 * i * stride + 2 * j..];
+            // SAFETY: passes the caller's promise on.
+            unsafe {
+                match (weights.len(), xs.len()) {
+                    (2, 1) => groups::<D, 2, 1, SIGNED, GROUP>(offsets, weights, xs, out, stride),
+                    (2, 2) => groups::<D, 2, 2, SIGNED, GROUP>(offsets, weights, xs, out, stride),
+                    (2, _) => groups::<D, 2, 4, SIGNED, GROUP>(offsets, weights, xs, out, stride),
+                    (_, 1) => groups::<D, 1, 1, SIGNED, GROUP>(offsets, weights, xs, out, stride),
+                    _ => groups::<D, 1, 4, SIGNED, GROUP>(offsets, weights, xs, out, stride),
                 }
             }
         }
-        pub(crate) use $module::$name;
-    };
+    }
 }
 
-dot_codes!(pairs, dot_codes, "avx2,fma,f16c", fours);
-dot_codes!(vnni, dot_codes_vnni, "avx2,fma,f16c,avxvnni", fours_vnni);
+/// One accumulator per product: the integer sums of 32 columns, scaled, lane by lane. The last activation row stands in
+/// for those that are not there.
+///
+/// # Safety
+/// The CPU has what `D` needs.
+#[inline(always)]
+unsafe fn groups<D: Dots, const W: usize, const X: usize, const SIGNED: bool, const GROUP: usize>(
+    offsets: bool,
+    weights: &[CodeRow<'_>],
+    xs: &[QuantRow<'_>],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let weights: &[CodeRow<'_>; W] = weights.try_into().expect("W rows");
+    let parts: [_; X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]).map(|x| (x.codes(), x.scales()));
+    // SAFETY: by the caller's promise; loads check that what they read is there.
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); W]; X];
+        for step in 0..xs[0].cols() / ACT_GROUP {
+            let at = step * ACT_GROUP;
+            let w = weights.map(|row| load_codes(&row.codes[at..]));
+            let w_scale = weights.map(|row| {
+                if GROUP == 32 {
+                    return _mm256_set1_ps(row.scales[step]);
+                }
+                let pair = &row.scales[2 * step..2 * step + 2];
+                _mm256_set_m128(_mm_set1_ps(pair[1]), _mm_set1_ps(pair[0]))
+            });
+            for (acc, (x_codes, x_scales)) in acc.iter_mut().zip(&parts) {
+                let codes = load_codes(&x_codes[at..]);
+                let x_scale = _mm256_set1_ps(x_scales[step]);
+                for ((acc, &w), &w_scale) in acc.iter_mut().zip(&w).zip(&w_scale) {
+                    let sums = if SIGNED {
+                        D::fours(_mm256_abs_epi8(w), _mm256_sign_epi8(codes, w))
+                    } else {
+                        D::fours(w, codes)
+                    };
+                    let scale = _mm256_mul_ps(w_scale, x_scale);
+                    *acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums), *acc);
+                }
+            }
+        }
+        for (i, x) in xs.iter().enumerate() {
+            for (j, row) in weights.iter().enumerate() {
+                let mut sum = acc[i][j];
+                if offsets {
+                    let sums = x.sums(GROUP);
+                    sum = add_offsets(sum, row.offsets, sums);
+                }
+                out[i * stride + j] = reduce(sum);
+            }
+        }
+    }
+}
+
+/// Products of rows unpacked to the common form with `xs`: `out[x * TILE_ROWS + w]`.
+///
+/// # Safety
+/// The CPU has what `D` needs.
+#[inline(always)]
+pub(super) unsafe fn dot_unpacked<D: Dots>(
+    kind: CodeKind,
+    weights: &UnpackedTile<'_>,
+    xs: &ActRows<'_>,
+    out: &mut [f32],
+) {
+    for first in (0..weights.n_rows).step_by(TILE) {
+        let rows: [CodeRow<'_>; TILE] =
+            std::array::from_fn(|i| weights.panel.row((first + i).min(weights.n_rows - 1)));
+        let rows = &rows[..TILE.min(weights.n_rows - first)];
+        // SAFETY: passes the caller's promise on.
+        unsafe { dot_codes::<D>(kind, rows, xs.rows, &mut out[first..], TILE_ROWS) };
+    }
+}
 
 #[inline]
 #[target_feature(enable = "avx2")]

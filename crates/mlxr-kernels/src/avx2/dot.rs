@@ -93,10 +93,22 @@ fn micro_bf16<const W: usize, const X: usize>(w: &[&[u8]], x: &[&[f32]], out: &m
     micro::<Bf16, W, X>(w, x, out);
 }
 
-/// `W` by `X` products: one accumulator each over whole vectors, then the ragged tail.
+/// `W` by `X` products, so many at a time that their sums stay in sixteen registers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn micro<E: Element, const W: usize, const X: usize>(weights: &[&[u8]], xs: &[&[f32]], out: &mut [f32]) {
+    if X == 4 {
+        micro_few::<E, W, 2>(weights, &xs[..2], out);
+        micro_few::<E, W, 2>(weights, &xs[2..], &mut out[2 * TILE..]);
+    } else {
+        micro_few::<E, W, X>(weights, xs, out);
+    }
+}
+
+/// One accumulator each over whole vectors, then the ragged tail.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn micro_few<E: Element, const W: usize, const X: usize>(weights: &[&[u8]], xs: &[&[f32]], out: &mut [f32]) {
     let weights: &[&[u8]; W] = weights.try_into().expect("W rows");
     let xs: &[&[f32]; X] = xs.try_into().expect("X rows");
     let cols = xs[0].len();

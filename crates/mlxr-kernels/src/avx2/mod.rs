@@ -1,15 +1,19 @@
-//! x86-64 with AVX2, FMA and F16C, and with AVX-VNNI where there is one.
+//! x86-64 with AVX2, FMA and F16C, and the same with AVX-VNNI.
 
 mod codes;
 mod dot;
+mod dots;
 mod halves;
 mod peak;
+mod rows;
+mod super_tile;
+mod tile;
 
 use core::arch::x86_64::{
     _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128,
 };
 
-use crate::kernels::{CodeKernels, Isa, Kernels, PeakLoops};
+use crate::kernels::{Isa, Kernels, PeakLoops};
 use crate::lanes::{self, lane_table};
 use crate::unpack::{Primitives, unpack_table};
 
@@ -45,6 +49,95 @@ pub(crate) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
+/// Whether this CPU, known to run the table, also multiplies bytes by AVX-VNNI.
+pub(crate) fn has_vnni() -> bool {
+    is_x86_feature_detected!("avxvnni")
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantise_blocks(x: &[f32], out: &mut [u8]) {
+    lanes::quantise::quantise_blocks(x, out);
+}
+
+/// Makes the module `$module` with `CODES`, the kernels that multiply by `$dots`.
+macro_rules! code_kernels {
+    ($module:ident, $features:literal, $dots:ident) => {
+        mod $module {
+            use mlxr_tensor::{DType, Format};
+
+            use super::dots::$dots;
+            use super::{codes, rows, super_tile, tile};
+            use crate::kernels::{BlockKernels, CodeKernels, DotBlocks, DotTiles};
+            use crate::linear::blocks::BlockRows;
+            use crate::linear::codes::CodeKind;
+            use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
+            use crate::linear::tiled::Tiles;
+
+            pub(super) const CODES: CodeKernels = CodeKernels::Tiles {
+                tiled,
+                blocks: BlockKernels {
+                    tiled: blocks,
+                    quantise: super::quantise_blocks,
+                    packs_from: usize::MAX,
+                },
+                floats: |_| None,
+                put_in_order: rows::put_in_order,
+                unpacked,
+                packs_from: usize::MAX,
+            };
+
+            macro_rules! kernel {
+                ($run:expr, $xs:ident) => {{
+                    #[target_feature(enable = $features)]
+                    fn kernel(tiles: &Tiles<'_>, xs: &$xs<'_>, _: &mut TileScratch, out: &mut [f32]) {
+                        // SAFETY: this is compiled for what the products need.
+                        unsafe { $run(tiles, xs, out) }
+                    }
+                    Some(kernel)
+                }};
+            }
+
+            fn tiled(format: Format) -> Option<DotTiles> {
+                match format {
+                    Format::Plain(DType::Q4_0) => kernel!(tile::dot::<tile::Q4_0, $dots>, ActRows),
+                    Format::Plain(DType::Q8_0) => kernel!(tile::dot::<tile::Q8_0, $dots>, ActRows),
+                    _ => None,
+                }
+            }
+
+            fn blocks(format: Format) -> Option<DotBlocks> {
+                match format {
+                    Format::Plain(DType::Q4_K) => {
+                        kernel!(super_tile::dot::<super_tile::Q4K, $dots>, BlockRows)
+                    }
+                    Format::Plain(DType::Q5_K) => {
+                        kernel!(super_tile::dot::<super_tile::Q5K, $dots>, BlockRows)
+                    }
+                    Format::Plain(DType::Q6_K) => {
+                        kernel!(super_tile::dot::<super_tile::Q6K, $dots>, BlockRows)
+                    }
+                    _ => None,
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            fn unpacked(
+                kind: CodeKind,
+                weights: &UnpackedTile<'_>,
+                xs: &ActRows<'_>,
+                _: &mut TileScratch,
+                out: &mut [f32],
+            ) {
+                // SAFETY: this is compiled for what the products need.
+                unsafe { codes::dot_unpacked::<$dots>(kind, weights, xs, out) }
+            }
+        }
+    };
+}
+
+code_kernels!(by_pairs, "avx2,fma,f16c", Pairs);
+code_kernels!(by_vnni, "avx2,fma,f16c,avxvnni", Vnni);
+
 pub(crate) const TABLE: Kernels = Kernels {
     isa: Isa::Avx2,
     dot_f32: dot::dot_f32,
@@ -52,7 +145,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_bf16: dot::dot_bf16,
     widen_f16: halves::widen,
     narrow_f16: halves::narrow,
-    codes: CodeKernels::Rows(codes::dot_codes),
+    codes: by_pairs::CODES,
     wide: None,
     attend: None,
     unpack,
@@ -60,15 +153,10 @@ pub(crate) const TABLE: Kernels = Kernels {
     peaks: Some(peak::LOOPS),
 };
 
-/// Whether this CPU runs [`VNNI`].
-pub(crate) fn has_vnni() -> bool {
-    is_available() && is_x86_feature_detected!("avxvnni")
-}
-
-/// As [`TABLE`], with 8-bit products added up in fours by one instruction in place of two.
+/// With AVX-VNNI, on CPUs without AVX-512.
 pub(crate) const VNNI: Kernels = Kernels {
     isa: Isa::AvxVnni,
-    codes: CodeKernels::Rows(codes::dot_codes_vnni),
+    codes: by_vnni::CODES,
     peaks: Some(PeakLoops { codes: peak::codes_vnni, ..peak::LOOPS }),
     ..TABLE
 };

@@ -1,5 +1,7 @@
 //! Activations to 8-bit codes: one scale per 32 columns, the largest magnitude at 127.
 
+#[cfg(target_arch = "x86_64")]
+use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, SCALE_AT, SUMS16_AT, SUMS32_AT, place_of_sum};
 use crate::linear::codes::{ACT_GROUP, QuantRowMut};
 
 /// Added to a number of small magnitude, leaves it rounded to an integer, ties to even, in the lowest bits.
@@ -39,6 +41,32 @@ fn quantise_group(g: usize, group: &[f32; ACT_GROUP], out: &mut QuantRowMut<'_>)
     out.negated16[2 * g] = -sums[0];
     out.negated16[2 * g + 1] = -sums[1];
     out.negated32[g] = -sums[0] - sums[1];
+}
+
+/// Quantises whole blocks of 256 columns, see [`crate::linear::blocks`]; NaNs become 0.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn quantise_blocks(x: &[f32], out: &mut [u8]) {
+    assert_eq!(x.len() / BLOCK_COLS * BLOCK_BYTES, out.len(), "a block for each 256 columns");
+    for (x, out) in x.chunks_exact(BLOCK_COLS).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+        let groups = x.as_chunks::<ACT_GROUP>().0;
+        let largest = groups.iter().map(largest_magnitude).fold(0f32, f32::max);
+        let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+        out[SUMS32_AT..].fill(0);
+        for (g, group) in groups.iter().enumerate() {
+            let mut codes = [0; ACT_GROUP];
+            codes.iter_mut().zip(group).for_each(|(c, &v)| *c = code(v * inverse));
+            let target = &mut out[g * ACT_GROUP..][..ACT_GROUP];
+            target.iter_mut().zip(&codes).for_each(|(target, &code)| *target = code as u8);
+            let (low, high) = codes.split_at(ACT_GROUP / 2);
+            let sums = [low.iter().sum::<i32>(), high.iter().sum::<i32>()];
+            let mut put = |at: usize, sum: i32| out[at..at + 2].copy_from_slice(&(sum as i16).to_le_bytes());
+            put(SUMS32_AT + 2 * place_of_sum(g), sums[0] + sums[1]);
+            put(SUMS16_AT + 2 * place_of_sum(2 * g), sums[0]);
+            put(SUMS16_AT + 2 * place_of_sum(2 * g + 1), sums[1]);
+        }
+        out[SCALE_AT..SCALE_AT + 4].copy_from_slice(&(largest / 127.0).to_le_bytes());
+    }
 }
 
 /// By halves: a chain of comparisons would wait for each. NaNs count as 0.

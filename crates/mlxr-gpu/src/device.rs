@@ -146,12 +146,10 @@ fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo
     };
     let unusable = if missing.is_some() {
         missing
-    } else if info.subgroup_min_size != info.subgroup_max_size
-        && api == "vulkan"
-        && info.subgroup_max_size > 32
-    {
-        // A kernel is compiled for one size and the driver would choose another at will.
-        Some(format!("its subgroups vary from {} to {}", info.subgroup_min_size, info.subgroup_max_size))
+    } else if info.subgroup_min_size != info.subgroup_max_size && api == "vulkan" {
+        // A kernel is compiled for one size, and its results would be wrong with another.
+        let (least, most) = (info.subgroup_min_size, info.subgroup_max_size);
+        Some(format!("its driver chooses subgroups of {least} to {most} lanes as it likes"))
     } else if info.subgroup_max_size < 8 {
         Some(format!("its subgroups have {} lanes, fewer than 8", info.subgroup_max_size))
     } else {

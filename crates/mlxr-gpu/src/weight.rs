@@ -1,6 +1,6 @@
 //! Weights on the device.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use mlxr_tensor::{Format, HostTensor, TensorError, codec};
@@ -220,8 +220,7 @@ impl GpuWeight {
         let known = known_layout(first);
         let is_vector = first.shape().len() < 2;
         if known.is_none() && !is_vector {
-            let (name, format) = (first.name(), first.format().name());
-            tracing::info!(name, format, "no kernel has this type: dequantised as it is uploaded");
+            say_dequantised(first.format());
         }
         let layout = known.unwrap_or_else(|| Layout::dequantised(first.format()));
         let n_out = first.rows();
@@ -288,6 +287,19 @@ pub fn weight_bytes(tensor: &HostTensor) -> usize {
     let layout = known_layout(tensor).unwrap_or_else(|| Layout::dequantised(tensor.format()));
     let row = repack_rows(&tensor.row_slice(0..1), &layout);
     row.each().iter().map(|plane| plane.len()).sum::<usize>() * tensor.rows()
+}
+
+/// Says, once a type, that its matrices take more of the device's memory than of the file.
+fn say_dequantised(format: Format) {
+    static SAID: Mutex<Vec<Format>> = Mutex::new(Vec::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if !said.contains(&format) {
+        said.push(format);
+        tracing::warn!(
+            "no kernel of the GPU's has type {}: its matrices become floats of 16 bits or more as they are uploaded",
+            format.name()
+        );
+    }
 }
 
 /// Whether a vector or matrix of `format` can be read as numbers at all.

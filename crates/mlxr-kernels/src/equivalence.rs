@@ -499,7 +499,6 @@ proptest! {
                     let weight = &Matrix::new(&weight, &kernels, &pool).expect("memory");
                     let product = Product { weight, bias: None, rows: RowMap::All(n_x), result: 0 };
                     multiply(&kernels, &pool, (&x, cols), product, &outputs);
-                    drop(outputs);
                     (kernels.isa(), out.iter().map(|v| v.to_bits()).collect())
                 })
                 .collect();

@@ -6,7 +6,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
@@ -132,7 +132,6 @@ impl Pipeline {
 
 /// The kernels of a device.
 pub(crate) struct Pipelines {
-    templates: Environment<'static>,
     known: Mutex<Known>,
     cache: Option<Arc<PipelineCache>>,
 }
@@ -144,8 +143,9 @@ struct Known {
     n_pipelines: usize,
 }
 
-/// The files, with `//#` before template statements so that they read as WGSL.
-fn templates() -> Environment<'static> {
+/// The files, with `//#` before template statements so that they read as WGSL; parsed once for all devices and their
+/// stand-ins.
+static TEMPLATES: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut env = Environment::new();
     env.set_syntax(
         SyntaxConfig::builder().line_statement_prefix("//#").build().expect("distinct delimiters"),
@@ -155,11 +155,11 @@ fn templates() -> Environment<'static> {
         env.add_template(name, source).expect("a well-formed template");
     }
     env
-}
+});
 
 impl Pipelines {
     pub(crate) fn new() -> Self {
-        Self { templates: templates(), known: Mutex::default(), cache: None }
+        Self { known: Mutex::default(), cache: None }
     }
 
     /// Keeps what is compiled from now on.
@@ -224,11 +224,7 @@ impl Pipelines {
 
     pub(crate) fn render<K: Kernel>(&self, spec: &K) -> Result<String, GpuError> {
         let failed = |e: minijinja::Error| GpuError::Kernel { kernel: K::FILE, reason: format!("{e:#}") };
-        self.templates
-            .get_template(K::FILE)
-            .map_err(failed)?
-            .render(minijinja::value::Serde(spec))
-            .map_err(failed)
+        TEMPLATES.get_template(K::FILE).map_err(failed)?.render(minijinja::value::Serde(spec)).map_err(failed)
     }
 }
 

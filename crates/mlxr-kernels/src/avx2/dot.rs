@@ -8,8 +8,11 @@ use crate::tiles::for_micro_tiles;
 /// How eight stored elements become a vector of f32.
 trait Element {
     const BYTES: usize;
-    /// The eight elements at the start of `bytes`.
-    fn load(bytes: &[u8]) -> __m256;
+    /// The eight elements at `bytes`.
+    ///
+    /// # Safety
+    /// They are there, and the CPU has AVX2 and F16C.
+    unsafe fn load(bytes: *const u8) -> __m256;
     /// One element.
     fn to_f32(bytes: &[u8]) -> f32;
 }
@@ -21,10 +24,9 @@ struct Bf16;
 impl Element for F32 {
     const BYTES: usize = 4;
     #[inline(always)]
-    fn load(bytes: &[u8]) -> __m256 {
-        let bytes = &bytes[..32];
-        // SAFETY: 32 bytes are in bounds; the load needs no alignment; callers have AVX2.
-        unsafe { _mm256_loadu_ps(bytes.as_ptr().cast()) }
+    unsafe fn load(bytes: *const u8) -> __m256 {
+        // SAFETY: by the caller's promise; the load needs no alignment.
+        unsafe { _mm256_loadu_ps(bytes.cast()) }
     }
     #[inline(always)]
     fn to_f32(bytes: &[u8]) -> f32 {
@@ -35,10 +37,9 @@ impl Element for F32 {
 impl Element for F16 {
     const BYTES: usize = 2;
     #[inline(always)]
-    fn load(bytes: &[u8]) -> __m256 {
-        let bytes = &bytes[..16];
-        // SAFETY: 16 bytes are in bounds; the load needs no alignment; callers have AVX2 and F16C.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast())) }
+    unsafe fn load(bytes: *const u8) -> __m256 {
+        // SAFETY: by the caller's promise; the load needs no alignment.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bytes.cast())) }
     }
     #[inline(always)]
     fn to_f32(bytes: &[u8]) -> f32 {
@@ -49,11 +50,10 @@ impl Element for F16 {
 impl Element for Bf16 {
     const BYTES: usize = 2;
     #[inline(always)]
-    fn load(bytes: &[u8]) -> __m256 {
-        let bytes = &bytes[..16];
-        // SAFETY: 16 bytes are in bounds; the load needs no alignment; callers have AVX2.
+    unsafe fn load(bytes: *const u8) -> __m256 {
+        // SAFETY: by the caller's promise; the load needs no alignment.
         unsafe {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
         }
     }
@@ -112,19 +112,19 @@ fn micro_few<E: Element, const W: usize, const X: usize>(weights: &[&[u8]], xs: 
     let weights: &[&[u8]; W] = weights.try_into().expect("W rows");
     let xs: &[&[f32]; X] = xs.try_into().expect("X rows");
     let cols = xs[0].len();
+    let is_whole = |row: &&[u8]| row.len() == cols * E::BYTES;
+    assert!(weights.iter().all(is_whole) && xs.iter().all(|x| x.len() == cols), "rows of one length");
     let mut acc = [[_mm256_setzero_ps(); W]; X];
     let whole = cols / 8 * 8;
     for at in (0..whole).step_by(8) {
-        let mut w = [_mm256_setzero_ps(); W];
-        for (vector, row) in w.iter_mut().zip(weights) {
-            *vector = E::load(&row[at * E::BYTES..]);
-        }
-        for (acc, x) in acc.iter_mut().zip(xs) {
-            let x = &x[at..at + 8];
-            // SAFETY: eight floats are in bounds; the load needs no alignment.
-            let x = unsafe { _mm256_loadu_ps(x.as_ptr()) };
-            for (acc, &w) in acc.iter_mut().zip(&w) {
-                *acc = _mm256_fmadd_ps(w, x, *acc);
+        // SAFETY: all rows have eight more elements; the load needs no alignment.
+        unsafe {
+            let w = weights.map(|row| E::load(row.as_ptr().add(at * E::BYTES)));
+            for (acc, x) in acc.iter_mut().zip(xs) {
+                let x = _mm256_loadu_ps(x.as_ptr().add(at));
+                for (acc, &w) in acc.iter_mut().zip(&w) {
+                    *acc = _mm256_fmadd_ps(w, x, *acc);
+                }
             }
         }
     }

@@ -322,7 +322,9 @@ impl Pass<'_> {
             }
         };
         if let Some(dot) = self.kernels.dot_floats(format) {
-            tiles(TILE).for_each(|tile| self.float_tile(dot, weight, tile));
+            for rows in self.near_rows() {
+                tiles(TILE).for_each(|tile| self.float_tile(dot, weight, tile, rows.clone()));
+            }
             return;
         }
         let Some((kind, unpack)) = (self.kernels.unpack)(format) else {
@@ -479,14 +481,22 @@ impl Pass<'_> {
         }
     }
 
-    fn float_tile(&self, dot: DotFloats, weight: &HostTensor, tile: Range<usize>) {
+    /// The rows of the product in runs that stay in a core's second cache while a part's columns go by.
+    fn near_rows(&self) -> impl Iterator<Item = Range<usize>> {
+        const NEAR_BYTES: usize = 256 << 10;
+        let n_rows = self.product.rows.len();
+        let n = (NEAR_BYTES / (4 * self.inputs.cols).max(1)).max(1).next_multiple_of(TILE);
+        (0..n_rows).step_by(n).map(move |start| start..n_rows.min(start + n))
+    }
+
+    fn float_tile(&self, dot: DotFloats, weight: &HostTensor, tile: Range<usize>, xs: Range<usize>) {
         let data = weight.data();
         let row_bytes = data.len() / weight.rows();
         let mut rows: [&[u8]; TILE] = [&[]; TILE];
         for (row, column) in rows.iter_mut().zip(tile.clone()) {
             *row = &data[column * row_bytes..(column + 1) * row_bytes];
         }
-        self.float_products(dot, tile.clone(), &rows[..tile.len()]);
+        self.float_products(dot, tile.clone(), &rows[..tile.len()], xs);
     }
 
     fn dequantised_tile(&self, tile: Range<usize>, floats: &mut Vec<f32>) {
@@ -496,13 +506,13 @@ impl Pass<'_> {
         for (row, values) in rows.iter_mut().zip(floats.chunks_exact(cols.max(1))) {
             *row = as_bytes(values);
         }
-        self.float_products(self.kernels.dot_f32, tile.clone(), &rows[..tile.len()]);
+        let xs = 0..self.product.rows.len();
+        self.float_products(self.kernels.dot_f32, tile.clone(), &rows[..tile.len()], xs);
     }
 
-    fn float_products(&self, dot: DotFloats, tile: Range<usize>, weights: &[&[u8]]) {
-        let n_rows = self.product.rows.len();
-        for start in (0..n_rows).step_by(TILE) {
-            let n = TILE.min(n_rows - start);
+    fn float_products(&self, dot: DotFloats, tile: Range<usize>, weights: &[&[u8]], xs: Range<usize>) {
+        for start in xs.clone().step_by(TILE) {
+            let n = TILE.min(xs.end - start);
             let mut xs: [&[f32]; TILE] = [&[]; TILE];
             for (i, x) in xs[..n].iter_mut().enumerate() {
                 *x = self.inputs.row(self.product.rows.at(start + i).0);

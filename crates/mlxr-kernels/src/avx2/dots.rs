@@ -12,7 +12,7 @@ pub(super) trait Dots {
     /// Whether sums of products have 32 bits, and so room for any number of columns.
     const IS_WIDE: bool;
 
-    /// What signed codes are shifted up by to be multiplied: this to the power of two, or nothing.
+    /// What is added to signed codes before they are multiplied, as a power of two; nothing where their signs are kept.
     const SIGNED_ZERO: Option<i32>;
 
     /// Adds to `sum` the products of unsigned codes with the four codes of activations at `AT`.

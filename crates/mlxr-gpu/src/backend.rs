@@ -29,6 +29,7 @@ use crate::kernels::{
 };
 use crate::kv::GpuKv;
 use crate::layout::{CODES_CHUNK, Layout};
+use crate::mode::Mode;
 use crate::ops::Product;
 use crate::params::{EmbedParams, GatedParams, LayerNormParams, NormParams, ScaleParams};
 use crate::pipeline_cache::PipelineCache;
@@ -67,18 +68,6 @@ pub struct GpuBackend {
     none: Numbered,
     /// Counts workgroups that are done, for the last of them to do more; zero between kernels.
     arrivals: Numbered,
-}
-
-/// What becomes of ops.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Computing,
-    /// Nothing runs, and what is read are zeros: see [`Backend::rehearsal`].
-    Rehearsing,
-    /// So that kernels can be compared with others they begin to be compiled; nothing runs, and what is read are zeros.
-    Compiling,
-    /// Each kernel is waited for, and one that the driver refuses is no failure of the device.
-    Comparing,
 }
 
 impl fmt::Debug for GpuBackend {
@@ -209,12 +198,11 @@ impl GpuBackend {
         }
         self.gpu.check()?;
         let pipeline = self.pipelines.get(&self.gpu, kernel).map_err(|e| self.gpu.lost(e))?;
-        match self.mode {
-            Mode::Computing | Mode::Rehearsing => {}
-            Mode::Compiling => return Ok(()),
-            Mode::Comparing => {
-                pipeline.compiled().map_err(|e| self.gpu.lost(e))?;
-            }
+        if !self.mode.runs() {
+            return Ok(());
+        }
+        if self.mode == Mode::Comparing {
+            pipeline.compiled().map_err(|e| self.gpu.lost(e))?;
         }
         let dispatch = Dispatch { pipeline: &pipeline, bound, immediates: bytemuck::bytes_of(params), grid };
         self.record().dispatch(&self.gpu, &self.buffers, &dispatch);
@@ -246,40 +234,17 @@ impl GpuBackend {
         self.buffers.stand_in(self.none.buffer())
     }
 
-    /// Waits, and copies the first `n` values of a buffer out.
-    pub(crate) fn read_floats(&self, from: Bound<'_>, n: usize) -> Result<Vec<f32>, TensorError> {
-        let is_computed = self.mode == Mode::Computing;
-        let bytes = self.read_bytes(from.buffer, if is_computed { n * 4 } else { 0 })?;
-        self.keep_compiled();
-        // Zeros that nobody has written take no memory.
-        Ok(if is_computed { bytemuck::pod_collect_to_vec(&bytes) } else { vec![0.0; n] })
-    }
-
-    /// Waits, and copies the first bytes of a buffer out.
-    pub(crate) fn read_bytes(&self, buffer: &wgpu::Buffer, n_bytes: usize) -> Result<Vec<u8>, TensorError> {
-        self.gpu.check()?;
-        if let Some(refused) = self.refused().take() {
-            return Err(refused);
-        }
-        if matches!(self.mode, Mode::Compiling | Mode::Rehearsing) {
-            self.buffers.submitted();
-            return Ok(vec![0; n_bytes]);
-        }
-        self.record().read(&self.gpu, &self.buffers, buffer, n_bytes)
-    }
-
     /// Keeps a failure for the next read.
     pub(crate) fn note(&self, result: Result<(), TensorError>) {
-        match result {
-            Ok(()) => {}
-            Err(error) if self.mode == Mode::Computing => self.gpu.fail(error),
-            Err(error) => {
-                self.refused().get_or_insert(error);
-            }
+        let Err(error) = result else { return };
+        if self.mode == Mode::Computing {
+            self.gpu.fail(error);
+        } else {
+            self.refused().get_or_insert(error);
         }
     }
 
-    fn refused(&self) -> MutexGuard<'_, Option<TensorError>> {
+    pub(crate) fn refused(&self) -> MutexGuard<'_, Option<TensorError>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

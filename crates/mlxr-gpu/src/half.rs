@@ -7,12 +7,13 @@
 use bytemuck::{Pod, Zeroable};
 use mlxr_tensor::{Act, Backend, DType, Gate, HostTensor, TensorError};
 
-use crate::backend::{GpuBackend, Mode};
+use crate::backend::GpuBackend;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::fused::GatedProduct;
 use crate::kernels::{GatedMatmul, Matmul, MatmulShape, UnpackCodes, UnpackFloats, gate};
 use crate::layout::{Element, FLOATS_CHUNK, Floats, Layout};
+use crate::mode::Mode;
 use crate::ops::Product;
 use crate::recorder::Grid;
 use crate::weight::{GpuWeight, Part};
@@ -258,7 +259,13 @@ mod tests {
             assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "no GPU");
             return;
         };
-        gpu.mode = Mode::Compiling;
+        // What is compared is what was computed.
+        for (mode, expected) in [(Mode::Comparing, [2.0, 4.0]), (Mode::Compiling, [0.0, 0.0])] {
+            gpu.mode = mode;
+            let mut x = gpu.act(1, 2, &[1.0, 2.0]);
+            gpu.scale(&mut x, 2.0);
+            assert_eq!(gpu.read(&x).unwrap(), expected);
+        }
         let check = |gpu: &GpuBackend| {
             [gpu.half_products_are_right(), gpu.few_products_are_right(), gpu.half_attention_is_right()]
         };

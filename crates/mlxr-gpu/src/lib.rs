@@ -29,6 +29,7 @@ mod layout;
 mod memory;
 #[cfg(test)]
 mod metal_tests;
+mod mode;
 mod ops;
 mod params;
 mod pipeline_cache;

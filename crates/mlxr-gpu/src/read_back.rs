@@ -8,6 +8,7 @@ use mlxr_tensor::{
 
 use crate::backend::{GpuBackend, NO_COLUMN};
 use crate::batch::BatchTables;
+use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::kernels::{Argmax, DrawTokens, ExpSum, FeedTokens, GuessTokens, Largest};
 use crate::kv::GpuKv;
@@ -223,6 +224,28 @@ impl GpuBackend {
             (own, rest) = rest.split_at(n_bytes as usize);
             self.gpu().write(buffer, at, own);
         });
+    }
+
+    /// Waits, and copies the first `n` values of a buffer out.
+    pub(crate) fn read_floats(&self, from: Bound<'_>, n: usize) -> Result<Vec<f32>, TensorError> {
+        let runs = self.mode.runs();
+        let bytes = self.read_bytes(from.buffer, if runs { n * 4 } else { 0 })?;
+        self.keep_compiled();
+        // Zeros that nobody has written take no memory.
+        Ok(if runs { bytemuck::pod_collect_to_vec(&bytes) } else { vec![0.0; n] })
+    }
+
+    /// Waits, and copies the first bytes of a buffer out.
+    fn read_bytes(&self, buffer: &wgpu::Buffer, n_bytes: usize) -> Result<Vec<u8>, TensorError> {
+        self.gpu().check()?;
+        if let Some(refused) = self.refused().take() {
+            return Err(refused);
+        }
+        if !self.mode.runs() {
+            self.buffers().submitted();
+            return Ok(vec![0; n_bytes]);
+        }
+        self.record().read(self.gpu(), self.buffers(), buffer, n_bytes)
     }
 }
 

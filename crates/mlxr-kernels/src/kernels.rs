@@ -234,7 +234,7 @@ pub enum Products {
     #[default]
     Alike,
     /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16 (but not on Intel's
-    /// CPUs), all weights with AMX (K-quants from 128 rows on); attention of many queries likewise. Rounded to other bits than products of fewer rows.
+    /// CPUs), all weights with AMX; attention of many queries likewise. Rounded to other bits than products of fewer rows.
     Bf16,
 }
 

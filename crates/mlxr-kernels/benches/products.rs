@@ -42,10 +42,9 @@ fn main() {
         DType::Q6_K,
     ];
     let formats = if wanted.is_empty() { formats.to_vec() } else { wanted };
-    let named = |k: &Kernels| arguments.iter().any(|a| a.eq_ignore_ascii_case(k.isa().name()));
-    let mut tables = Kernels::available();
-    if tables.iter().any(named) {
-        tables.retain(named);
+    let mut tables: Vec<Kernels> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
+    if tables.is_empty() {
+        tables = Kernels::available();
     }
     let n_threads = mlxr_kernels::ThreadPool::default_threads();
     if let Some(gbps) = bandwidth::measure_read_gbps(n_threads, 1.0) {

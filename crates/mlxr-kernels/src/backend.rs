@@ -56,8 +56,9 @@ impl CpuBackend {
     pub fn new(options: CpuOptions) -> Result<Self, TensorError> {
         let kernels = match options.isa {
             None => Kernels::best(),
-            Some(isa) => Kernels::available().into_iter().find(|k| k.isa() == isa).ok_or_else(|| {
-                TensorError::DeviceLost { backend: "cpu", reason: format!("no {} on this CPU", isa.name()) }
+            Some(isa) => Kernels::of(isa).ok_or_else(|| TensorError::DeviceLost {
+                backend: "cpu",
+                reason: format!("this CPU has no {}; it has {}", isa.name(), Kernels::names()),
             })?,
         };
         let pool = ThreadPool::new(options.n_threads.unwrap_or_else(ThreadPool::default_threads));
@@ -70,10 +71,7 @@ impl CpuBackend {
     pub fn with_products(mut self, products: Products) -> Self {
         self.kernels.wide = match products {
             Products::Alike => None,
-            Products::Bf16 => {
-                let tables = Kernels::available();
-                tables.iter().find(|k| k.isa() == self.kernels.isa()).and_then(|k| k.wide)
-            }
+            Products::Bf16 => Kernels::of(self.kernels.isa()).and_then(|kernels| kernels.wide),
         };
         self
     }

@@ -1,6 +1,7 @@
 //! The table of kernels of one instruction set.
 
 use std::fmt;
+use std::str::FromStr;
 
 use mlxr_tensor::{DType, Format};
 
@@ -222,7 +223,7 @@ impl Isa {
             Isa::Avx512 => "AVX-512",
             Isa::Amx => "AMX",
             Isa::Neon => "NEON",
-            Isa::NeonI8mm => "NEON with I8MM",
+            Isa::NeonI8mm => "NEON-I8MM",
         }
     }
 }
@@ -236,6 +237,26 @@ pub enum Products {
     /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16 (but not on Intel's
     /// CPUs), all weights with AMX; attention of many queries likewise. Rounded to other bits than products of fewer rows.
     Bf16,
+}
+
+/// What stands for [`Kernels::best`].
+const AUTO: &str = "auto";
+
+/// By [`Isa::name`], in letters of any case and with or without its hyphen, or `auto` for [`Kernels::best`].
+impl FromStr for Kernels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let plain = |name: &str| name.replace('-', "").to_ascii_lowercase();
+        if plain(text) == AUTO {
+            return Ok(Kernels::best());
+        }
+        let tables = Kernels::available().into_iter();
+        tables
+            .rev()
+            .find(|kernels| plain(kernels.isa.name()) == plain(text))
+            .ok_or_else(|| format!("this CPU runs no such kernels; it has {}, and {AUTO}", Kernels::names()))
+    }
 }
 
 /// What is multiplied.
@@ -320,6 +341,11 @@ impl Kernels {
         tables
     }
 
+    /// The table of an instruction set, if this CPU has it.
+    pub fn of(isa: Isa) -> Option<Kernels> {
+        Self::available().into_iter().find(|kernels| kernels.isa == isa)
+    }
+
     /// The fastest table this CPU can run.
     pub fn best() -> Kernels {
         *Self::available().last().expect("the scalar table always runs")
@@ -327,6 +353,12 @@ impl Kernels {
 
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// The names of the tables this CPU can run, slowest first.
+    pub fn names() -> String {
+        let names: Vec<&str> = Self::available().iter().map(|kernels| kernels.isa.name()).collect();
+        names.join(", ")
     }
 
     /// What `n_rows` activation rows are turned into to meet a weight.
@@ -440,4 +472,22 @@ lane_methods! {
     weighted_sum(acc: &mut [f32], weights: &[f32], rows: &[f32]);
     rotate_half(x: &mut [f32], cos: &[f32], sin: &[f32]);
     rotate_pairs(x: &mut [f32], cos: &[f32], sin: &[f32]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_have_names_of_any_case_with_and_without_hyphens() {
+        for kernels in Kernels::available() {
+            let name = kernels.isa().name();
+            for text in [name.to_owned(), name.to_lowercase(), name.replace('-', "")] {
+                assert_eq!(text.parse::<Kernels>().map(|k| k.isa()), Ok(kernels.isa()), "{text}");
+            }
+        }
+        assert_eq!("auto".parse::<Kernels>().map(|k| k.isa()), Ok(Kernels::best().isa()));
+        let refused = "z80".parse::<Kernels>().map(|k| k.isa());
+        assert!(refused.is_err_and(|error| error.contains("it has scalar")));
+    }
 }

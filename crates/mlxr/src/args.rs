@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxr_checkpoint::FileType;
+use mlxr_kernels::Kernels;
 use mlxr_server::config::{Device, GpuLayers};
 use mlxr_tensor::{DType, KvSpec};
 
@@ -113,6 +114,9 @@ pub struct LoadArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// CPU kernels: auto for the best this CPU runs, or an instruction set that `mlxr doctor` names, such as avx2
+    #[arg(long, value_name = "KERNELS", default_value = "auto")]
+    pub cpu_kernels: Kernels,
     /// Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     #[arg(long)]
     pub bf16_products: bool,
@@ -304,6 +308,9 @@ pub struct BenchArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// CPU kernels: auto for the best this CPU runs, or an instruction set that `mlxr doctor` names, such as avx2
+    #[arg(long, value_name = "KERNELS", default_value = "auto")]
+    pub cpu_kernels: Kernels,
     /// Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     #[arg(long)]
     pub bf16_products: bool,
@@ -341,6 +348,9 @@ pub struct PerplexityArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
+    /// CPU kernels: auto for the best this CPU runs, or an instruction set that `mlxr doctor` names, such as avx2
+    #[arg(long, value_name = "KERNELS", default_value = "auto")]
+    pub cpu_kernels: Kernels,
     /// Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on their company
     #[arg(long)]
     pub bf16_products: bool,

@@ -8,13 +8,13 @@ use std::thread::JoinHandle;
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{EmbedderLimits, EngineError, EngineOptions};
 use mlxr_gpu::{AdapterChoice, GpuBackend};
-use mlxr_kernels::{CpuBackend, CpuOptions, Products};
+use mlxr_kernels::{CpuBackend, CpuOptions, Kernels, Products};
 use mlxr_models::{ModelError, Placement};
-use mlxr_server::config::{self, GpuLayers};
+use mlxr_server::config::{self, GpuLayers, ServerConfig};
 use mlxr_server::{Device, DeviceError, Fallback, Memory, MemoryPlan, PlanError, Role, Room};
 use mlxr_tensor::{Backend, TensorError};
 
-use crate::failure::usage;
+use crate::failure::{failure, usage};
 use crate::folders;
 use crate::units::bytes;
 
@@ -23,7 +23,7 @@ use crate::units::bytes;
 pub struct Wanted {
     device: config::Device,
     gpu_layers: GpuLayers,
-    n_threads: Option<usize>,
+    cpu: CpuOptions,
     products: Products,
     is_profiled: bool,
     is_tuning: bool,
@@ -39,6 +39,18 @@ pub struct Devices {
 /// How products of many rows are computed, where `bf16` says what was asked for.
 pub fn products(bf16: bool) -> Products {
     if bf16 { Products::Bf16 } else { Products::Alike }
+}
+
+/// The CPU's kernels that the settings name.
+///
+/// # Errors
+/// This CPU does not run them.
+pub fn kernels(config: &ServerConfig) -> anyhow::Result<Kernels> {
+    let Some(name) = &config.cpu_kernels else { return Ok(Kernels::best()) };
+    name.parse().map_err(|reason| {
+        let message = format_args!("engine.cpu_kernels is {name:?}, but {reason}");
+        failure(message, "`mlxr config show` says where it is set")
+    })
 }
 
 /// Rows of a step, where nobody says: a GPU with memory of its own is faster with more than a processor gains from.
@@ -72,15 +84,8 @@ fn may_have_gpu(folder: &Path) -> bool {
 }
 
 impl Wanted {
-    pub fn new(device: config::Device, n_threads: Option<usize>, products: Products) -> Wanted {
-        Wanted {
-            device,
-            gpu_layers: GpuLayers::All,
-            n_threads,
-            products,
-            is_profiled: false,
-            is_tuning: false,
-        }
+    pub fn new(device: config::Device, cpu: CpuOptions, products: Products) -> Wanted {
+        Wanted { device, gpu_layers: GpuLayers::All, cpu, products, is_profiled: false, is_tuning: false }
     }
 
     /// With layers of a model on the CPU that the GPU is not to take or has no room for.
@@ -176,8 +181,7 @@ impl Wanted {
     }
 
     fn open_cpu(self) -> Result<Arc<dyn Backend>, DeviceError> {
-        let options = CpuOptions { n_threads: self.n_threads, ..CpuOptions::default() };
-        let backend = CpuBackend::new(options)
+        let backend = CpuBackend::new(self.cpu)
             .map_err(|error| DeviceError { reason: format!("cannot set up the CPU backend: {error}") })?;
         Ok(Arc::new(backend.with_products(self.products)))
     }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use mlxr_checkpoint::EmbeddingFiles;
 use mlxr_engine::{EmbedError, EmbedderHandle, EmbedderLimits, EngineOptions, TextReader};
-use mlxr_kernels::Products;
+use mlxr_kernels::{CpuOptions, Kernels, Products};
 use mlxr_models::{DecoderConfig, Embedder, EmbedderHead, ModelError, ModelOptions, Text};
 use mlxr_server::config::Device;
 use mlxr_text::Tokenizer;
@@ -32,6 +32,9 @@ pub struct EmbedderArgs {
     /// CPU threads [default: one per physical core]
     #[arg(short = 't', long, value_name = "N", value_parser = crate::args::parse_threads)]
     pub threads: Option<usize>,
+    /// CPU kernels: auto for the best this CPU runs, or an instruction set that `mlxr doctor` names, such as avx2
+    #[arg(long, value_name = "KERNELS", default_value = "auto")]
+    pub cpu_kernels: Kernels,
     /// Cut what is longer at its end, in place of refusing it
     #[arg(long)]
     pub truncate: bool,
@@ -62,7 +65,8 @@ impl LoadedEmbedder {
             max_texts: usize::MAX,
             ..EmbedderLimits::default()
         };
-        let wanted = Wanted::new(args.device, args.threads, Products::Alike);
+        let cpu = CpuOptions { n_threads: args.threads, isa: Some(args.cpu_kernels.isa()) };
+        let wanted = Wanted::new(args.device, cpu, Products::Alike);
         let handle = wanted.load(&ckpt, options, |placement, _| {
             let embedder = Embedder::load(&ckpt, placement, &ModelOptions { n_ctx }).map_err(|error| {
                 let hint = match &error {

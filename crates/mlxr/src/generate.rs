@@ -7,6 +7,7 @@ use mlxr_engine::sampler::Logprobs;
 use mlxr_engine::{
     Engine, EngineOptions, Event, FinishReason, PromptToken, Request, StopCause, SubmitError, Timings, Usage,
 };
+use mlxr_kernels::CpuOptions;
 use mlxr_models::DecoderConfig;
 use mlxr_text::Tokenizer;
 use serde_json::{Value, json};
@@ -50,7 +51,8 @@ pub struct Choice {
 impl Generator {
     /// Begins to open the device that [`Self::load`] takes.
     pub fn open_device(args: &LoadArgs) -> Opening {
-        let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
+        let cpu = CpuOptions { n_threads: args.threads, isa: Some(args.cpu_kernels.isa()) };
+        let wanted = Wanted::new(args.device, cpu, device::products(args.bf16_products));
         wanted.with_gpu_layers(args.gpu_layers).open_beside()
     }
 

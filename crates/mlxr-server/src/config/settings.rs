@@ -134,6 +134,8 @@ settings! {
     gpu_layers: GpuLayers = "auto", "engine.gpu_layers", [takes("gpu-layers", "N")];
     /// CPU threads [default: one per physical core]
     threads: Option<usize> = "auto", "engine.threads", [short('t', takes("threads", "N"))];
+    /// CPU kernels: auto for the best this CPU runs, or an instruction set that `mlxr doctor` names, such as avx2
+    cpu_kernels: Option<String> = "auto", "engine.cpu_kernels", [takes("cpu-kernels", "KERNELS")];
     /// Tokens a sequence may have, prompt included [default: the model's own, at most 4096]
     n_ctx: Option<u32> = "auto", "engine.n_ctx", [short('c', takes("ctx", "TOKENS"))];
     /// How keys and values are stored: f32, f16, bf16, q8_0, q4_0 or fp8 (E4M3)

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use mlxr_engine::{EngineOptions, Started};
-use mlxr_kernels::{Kernels, Operands, Products, peak};
+use mlxr_kernels::{CpuOptions, Kernels, Operands, Products, peak};
 use mlxr_models::Multiplications;
 use mlxr_tensor::{Batch, Fed, KernelTime};
 use serde_json::{Value, json};
@@ -37,8 +37,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let ckpt = source.open()?;
     let n_ctx = tests.iter().map(Test::n_ctx).max().unwrap_or(1);
     let n_seqs = tests.iter().map(|test| test.batch).max().unwrap_or(1) as usize;
-    let wanted =
-        Wanted::new(args.device, args.threads, device::products(args.bf16_products)).tuning(args.tune);
+    let cpu = CpuOptions { n_threads: args.threads, isa: Some(args.cpu_kernels.isa()) };
+    let wanted = Wanted::new(args.device, cpu, device::products(args.bf16_products)).tuning(args.tune);
     let options =
         EngineOptions { n_ctx: Some(n_ctx as usize), kv_dtype: args.kv_type, ..EngineOptions::default() };
     let sequences = wanted.with_gpu_layers(args.gpu_layers).load(&ckpt, options, |placement, _| {
@@ -61,6 +61,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         weights_bytes: model.weights_bytes(),
         bytes_per_token: model.bytes_per_token(),
         multiplications,
+        kernels: args.cpu_kernels,
         products: device::products(args.bf16_products),
         batch_rows: args.batch_rows.unwrap_or_else(|| device::batch_rows(&**model.backend()) as u32),
         sequences,
@@ -72,7 +73,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         true => None,
         false => mlxr_kernels::bandwidth::measure_read_gbps(n_threads(args), BANDWIDTH_SECONDS),
     };
-    let peaks = if is_cpu { Peaks::measure(n_threads(args)) } else { Peaks::default() };
+    let peaks = if is_cpu { Peaks::measure(&args.cpu_kernels, n_threads(args)) } else { Peaks::default() };
     let mut results = Vec::new();
     for test in tests {
         bar.set_message(test.name());
@@ -210,6 +211,7 @@ struct Bench {
     weights_bytes: usize,
     bytes_per_token: usize,
     multiplications: Vec<Multiplications>,
+    kernels: Kernels,
     products: Products,
     /// Rows of one prefill pass.
     batch_rows: u32,
@@ -310,11 +312,10 @@ impl Bench {
             }
             Kind::Decode => (test.batch, test.batch, f64::from(test.n_tokens)),
         };
-        let kernels = Kernels::best();
         let mut gflop = [0.0; Operands::ALL.len()];
         for counted in &self.multiplications {
             let mut add = |n_rows: u32, n: f64| {
-                let operands = kernels.operands(counted.format, n_rows as usize, self.products);
+                let operands = self.kernels.operands(counted.format, n_rows as usize, self.products);
                 gflop[operands as usize] += 2.0 * n / 1e9;
             };
             add(n_rows, counted.of_token * test.n_total());
@@ -421,9 +422,8 @@ impl Outcome {
 struct Peaks([Option<f64>; Operands::ALL.len()]);
 
 impl Peaks {
-    fn measure(n_threads: usize) -> Peaks {
-        let kernels = Kernels::best();
-        let measured = |operands| peak::measure_gflops(&kernels, operands, n_threads, PEAK_SECONDS);
+    fn measure(kernels: &Kernels, n_threads: usize) -> Peaks {
+        let measured = |operands| peak::measure_gflops(kernels, operands, n_threads, PEAK_SECONDS);
         Peaks(Operands::ALL.map(measured))
     }
 

@@ -60,10 +60,10 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 
 fn examine(args: &DoctorArgs) -> Vec<Finding> {
     let loaded = settings::load(None, Vec::new());
-    let mut findings =
-        vec![machine::program(), machine::processor(), machine::memory(), models::arithmetic()];
-    findings.extend(machine::adapters());
     let config = loaded.as_ref().ok().map(|loaded| &loaded.config);
+    let mut findings =
+        vec![machine::program(), machine::processor(config), machine::memory(), models::arithmetic()];
+    findings.extend(machine::adapters());
     let planner = models::Planner::new(args.device, args.gpu_layers, config);
     findings.extend(planner.models(args.models.iter().map(PathBuf::as_path)));
     findings.push(service::settings(&loaded));

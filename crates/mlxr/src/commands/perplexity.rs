@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use mlxr_engine::EngineOptions;
+use mlxr_kernels::CpuOptions;
 use mlxr_tensor::Batch;
 use mlxr_text::EncodeOptions;
 use serde_json::json;
@@ -39,7 +40,8 @@ pub fn run(args: &PerplexityArgs) -> anyhow::Result<ExitCode> {
             "give a longer text or a smaller --ctx",
         ));
     }
-    let wanted = Wanted::new(args.device, args.threads, device::products(args.bf16_products));
+    let cpu = CpuOptions { n_threads: args.threads, isa: Some(args.cpu_kernels.isa()) };
+    let wanted = Wanted::new(args.device, cpu, device::products(args.bf16_products));
     let options = EngineOptions { n_ctx: Some(n_ctx), kv_dtype: args.kv_type, ..EngineOptions::default() };
     let mut sequences = wanted.with_gpu_layers(args.gpu_layers).load(&ckpt, options, |placement, _| {
         let model = loaded::model(&ckpt, placement, Some(args.n_ctx))?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::{Args, ValueHint};
 use mlxr_engine::EngineOptions;
+use mlxr_kernels::CpuOptions;
 #[cfg(unix)]
 use mlxr_server::Inherited;
 use mlxr_server::config::{Bytes, Loaded, NamedPath, ServerConfig, Socket, Span};
@@ -143,7 +144,8 @@ fn models(loaded: &Loaded) -> anyhow::Result<Arc<Models>> {
         prefix_cache: config.prefix_cache,
         ..defaults
     };
-    let wanted = Wanted::new(config.device, config.threads, device::products(config.bf16_products));
+    let cpu = CpuOptions { n_threads: config.threads, isa: Some(device::kernels(config)?.isa()) };
+    let wanted = Wanted::new(config.device, cpu, device::products(config.bf16_products));
     let wanted = wanted.with_gpu_layers(config.gpu_layers).profiled(config.profile);
     let set = config.memory.map(|Bytes(limit_bytes)| Memory { limit_bytes });
     let Devices { first, memory, fallback } = wanted.open()?.limited_to(set);

@@ -2,10 +2,12 @@
 
 use mlxr_gpu::AdapterInfo;
 use mlxr_kernels::{Isa, Kernels, ThreadPool};
+use mlxr_server::config::ServerConfig;
 use mlxr_tensor::DeviceMemory;
 use sysinfo::System;
 
 use super::Finding;
+use crate::device;
 use crate::units::bytes;
 
 /// Less than this and even small models have no room.
@@ -21,14 +23,23 @@ pub fn program() -> Finding {
     Finding::ok("program", message)
 }
 
-pub fn processor() -> Finding {
-    let names: Vec<&str> = Kernels::available().iter().map(|kernels| kernels.isa().name()).collect();
+/// The processor and the kernels that the settings choose.
+pub fn processor(config: Option<&ServerConfig>) -> Finding {
     let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    describe_processor(Kernels::best().isa(), &names, ThreadPool::default_threads(), n_threads)
+    let cores = format!("{} cores, {n_threads} threads", ThreadPool::default_threads());
+    let message = format!("{cores}; kernels: {}", Kernels::names());
+    match config.map_or_else(|| Ok(Kernels::best()), device::kernels) {
+        Ok(used) => describe_processor(Kernels::best().isa(), used.isa(), message),
+        Err(error) => Finding::failed("processor", &error, "`mlxr config set engine.cpu_kernels auto`"),
+    }
 }
 
-fn describe_processor(best: Isa, names: &[&str], n_cores: usize, n_threads: usize) -> Finding {
-    let message = format!("{n_cores} cores, {n_threads} threads; kernels: {}", names.join(", "));
+fn describe_processor(best: Isa, used: Isa, message: String) -> Finding {
+    if used != best {
+        let message = format!("{message}; engine.cpu_kernels has models use {}", used.name());
+        return Finding::ok("processor", message);
+    }
+    let message = format!("{message}; models use {}", used.name());
     match best {
         Isa::Scalar if cfg!(target_arch = "x86_64") => Finding::note(
             "processor",
@@ -137,9 +148,12 @@ mod tests {
 
     #[test]
     fn a_processor_without_vectors_is_noted() {
-        assert_eq!(describe_processor(Isa::Avx2, &["scalar", "AVX2"], 4, 8).level, Level::Ok);
-        let finding = describe_processor(Isa::Scalar, &["scalar"], 4, 8);
+        let describe = |best, used| describe_processor(best, used, String::new());
+        assert_eq!(describe(Isa::Avx2, Isa::Avx2).level, Level::Ok);
+        let finding = describe(Isa::Scalar, Isa::Scalar);
         assert_eq!((finding.level, finding.next.is_some()), (Level::Note, true));
+        let chosen = describe(Isa::Avx2, Isa::Scalar);
+        assert_eq!(chosen, Finding::ok("processor", "; engine.cpu_kernels has models use scalar"));
     }
 
     #[test]

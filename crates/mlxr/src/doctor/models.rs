@@ -23,29 +23,42 @@ const PROMPT: &str = "Once upon a";
 /// Logits of two instruction sets may differ by so much: they add in another order.
 const TOLERANCE: f32 = 0.05;
 
-/// Computes with the fastest kernels and with the plain ones, and compares.
+/// Computes with all kernels of this CPU, and compares with the plain ones.
 pub fn arithmetic() -> Finding {
-    let best = Kernels::best().isa();
-    match compare(best) {
-        Ok(difference) if difference <= TOLERANCE => {
-            Finding::ok("arithmetic", format!("{} kernels compute what plain ones do", best.name()))
-        }
-        Ok(difference) => Finding::problem(
-            "arithmetic",
-            format!("{} kernels and plain ones differ by {difference} in a logit", best.name()),
-            "report it with the output of `mlxr doctor --json`; the machine's memory may also be faulty",
-        ),
+    match faulty() {
+        Ok(faulty) => describe_arithmetic(&faulty),
         Err(error) => {
             Finding::failed("arithmetic", &error, "build or install mlxr anew: its own model is damaged")
         }
     }
 }
 
-/// The largest difference between the logits behind [`PROMPT`].
-fn compare(best: Isa) -> anyhow::Result<f32> {
-    let (fast, plain) = (logits(best)?, logits(Isa::Scalar)?);
-    anyhow::ensure!(fast.iter().all(|logit| logit.is_finite()), "logits are not numbers");
-    Ok(fast.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max))
+fn describe_arithmetic(faulty: &[(Isa, f32)]) -> Finding {
+    if faulty.is_empty() {
+        return Finding::ok("arithmetic", format!("all kernels compute the same: {}", Kernels::names()));
+    }
+    let each = faulty.iter().map(|(isa, difference)| format!("{} by {difference}", isa.name()));
+    Finding::problem(
+        "arithmetic",
+        format!("kernels differ from plain ones in a logit: {}", each.collect::<Vec<_>>().join(", ")),
+        "choose others with engine.cpu_kernels (--cpu-kernels), and report it with the output of `mlxr doctor --json`; \
+         the machine's memory may also be faulty",
+    )
+}
+
+/// The kernels whose logits behind [`PROMPT`] are too far from those of the plain ones, and how far at most.
+fn faulty() -> anyhow::Result<Vec<(Isa, f32)>> {
+    let plain = logits(Isa::Scalar)?;
+    let mut faulty = Vec::new();
+    for isa in Kernels::available().iter().map(Kernels::isa) {
+        let differences = logits(isa)?.into_iter().zip(&plain).map(|(a, b)| (a - b).abs());
+        // What is no number is as far as can be.
+        let most = differences.fold(0.0, |most: f32, d| if d.is_nan() { f32::INFINITY } else { most.max(d) });
+        if most > TOLERANCE {
+            faulty.push((isa, most));
+        }
+    }
+    Ok(faulty)
 }
 
 fn logits(isa: Isa) -> anyhow::Result<Vec<f32>> {
@@ -77,6 +90,9 @@ impl Planner {
     ) -> Planner {
         let device = device.or(config.map(|config| config.device)).unwrap_or_default();
         let gpu_layers = gpu_layers.or(config.map(|config| config.gpu_layers)).unwrap_or_default();
+        // A name that makes no sense is a finding about the processor.
+        let isa = config.and_then(|config| crate::device::kernels(config).ok()).map(|kernels| kernels.isa());
+        let cpu = CpuOptions { isa, ..CpuOptions::default() };
         let defaults = EngineOptions::default();
         let options = config.map_or(defaults, |config| EngineOptions {
             n_ctx: config.n_ctx.map(|n| n as usize),
@@ -84,7 +100,7 @@ impl Planner {
             ..defaults
         });
         Planner {
-            wanted: Wanted::new(device, None, Products::Alike).with_gpu_layers(gpu_layers),
+            wanted: Wanted::new(device, cpu, Products::Alike).with_gpu_layers(gpu_layers),
             options,
             memory: config.and_then(|config| config.memory).map(|Bytes(limit_bytes)| Memory { limit_bytes }),
         }

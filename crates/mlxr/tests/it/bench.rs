@@ -1,5 +1,7 @@
 //! `mlxr bench --json`: the shape of the report and numbers that belong together.
 
+use mlxr_kernels::Kernels;
+
 use crate::command::{json, mlxr};
 
 #[test]
@@ -45,6 +47,25 @@ fn the_report_has_every_number_and_they_agree() {
         }
         assert_eq!(result["repeats"], 2);
     }
+}
+
+#[test]
+fn kernels_are_those_asked_for() {
+    let bench = |kernels: &str| {
+        let args = ["bench", "--json", "-p", "8", "-n", "0", "-r", "1", "--device", "cpu", "-t", "1"];
+        mlxr(args).args(["--cpu-kernels", kernels])
+    };
+    let report = json(bench("scalar"));
+    assert_eq!(report["backend"], "cpu, scalar, 1 thread");
+    // Plain Rust names no instruction whose peak could be measured.
+    assert!(report["peak_gflop_s"]["codes"].is_null());
+    let best = Kernels::best().isa().name();
+    assert_eq!(json(bench("auto"))["backend"], format!("cpu, {best}, 1 thread"));
+    let output = bench("z80").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let has = format!("this CPU runs no such kernels; it has {}, and auto", Kernels::names());
+    assert!(stderr.contains(&has), "{stderr}");
 }
 
 #[test]

@@ -40,6 +40,29 @@ fn a_machine_that_works_has_no_problems() {
 }
 
 #[test]
+fn the_kernels_that_models_use_are_told() {
+    let home = tempfile::tempdir().unwrap();
+    let processor = |kernels: &str| {
+        let run = doctor(home.path()).env("MLXR_ENGINE_CPU_KERNELS", kernels);
+        let output = run.output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let finding = find(&report, "processor");
+        (finding["level"].clone(), finding["message"].as_str().unwrap().to_owned())
+    };
+    let best = mlxr_kernels::Kernels::best().isa().name();
+    let (_, message) = processor("auto");
+    assert!(message.contains(&format!("models use {best}")), "{message}");
+    if best != "scalar" {
+        let (level, message) = processor("Scalar");
+        assert_eq!(level, "ok");
+        assert!(message.ends_with("engine.cpu_kernels has models use scalar"), "{message}");
+    }
+    let (level, message) = processor("z80");
+    assert_eq!(level, "problem");
+    assert!(message.contains("\"z80\"") && message.contains("it has scalar"), "{message}");
+}
+
+#[test]
 fn a_model_is_planned_for_the_device_it_would_go_to() {
     let home = tempfile::tempdir().unwrap();
     let plan = |args: &[&str]| {

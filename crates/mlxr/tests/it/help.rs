@@ -138,6 +138,12 @@ Model options:
   -t, --threads <N>
           CPU threads [default: one per physical core]
 
+      --cpu-kernels <KERNELS>
+          CPU kernels: auto for the best this CPU runs, or an instruction set that `mlxr doctor`
+          names, such as avx2
+          
+          [default: auto]
+
       --bf16-products
           Compute prompts and batches in bf16 (CPUs) or f16 (GPUs): faster, but texts depend on
           their company

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mlxr_kernels::Kernels;
 use serde_json::{Value, json};
 use snapbox::str;
 
@@ -47,6 +48,17 @@ fn greedy_answers_are_the_reference_ones() {
         assert_eq!(choice["text"], case["text_out"], "{prompt}");
         assert_eq!(choice["finish"], json!({ "reason": "stop", "eog_id": 2 }));
         assert_eq!(answer["usage"]["n_prompt"], case["prompt_ids"].as_array().unwrap().len());
+    }
+}
+
+#[test]
+fn all_kernels_of_this_cpu_give_the_reference_answers() {
+    let chats = clear_chats();
+    for (kernels, (prompt, case)) in Kernels::available().iter().zip(chats.iter().cycle()) {
+        let name = kernels.isa().name();
+        let answer =
+            json(mlxr(["run", "--greedy", "--json", "--device", "cpu", "--cpu-kernels", name, prompt]));
+        assert_eq!(answer["choices"][0]["ids"], case["ids"], "{name}: {prompt}");
     }
 }
 

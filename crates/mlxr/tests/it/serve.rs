@@ -36,6 +36,19 @@ hint: name a .gguf file, or a folder with config.json and *.safetensors
 "#]]);
 }
 
+#[test]
+fn kernels_that_this_cpu_lacks_are_refused() {
+    mlxr(["serve", "--no-socket", "--port", "0", "--cpu-kernels", "z80"])
+        .assert()
+        .code(1)
+        .stdout_eq("")
+        .stderr_eq(str![[r#"
+error: engine.cpu_kernels is "z80", but this CPU runs no such kernels; it has scalar[..], and auto
+hint: `mlxr config show` says where it is set
+
+"#]]);
+}
+
 fn exchange(address: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(request.as_bytes()).unwrap();

@@ -15,6 +15,7 @@ use mlxr_server::{Device, DeviceError, Fallback, Memory, MemoryPlan, PlanError, 
 use mlxr_tensor::{Backend, TensorError};
 
 use crate::failure::{failure, usage};
+use crate::first_check::{self, Pairing};
 use crate::folders;
 use crate::units::bytes;
 
@@ -170,14 +171,31 @@ impl Wanted {
             Some(folder) => backend.with_pipeline_cache(&folder),
             None => backend,
         };
-        let mut backend = backend.with_half_products(self.products == Products::Bf16);
+        let is_half = self.products == Products::Bf16;
+        let mut backend = backend.with_half_products(is_half);
+        let pairing = Pairing { adapter: backend.adapter().clone(), cpu: self.cpu, is_half };
         if let Some(path) = folders::gpu_tuning() {
             backend = backend.with_tuning(path, self.is_tuning);
         }
         if self.is_profiled {
             backend.start_profile().map_err(|error| DeviceError { reason: error.to_string() })?;
         }
-        Ok(Arc::new(backend))
+        let backend: Arc<dyn Backend> = Arc::new(backend);
+        // What is timed would be more than the model's kernels.
+        if !self.is_profiled && !self.is_tuning {
+            let record = folders::gpu_checks();
+            first_check::check(&backend, &pairing, record.as_deref()).map_err(|error| {
+                let reason = format!(
+                    "{error:#}\n\
+                     hint: run on the CPU (--device cpu), and paste what `mlxr doctor --gpu-selftest` says into an issue"
+                );
+                if self.device == config::Device::Auto {
+                    tracing::warn!(reason = reason.lines().next(), "the GPU is not used");
+                }
+                DeviceError { reason }
+            })?;
+        }
+        Ok(backend)
     }
 
     fn open_cpu(self) -> Result<Arc<dyn Backend>, DeviceError> {
@@ -285,10 +303,12 @@ fn concerns_device(error: &anyhow::Error) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{model} does not fit: it takes {needed}, and models on {device} may take {limit}\n\
-     hint: run it on the CPU (--device cpu), give it less context, or quantise it (`mlxr quantize`)"
+     hint: {}run it on the CPU (--device cpu), give it less context, or quantise it (`mlxr quantize`)",
+    .can_be_divided.then_some("leave what has no room to the CPU (--gpu-layers auto), ").unwrap_or_default()
 )]
 struct TooLarge {
     model: String,
+    can_be_divided: bool,
     needed: String,
     device: String,
     limit: String,
@@ -341,7 +361,10 @@ impl Devices {
         if !room.holds(&plan) {
             let model = ckpt.path.display().to_string();
             let (needed, limit) = (bytes(plan.total_bytes()), bytes(room.device_bytes));
-            return Err(TooLarge { model, needed, device: backend.describe(), limit }.into());
+            let is_auto =
+                self.fallback.as_ref().is_some_and(|fallback| fallback.gpu_layers == GpuLayers::Auto);
+            let can_be_divided = !is_auto && !ckpt.is_embedder();
+            return Err(TooLarge { model, can_be_divided, needed, device: backend.describe(), limit }.into());
         }
         let whole = Placement::whole(backend);
         let (Some(split), Some(fallback)) = (plan.split, &self.fallback) else { return Ok(whole) };
@@ -356,6 +379,20 @@ impl Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_without_room_is_told_where_else_it_can_go() {
+        let hint = |can_be_divided| {
+            let text = |text: &str| text.to_owned();
+            let (model, needed) = (text("m.gguf"), text("9 GB"));
+            TooLarge { model, can_be_divided, needed, device: text("GPU"), limit: text("8 GB") }.to_string()
+        };
+        assert!(
+            hint(true)
+                .contains("hint: leave what has no room to the CPU (--gpu-layers auto), run it on the CPU")
+        );
+        assert!(hint(false).contains("hint: run it on the CPU (--device cpu), give it less context"));
+    }
 
     #[cfg(target_os = "linux")]
     #[test]

@@ -30,6 +30,11 @@ pub fn gpu_pipelines() -> Option<PathBuf> {
     Some(caches()?.join("gpu-pipelines"))
 }
 
+/// Which GPUs were found to compute what the CPU does.
+pub fn gpu_checks() -> Option<PathBuf> {
+    Some(caches()?.join("gpu-checked"))
+}
+
 /// The folder of what can be made again.
 fn caches() -> Option<PathBuf> {
     let folder = if cfg!(target_os = "macos") {

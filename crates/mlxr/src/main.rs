@@ -10,6 +10,7 @@ mod device;
 mod doctor;
 mod embedder;
 mod failure;
+mod first_check;
 mod folders;
 mod generate;
 mod interrupt;

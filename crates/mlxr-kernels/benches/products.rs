@@ -1,13 +1,13 @@
 //! Matrix products of a TinyLlama-like MLP weight: GB/s of weights for one row, GFLOP/s for more.
 //!
-//! `cargo bench -p mlxr-kernels --bench products [-- FORMAT... INSTRUCTION_SET...]`
+//! `cargo bench -p mlxr-kernels --bench products [-- FORMAT... INSTRUCTION_SET...]`, formats such as Q4_K or "MLX 4-bit g64".
 
 mod timing;
 
 use bytes::Bytes;
 use mlxr_kernels::{CpuBackend, CpuOptions, Isa, Kernels, Products, bandwidth};
-use mlxr_tensor::conformance::data::Noise;
-use mlxr_tensor::{Backend, DType, HostTensor, Weight, codec};
+use mlxr_tensor::conformance::data::{self, Noise};
+use mlxr_tensor::{Backend, DType, Format, HostTensor, Weight};
 
 const ROWS: usize = 5632;
 const COLS: usize = 2048;
@@ -30,7 +30,9 @@ fn best(run: impl FnMut()) -> f64 {
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let wanted: Vec<DType> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
+    // Of those that differ in the type of their scales alone, the first.
+    let named = |a: &String| data::formats().into_iter().find(|f| f.name().eq_ignore_ascii_case(a));
+    let wanted: Vec<Format> = arguments.iter().filter_map(named).collect();
     let formats = [
         DType::F32,
         DType::F16,
@@ -40,7 +42,8 @@ fn main() {
         DType::Q4_K,
         DType::Q5_K,
         DType::Q6_K,
-    ];
+    ]
+    .map(Format::Plain);
     let formats = if wanted.is_empty() { formats.to_vec() } else { wanted };
     let mut tables: Vec<Kernels> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
     if tables.is_empty() {
@@ -50,27 +53,28 @@ fn main() {
     if let Some(gbps) = bandwidth::measure_read_gbps(n_threads, 1.0) {
         println!("memory read bandwidth: {gbps:.1} GB/s with {n_threads} threads");
     }
-    println!("{:17} GB/s of 1 row, then GFLOP/s of {ROW_COUNTS:?} rows", "");
-    for dtype in formats {
-        let data = Bytes::from(codec::quantise(dtype, &noise(ROWS * COLS), COLS, None).expect("a codec"));
+    println!("{:22} GB/s of 1 row, then GFLOP/s of {ROW_COUNTS:?} rows", "");
+    for format in formats {
+        let tensor = data::tensor(format, &[ROWS, COLS], &mut Noise::new(1));
         for kernels in &tables {
-            measure(dtype, &data, kernels, Products::Alike);
+            measure(&tensor, kernels, Products::Alike);
             if kernels.isa() == Isa::Amx {
-                measure(dtype, &data, kernels, Products::Bf16);
+                measure(&tensor, kernels, Products::Bf16);
             }
         }
     }
 }
 
 #[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
-fn measure(dtype: DType, data: &Bytes, kernels: &Kernels, products: Products) {
+fn measure(tensor: &HostTensor, kernels: &Kernels, products: Products) {
     let options = CpuOptions { n_threads: None, isa: Some(kernels.isa()) };
     let backend = CpuBackend::new(options).expect("this CPU has it").with_products(products);
     let weights: Vec<Weight> = (0..N_WEIGHTS)
         .map(|_| {
-            let copy = Bytes::from(data.to_vec());
-            let tensor = HostTensor::new("w", &[ROWS, COLS], dtype, copy).expect("sizes fit");
-            backend.upload(&tensor).expect("a known format")
+            let [data, scales, biases] =
+                [tensor.data(), tensor.scales(), tensor.biases()].map(|bytes| Bytes::copy_from_slice(bytes));
+            let copy = HostTensor::with_scales("w", &[ROWS, COLS], tensor.format(), data, scales, biases);
+            backend.upload(&copy.expect("sizes fit")).expect("a known format")
         })
         .collect();
     let seconds = |n: usize| {
@@ -79,8 +83,8 @@ fn measure(dtype: DType, data: &Bytes, kernels: &Kernels, products: Products) {
         best(|| weights[..n_weights].iter().for_each(|w| drop(backend.linear(&x, w, None))))
             / n_weights as f64
     };
-    let gbps = data.len() as f64 / seconds(1) / 1e9;
+    let gbps = tensor.n_bytes() as f64 / seconds(1) / 1e9;
     let gflops = ROW_COUNTS.map(|n| format!("{:6.0}", 2e-9 * (ROWS * COLS * n) as f64 / seconds(n)));
     let name = if products == Products::Bf16 { "bf16" } else { kernels.isa().name() };
-    println!("{:8} {name:8} {gbps:6.1}  {}", dtype.name(), gflops.join(" "));
+    println!("{:13} {name:8} {gbps:6.1}  {}", tensor.format().name(), gflops.join(" "));
 }

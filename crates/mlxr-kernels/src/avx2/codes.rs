@@ -1,119 +1,30 @@
-//! Dot products of rows unpacked to codes with quantised activations.
+//! Products of rows unpacked to codes with quantised activations.
+//!
+//! Codes are put side by side, eight rows to a vector, and meet activations as those in tile order do (see
+//! [`super::tile`]): a weight row is a lane, and what one group of columns gives is added to the sum of those before it. So a
+//! product is computed the same way whatever the numbers of rows are.
 
 use core::arch::x86_64::*;
+use core::ops::Range;
 
-use super::dot::reduce;
-use super::dots::Dots;
-use crate::kernels::{TILE, TILE_ROWS};
-use crate::linear::codes::{ACT_GROUP, CodeKind, CodeRow, QuantRow};
-use crate::linear::tile::{ActRows, UnpackedTile};
+use super::dots::{Dots, each_line, word};
+use super::rows::LANES;
+use super::tile::{MAX_BLOCK, store};
+use crate::aligned::{AlignedBytes, as_bytes};
+use crate::kernels::TILE_ROWS;
+use crate::linear::codes::{CodeKind, CodeRow, QuantRow};
+use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 
-/// Dot products of up to [`TILE`] unpacked rows with as many rows of activations: `out[x * stride + w]`.
-///
-/// # Safety
-/// The CPU has what `D` needs.
-#[inline(always)]
-unsafe fn dot_codes<D: Dots>(
-    kind: CodeKind,
-    weights: &[CodeRow<'_>],
-    xs: &[QuantRow<'_>],
-    out: &mut [f32],
-    stride: usize,
-) {
-    // SAFETY: passes the caller's promise on.
-    unsafe {
-        match (kind.signed, kind.group) {
-            (false, 32) => pairs::<D, false, 32>(kind.offsets, weights, xs, out, stride),
-            (false, _) => pairs::<D, false, 16>(kind.offsets, weights, xs, out, stride),
-            (true, 32) => pairs::<D, true, 32>(kind.offsets, weights, xs, out, stride),
-            (true, _) => pairs::<D, true, 16>(kind.offsets, weights, xs, out, stride),
-        }
-    }
-}
+/// Columns that are side by side at a time: those of all rows of a call stay in the first-level cache.
+const PANEL_COLS: usize = 512;
 
-/// Two weight rows by up to four activation rows at a time, whose sums stay in registers.
-///
-/// # Safety
-/// The CPU has what `D` needs.
-#[inline(always)]
-unsafe fn pairs<D: Dots, const SIGNED: bool, const GROUP: usize>(
-    offsets: bool,
-    weights: &[CodeRow<'_>],
-    xs: &[QuantRow<'_>],
-    out: &mut [f32],
-    stride: usize,
-) {
-    for (i, xs) in xs.chunks(4).enumerate() {
-        for (j, weights) in weights.chunks(2).enumerate() {
-            let out = &mut out[4 * i * stride + 2 * j..];
-            // SAFETY: passes the caller's promise on.
-            unsafe {
-                match (weights.len(), xs.len()) {
-                    (2, 1) => groups::<D, 2, 1, SIGNED, GROUP>(offsets, weights, xs, out, stride),
-                    (2, 2) => groups::<D, 2, 2, SIGNED, GROUP>(offsets, weights, xs, out, stride),
-                    (2, _) => groups::<D, 2, 4, SIGNED, GROUP>(offsets, weights, xs, out, stride),
-                    (_, 1) => groups::<D, 1, 1, SIGNED, GROUP>(offsets, weights, xs, out, stride),
-                    _ => groups::<D, 1, 4, SIGNED, GROUP>(offsets, weights, xs, out, stride),
-                }
-            }
-        }
-    }
-}
+/// Bytes of a vector.
+const VECTOR: usize = 32;
 
-/// One accumulator per product: the integer sums of 32 columns, scaled, lane by lane. The last activation row stands in
-/// for those that are not there.
-///
-/// # Safety
-/// The CPU has what `D` needs.
-#[inline(always)]
-unsafe fn groups<D: Dots, const W: usize, const X: usize, const SIGNED: bool, const GROUP: usize>(
-    offsets: bool,
-    weights: &[CodeRow<'_>],
-    xs: &[QuantRow<'_>],
-    out: &mut [f32],
-    stride: usize,
-) {
-    let weights: &[CodeRow<'_>; W] = weights.try_into().expect("W rows");
-    let parts: [_; X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]).map(|x| (x.codes(), x.scales()));
-    // SAFETY: by the caller's promise; loads check that what they read is there.
-    unsafe {
-        let mut acc = [[_mm256_setzero_ps(); W]; X];
-        for step in 0..xs[0].cols() / ACT_GROUP {
-            let at = step * ACT_GROUP;
-            let w = weights.map(|row| load_codes(&row.codes[at..]));
-            let w_scale = weights.map(|row| {
-                if GROUP == 32 {
-                    return _mm256_set1_ps(row.scales[step]);
-                }
-                let pair = &row.scales[2 * step..2 * step + 2];
-                _mm256_set_m128(_mm_set1_ps(pair[1]), _mm_set1_ps(pair[0]))
-            });
-            for (acc, (x_codes, x_scales)) in acc.iter_mut().zip(&parts) {
-                let codes = load_codes(&x_codes[at..]);
-                let x_scale = _mm256_set1_ps(x_scales[step]);
-                for ((acc, &w), &w_scale) in acc.iter_mut().zip(&w).zip(&w_scale) {
-                    let sums = if SIGNED {
-                        D::fours(_mm256_abs_epi8(w), _mm256_sign_epi8(codes, w))
-                    } else {
-                        D::fours(w, codes)
-                    };
-                    let scale = _mm256_mul_ps(w_scale, x_scale);
-                    *acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums), *acc);
-                }
-            }
-        }
-        for (i, x) in xs.iter().enumerate() {
-            for (j, row) in weights.iter().enumerate() {
-                let mut sum = acc[i][j];
-                if offsets {
-                    let sums = x.sums(GROUP);
-                    sum = add_offsets(sum, row.offsets, sums);
-                }
-                out[i * stride + j] = reduce(sum);
-            }
-        }
-    }
-}
+/// Bytes of the codes, and of the scales or offsets, of eight rows.
+const CODE_BYTES: usize = PANEL_COLS * LANES;
+const SCALE_BYTES: usize = PANEL_COLS / 16 * VECTOR;
+const PART_BYTES: usize = CODE_BYTES + 2 * SCALE_BYTES;
 
 /// Products of rows unpacked to the common form with `xs`: `out[x * TILE_ROWS + w]`.
 ///
@@ -124,33 +35,206 @@ pub(super) unsafe fn dot_unpacked<D: Dots>(
     kind: CodeKind,
     weights: &UnpackedTile<'_>,
     xs: &ActRows<'_>,
+    scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
-    for first in (0..weights.n_rows).step_by(TILE) {
-        let rows: [CodeRow<'_>; TILE] =
-            std::array::from_fn(|i| weights.panel.row((first + i).min(weights.n_rows - 1)));
-        let rows = &rows[..TILE.min(weights.n_rows - first)];
-        // SAFETY: passes the caller's promise on.
-        unsafe { dot_codes::<D>(kind, rows, xs.rows, &mut out[first..], TILE_ROWS) };
+    let panel = &mut scratch.panel;
+    // SAFETY: passes the caller's promise on.
+    unsafe {
+        match (kind.signed, kind.group, kind.offsets) {
+            (false, 32, _) => dot_kind::<D, false, 32, true>(weights, xs.rows, panel, out),
+            (false, _, _) => dot_kind::<D, false, 16, true>(weights, xs.rows, panel, out),
+            (true, 32, false) => dot_kind::<D, true, 32, false>(weights, xs.rows, panel, out),
+            (true, 32, true) => dot_kind::<D, true, 32, true>(weights, xs.rows, panel, out),
+            (true, _, _) => dot_kind::<D, true, 16, true>(weights, xs.rows, panel, out),
+        }
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load_codes(codes: &[i8]) -> __m256i {
-    let codes = &codes[..32];
-    // SAFETY: 32 bytes are in bounds; the load needs no alignment.
-    unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) }
+/// # Safety
+/// The CPU has what `D` needs.
+#[inline(always)]
+unsafe fn dot_kind<D: Dots, const SIGNED: bool, const GROUP: usize, const OFFSETS: bool>(
+    weights: &UnpackedTile<'_>,
+    xs: &[QuantRow<'_>],
+    panel: &mut AlignedBytes,
+    out: &mut [f32],
+) {
+    let Some(first) = xs.first() else { return };
+    let cols = first.cols();
+    assert!(xs.iter().all(|x| x.layout() == first.layout()), "rows of one shape");
+    assert!(weights.n_rows <= TILE_ROWS, "{} rows of one call", weights.n_rows);
+    if panel.bytes().len() < TILE_ROWS / LANES * PART_BYTES {
+        *panel = AlignedBytes::zeroed(TILE_ROWS / LANES * PART_BYTES).expect("memory for a panel");
+    }
+    for start in (0..cols).step_by(PANEL_COLS) {
+        let end = (start + PANEL_COLS).min(cols);
+        for (row, part) in
+            (0..weights.n_rows).step_by(LANES).zip(panel.bytes_mut().chunks_exact_mut(PART_BYTES))
+        {
+            // The last row stands in for those that are not there.
+            let rows = std::array::from_fn(|i| weights.panel.row((row + i).min(weights.n_rows - 1)));
+            // SAFETY: callers have AVX2.
+            unsafe { side_by_side::<GROUP, OFFSETS>(&rows, start..end, part) };
+        }
+        for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
+            for (row, part) in (0..weights.n_rows).step_by(LANES).zip(panel.bytes().chunks_exact(PART_BYTES))
+            {
+                let out = &mut out[row..];
+                // SAFETY: the part was filled with these columns, which all rows have; passes the caller's promise on.
+                unsafe {
+                    match xs.len() {
+                        1 => meet::<D, 1, SIGNED, GROUP, OFFSETS>(part, start..end, xs, out),
+                        2 => meet::<D, 2, SIGNED, GROUP, OFFSETS>(part, start..end, xs, out),
+                        _ => meet::<D, MAX_BLOCK, SIGNED, GROUP, OFFSETS>(part, start..end, xs, out),
+                    }
+                }
+            }
+        }
+    }
 }
 
-/// `acc + offsets * sums`, both padded to whole vectors.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn add_offsets(mut acc: __m256, offsets: &[f32], sums: &[f32]) -> __m256 {
-    for (a, b) in offsets.as_chunks::<8>().0.iter().zip(sums.as_chunks::<8>().0) {
-        // SAFETY: eight floats each; the loads need no alignment.
-        let (a, b) = unsafe { (_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(b.as_ptr())) };
-        acc = _mm256_fmadd_ps(a, b, acc);
+/// Puts columns `cols` of eight rows side by side: a vector has four codes of each, or one scale or offset.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn side_by_side<const GROUP: usize, const OFFSETS: bool>(
+    rows: &[CodeRow<'_>; LANES],
+    cols: Range<usize>,
+    part: &mut [u8],
+) {
+    let (codes, scales) = part.split_at_mut(CODE_BYTES);
+    let (scales, offsets) = scales.split_at_mut(SCALE_BYTES);
+    // SAFETY: callers have AVX2.
+    unsafe {
+        let of_codes = rows.map(|row| as_unsigned(&row.codes[cols.clone()]));
+        transpose(of_codes, codes);
+        let groups = cols.start / GROUP..cols.end / GROUP;
+        transpose(rows.map(|row| as_bytes(&row.scales[groups.clone()])), scales);
+        if OFFSETS {
+            transpose(rows.map(|row| as_bytes(&row.offsets[groups.clone()])), offsets);
+        }
     }
-    acc
+}
+
+/// Words of eight rows, word after word: sixteen bytes of each row at a time.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn transpose(rows: [&[u8]; LANES], out: &mut [u8]) {
+    let n = rows[0].len();
+    assert!(
+        n.is_multiple_of(16) && rows.iter().all(|row| row.len() == n) && n * LANES <= out.len(),
+        "whole vectors"
+    );
+    for at in (0..n).step_by(16) {
+        // SAFETY: sixteen bytes of each row are in bounds, and so are the four vectors they make; no alignment is needed.
+        unsafe {
+            let pair = |i: usize| {
+                let half = |row: &[u8]| _mm_loadu_si128(row.as_ptr().add(at).cast());
+                _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(half(rows[i])), half(rows[i + 4]))
+            };
+            let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
+            let (low_ab, high_ab) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (low_cd, high_cd) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+            let words = [
+                _mm256_unpacklo_epi64(low_ab, low_cd),
+                _mm256_unpackhi_epi64(low_ab, low_cd),
+                _mm256_unpacklo_epi64(high_ab, high_cd),
+                _mm256_unpackhi_epi64(high_ab, high_cd),
+            ];
+            for (i, words) in words.into_iter().enumerate() {
+                _mm256_storeu_si256(out.as_mut_ptr().add(at * LANES + i * VECTOR).cast(), words);
+            }
+        }
+    }
+}
+
+/// Adds the products of columns `cols` of eight rows with up to `X` activation rows to `out[x * TILE_ROWS + lane]`, which
+/// have those of the columns before.
+///
+/// # Safety
+/// The CPU has what `D` needs; the part has these columns, and so have the activations.
+#[inline(always)]
+unsafe fn meet<D: Dots, const X: usize, const SIGNED: bool, const GROUP: usize, const OFFSETS: bool>(
+    part: &[u8],
+    cols: Range<usize>,
+    xs: &[QuantRow<'_>],
+    out: &mut [f32],
+) {
+    // The last row stands in for those that are not there.
+    let acts: [*const u8; X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)].bytes().as_ptr());
+    let layout = xs[0].layout();
+    let (scales_at, sums_at) = (layout.scales_at(), layout.sums_at(GROUP));
+    let negated_at = layout.negated_at(GROUP);
+    let vector = |at: usize| part.as_ptr().wrapping_add(at).cast::<__m256i>();
+    // SAFETY: by the caller's promise; a product of an unsigned code is at most 31 times 127, so that eight of them fit
+    // sixteen bits.
+    unsafe {
+        let mut acc = [_mm256_setzero_ps(); X];
+        if cols.start > 0 {
+            for (acc, out) in acc.iter_mut().zip(out.chunks(TILE_ROWS)).take(xs.len()) {
+                *acc = load(out);
+            }
+        }
+        for (i, group) in (cols.start / GROUP..cols.end / GROUP).enumerate() {
+            let acts_here = acts.map(|x| x.wrapping_add(GROUP * group));
+            let mut sums = [_mm256_setzero_si256(); X];
+            // A closure that is not in line is compiled for less than this is.
+            for (sum, &x) in sums.iter_mut().zip(&acts) {
+                if SIGNED && let Some(n) = D::SIGNED_ZERO {
+                    *sum = _mm256_sll_epi32(word(x, negated_at + 4 * group), _mm_cvtsi32_si128(n));
+                }
+            }
+            let mut steps = [_mm256_setzero_si256(); X];
+            each_line!(GROUP / 4, |LINE| {
+                let codes = _mm256_loadu_si256(vector((i * GROUP / 4 + LINE) * VECTOR));
+                for x in 0..X {
+                    if SIGNED {
+                        sums[x] = D::step_signed::<{ 4 * LINE }>(sums[x], codes, acts_here[x]);
+                    } else if D::IS_WIDE {
+                        sums[x] = D::step::<{ 4 * LINE }>(sums[x], codes, acts_here[x]);
+                    } else {
+                        steps[x] = D::step::<{ 4 * LINE }>(steps[x], codes, acts_here[x]);
+                    }
+                }
+                if !SIGNED && !D::IS_WIDE && LINE % 4 == 3 {
+                    for (sum, steps) in sums.iter_mut().zip(&mut steps) {
+                        let steps = std::mem::replace(steps, _mm256_setzero_si256());
+                        *sum = D::fold(*sum, steps, D::factor(_mm256_set1_epi32(1)));
+                    }
+                }
+            });
+            let scale = _mm256_castsi256_ps(_mm256_loadu_si256(vector(CODE_BYTES + i * VECTOR)));
+            let offset = vector(CODE_BYTES + SCALE_BYTES + i * VECTOR);
+            for x in 0..X {
+                let x_scale = _mm256_castsi256_ps(word(acts[x], scales_at + 4 * (group * GROUP / 32)));
+                acc[x] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[x]), _mm256_mul_ps(scale, x_scale), acc[x]);
+                if OFFSETS {
+                    let offset = _mm256_castsi256_ps(_mm256_loadu_si256(offset));
+                    let x_sum = _mm256_castsi256_ps(word(acts[x], sums_at + 4 * group));
+                    acc[x] = _mm256_fmadd_ps(offset, x_sum, acc[x]);
+                }
+            }
+        }
+        for (acc, out) in acc.iter().zip(out.chunks_mut(TILE_ROWS)).take(xs.len()) {
+            store(out, *acc);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+unsafe fn load(values: &[f32]) -> __m256 {
+    let values = &values[..LANES];
+    // SAFETY: eight floats are in bounds; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(values.as_ptr()) }
+}
+
+fn as_unsigned(codes: &[i8]) -> &[u8] {
+    // SAFETY: `i8` and `u8` have the same layout and all bit patterns are valid.
+    unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) }
 }

@@ -38,12 +38,6 @@ pub(super) trait Dots {
     /// # Safety
     /// The CPU has AVX2.
     unsafe fn fold(sum: __m256i, steps: __m256i, factor: __m256i) -> __m256i;
-
-    /// The sums of four products of bytes of which the first are unsigned.
-    ///
-    /// # Safety
-    /// The CPU has AVX2 and what the implementation names.
-    unsafe fn fours(unsigned: __m256i, signed: __m256i) -> __m256i;
 }
 
 /// The four bytes at `at`, in every lane.
@@ -127,12 +121,6 @@ impl Dots for Pairs {
         // SAFETY: by the caller's promise.
         unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(steps, factor)) }
     }
-
-    #[inline(always)]
-    unsafe fn fours(unsigned: __m256i, signed: __m256i) -> __m256i {
-        // SAFETY: by the caller's promise. 128 times 127 twice fits sixteen bits.
-        unsafe { _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned, signed), _mm256_set1_epi16(1)) }
-    }
 }
 
 /// AVX-VNNI: four products are added up in 32 bits.
@@ -178,12 +166,6 @@ impl Dots for Vnni {
     unsafe fn fold(sum: __m256i, steps: __m256i, factor: __m256i) -> __m256i {
         // SAFETY: by the caller's promise.
         unsafe { _mm256_add_epi32(sum, _mm256_mullo_epi32(steps, factor)) }
-    }
-
-    #[inline(always)]
-    unsafe fn fours(unsigned: __m256i, signed: __m256i) -> __m256i {
-        // SAFETY: by the caller's promise.
-        unsafe { _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), unsigned, signed) }
     }
 }
 

@@ -11,6 +11,8 @@ mod tile;
 
 use core::arch::x86_64::{
     _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_shuffle_epi8, _mm_storeu_si128,
+    _mm256_and_si256, _mm256_cmpeq_epi8, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setr_epi64x,
+    _mm256_shuffle_epi8, _mm256_storeu_si256,
 };
 
 use crate::kernels::{Isa, Kernels, PeakLoops};
@@ -39,6 +41,23 @@ impl Primitives for Avx2Primitives {
             let (table, codes) =
                 (_mm_loadu_si128(table.as_ptr().cast()), _mm_loadu_si128(codes.as_ptr().cast()));
             _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_shuffle_epi8(table, codes));
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn spread(bits: u32) -> [u8; 32] {
+        let mut out = [0u8; 32];
+        // SAFETY: 32 bytes are stored to an array of 32, unaligned; used by kernels compiled with AVX2 only
+        // (`unpack_table!` here and in `avx512`).
+        unsafe {
+            // Each byte of the four eight times, then its own bit of it.
+            let byte =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), byte);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), set);
         }
         out
     }
@@ -125,11 +144,11 @@ macro_rules! code_kernels {
                 kind: CodeKind,
                 weights: &UnpackedTile<'_>,
                 xs: &ActRows<'_>,
-                _: &mut TileScratch,
+                scratch: &mut TileScratch,
                 out: &mut [f32],
             ) {
                 // SAFETY: this is compiled for what the products need.
-                unsafe { codes::dot_unpacked::<$dots>(kind, weights, xs, out) }
+                unsafe { codes::dot_unpacked::<$dots>(kind, weights, xs, scratch, out) }
             }
         }
     };

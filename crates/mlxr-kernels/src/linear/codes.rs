@@ -20,7 +20,7 @@ pub(crate) const SCALE_PAD: usize = 16;
 /// What the codes of a format look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CodeKind {
-    /// Codes may be negative; otherwise they are 0..=127.
+    /// Codes may be negative; otherwise they are 0..=31, so that eight products with activations fit sixteen bits.
     pub(crate) signed: bool,
     /// Columns per scale: 16 or 32.
     pub(crate) group: usize,

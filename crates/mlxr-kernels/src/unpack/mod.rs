@@ -19,6 +19,11 @@ pub(crate) trait Primitives {
     fn to_f32(bits: u16) -> f32;
     /// `table[code]` for each code, which are below 16.
     fn look_up(table: &[i8; 16], codes: [u8; 16]) -> [u8; 16];
+    /// 255 for each bit of `bits` that is set, the lowest first, and 0 for the others.
+    #[inline(always)]
+    fn spread(bits: u32) -> [u8; 32] {
+        std::array::from_fn(|i| ((bits >> i & 1) as u8).wrapping_neg())
+    }
 }
 
 /// By integer arithmetic and loads, without branches.
@@ -160,9 +165,10 @@ fn put_looked_up<H: Primitives>(table: &[i8; 16], codes: &mut [i8], at: usize, b
 
 /// Five-bit codes: nibbles as in `put_nibbles` and bit `i` of `high` for code `i`.
 #[inline(always)]
-fn put_five_bits(codes: &mut [i8], high: u32, bytes: [u8; 16]) {
-    put::<16>(codes, 0, |i| bytes[i] & 15 | ((high >> i & 1) as u8) << 4);
-    put::<16>(codes, 16, |i| bytes[i] >> 4 | ((high >> (i + 16) & 1) as u8) << 4);
+fn put_five_bits<H: Primitives>(codes: &mut [i8], high: u32, bytes: [u8; 16]) {
+    let high = H::spread(high);
+    put::<16>(codes, 0, |i| bytes[i] & 15 | high[i] & 16);
+    put::<16>(codes, 16, |i| bytes[i] >> 4 | high[i + 16] & 16);
 }
 
 #[inline(always)]
@@ -181,7 +187,7 @@ pub(crate) fn q5_0<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     for ((block, codes), (scale, offset)) in blocks.zip(out.scales.iter_mut().zip(out.offsets)) {
         *scale = half_at::<H>(block, 0);
         *offset = -16.0 * *scale;
-        put_five_bits(codes, u32::from_le_bytes(take::<4>(block, 2)), take::<16>(block, 6));
+        put_five_bits::<H>(codes, u32::from_le_bytes(take::<4>(block, 2)), take::<16>(block, 6));
     }
 }
 
@@ -191,7 +197,7 @@ pub(crate) fn q5_1<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     for ((block, codes), (scale, offset)) in blocks.zip(out.scales.iter_mut().zip(out.offsets)) {
         *scale = half_at::<H>(block, 0);
         *offset = half_at::<H>(block, 2);
-        put_five_bits(codes, u32::from_le_bytes(take::<4>(block, 4)), take::<16>(block, 8));
+        put_five_bits::<H>(codes, u32::from_le_bytes(take::<4>(block, 4)), take::<16>(block, 8));
     }
 }
 
@@ -283,16 +289,26 @@ pub(crate) fn mxfp4<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     }
 }
 
+/// Nibbles of which neighbours share a byte. One loop of shifts would be vectorised worse.
+#[inline(always)]
+fn neighbours(bytes: [u8; 16]) -> [u8; 32] {
+    let (low, high) = (bytes.map(|b| b & 15), bytes.map(|b| b >> 4));
+    let mut nibbles = [0u8; 32];
+    for (i, pair) in nibbles.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *pair = [low[i], high[i]];
+    }
+    nibbles
+}
+
 /// MLX keeps the scales apart and neighbours in one byte.
 #[inline(always)]
 pub(crate) fn mlx_mxfp4<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     let groups = row.data.as_chunks::<16>().0.iter().zip(row.scales);
     for (((bytes, &code), codes), scale) in groups.zip(out.codes.as_chunks_mut::<32>().0).zip(out.scales) {
         *scale = half_e8m0(code);
-        let bytes = *bytes;
+        let nibbles = neighbours(*bytes);
         for half in 0..2 {
-            let nibbles = std::array::from_fn(|i| bytes[8 * half + i / 2] >> (4 * (i % 2)) & 15);
-            let values = H::look_up(&E2M1_VALUES, nibbles);
+            let values = H::look_up(&E2M1_VALUES, take::<16>(&nibbles, 16 * half));
             put::<16>(codes, 16 * half, |i| values[i]);
         }
     }
@@ -398,8 +414,8 @@ pub(crate) fn mlx4<const N: usize>(
     mlx_scales(row, out.scales, out.offsets, 0.0, to_f32);
     // Groups are 32 columns at least, so rows are whole runs of 32 codes.
     for (codes, bytes) in out.codes.as_chunks_mut::<32>().0.iter_mut().zip(row.data.as_chunks::<16>().0) {
-        let bytes = *bytes;
-        put::<32>(codes, 0, |i| bytes[i / 2] >> (4 * (i % 2)) & 15);
+        let nibbles = neighbours(*bytes);
+        put::<32>(codes, 0, |i| nibbles[i]);
     }
 }
 

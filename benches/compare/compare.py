@@ -1,7 +1,8 @@
 """mlxr beside llama.cpp: the same models, tokens and threads in the same minutes, in turn.
 
 usage: python benches/compare/compare.py --mlxr target/release/mlxr [--work FOLDER] [--types q4_0,q4_k,...]
-           [--shape tinyllama] [--threads N] [--rounds 3] [--tests prefill,decode,batch,depth] [--bf16] [--out FOLDER]
+           [--shape tinyllama] [--threads N] [--rounds 3] [--tests prefill,decode,batch,depth] [--bf16] [--cpu avx2|avx-vnni]
+           [--out FOLDER]
 
 The first run makes a virtual environment in the work folder and compiles llama.cpp there from the source package of
 llama-cpp-python, for this processor (`--python PYTHON` names one that has it instead). GCC 12 miscompiles the tile
@@ -10,6 +11,8 @@ configuration of its AMX code: on processors with AMX give a newer compiler in C
 those of the medians, and the limits are the memory's read bandwidth and the most that the processor multiplies, which
 `mlxr bench` measures in the same round. Of what is computed only multiplications with weights count.
 With `--bf16` prefill is measured once more with `--bf16-products`.
+With `--cpu avx2` both do with what a processor without AVX-512 has: llama.cpp is built for AVX2, FMA, F16C and BMI2 (with
+`avx-vnni` for that too), in a virtual environment of its own, and mlxr has `--cpu-kernels` of that name.
 Writes `compare.json`, `compare.md` and `compare.svg`.
 """
 
@@ -26,6 +29,12 @@ import venv
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DEPTHS = [2048]
+# How llama.cpp is built; GGML_NATIVE off leaves AVX2, FMA, F16C and BMI2 on, and AVX-512 and AMX off.
+BUILDS = {
+    "native": "-DGGML_NATIVE=ON",
+    "avx2": "-DGGML_NATIVE=OFF",
+    "avx-vnni": "-DGGML_NATIVE=OFF -DGGML_AVX_VNNI=ON",
+}
 
 
 def run(command, **kwargs):
@@ -36,15 +45,17 @@ def output(command):
     return json.loads(run(command, stdout=subprocess.PIPE).stdout)
 
 
-def python_with_peer(work):
+def python_with_peer(work, cpu):
     """A Python that has llama.cpp, installed on the first call."""
-    folder = work / "venv"
+    folder = work / ("venv" if cpu == "native" else f"venv-{cpu}")
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
     if subprocess.run([python, "-c", "import llama_cpp, gguf"], capture_output=True).returncode != 0:
-        options = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release -DLLAVA_BUILD=OFF"}
+        options = {"CMAKE_ARGS": f"{BUILDS[cpu]} -DCMAKE_BUILD_TYPE=Release -DLLAVA_BUILD=OFF"}
         install = [python, "-m", "pip", "install", "--no-binary", "llama-cpp-python", "-r", HERE / "requirements.txt"]
+        # A wheel that was built for another instruction set must not be taken.
+        install += [] if cpu == "native" else ["--no-cache-dir"]
         run(install, env={**os.environ, **options})
     return python
 
@@ -55,7 +66,7 @@ def prepared(args):
     args.work.mkdir(parents=True, exist_ok=True)
     args.out = args.out or args.work
     args.out.mkdir(parents=True, exist_ok=True)
-    return Engines(args, args.python or python_with_peer(args.work))
+    return Engines(args, args.python or python_with_peer(args.work, args.cpu))
 
 
 def model_file(python, work, shape, kind):
@@ -71,7 +82,7 @@ def plan(args):
     """What to ask of both engines, one call each."""
     asked = []
     if "prefill" in args.tests:
-        asked.append(dict(prefill=[128, 512], decode=0, batch=[1], depth=0))
+        asked.append(dict(prefill=args.prompts, decode=0, batch=[1], depth=0))
     if "batch" in args.tests:
         asked.append(dict(prefill=[0], decode=args.decode, batch=args.batches, depth=0))
     elif "decode" in args.tests:
@@ -92,6 +103,7 @@ def arguments(asked):
 class Engines:
     def __init__(self, args, python):
         self.args, self.python = args, python
+        self.kernels = "auto" if args.cpu == "native" else args.cpu
 
     def ours(self, path, asked):
         """What `mlxr bench` says of each test, and the memory's bandwidth."""
@@ -100,7 +112,8 @@ class Engines:
             modes[", bf16"] = ["--bf16-products"]
         results = {}
         for mode, flags in modes.items():
-            report = output([self.args.mlxr, "bench", path, "--device", "cpu", "--json", *arguments(asked), *flags])
+            command = [self.args.mlxr, "bench", path, "--device", "cpu", "--cpu-kernels", self.kernels, "--json"]
+            report = output([*command, *arguments(asked), *flags])
             for test in report["results"]:
                 results[test["test"] + mode] = (test["tok_s"]["median"], test["gb_s"], test["peak_share"], report["backend"])
         return results, report["read_gb_s"]
@@ -183,6 +196,7 @@ def parser_of(doc, shape):
     parser.add_argument("--out", type=pathlib.Path, help="where the results go [default: the work folder]")
     parser.add_argument("--python", type=pathlib.Path, help="a Python that has llama_cpp and gguf")
     parser.add_argument("--shape", default=shape)
+    parser.add_argument("--cpu", choices=BUILDS, default="native", help="instruction set of both [default: native, the processor's own]")
     return parser
 
 
@@ -191,6 +205,7 @@ def main():
     parser.add_argument("--types", type=lambda text: text.split(","), default=["q4_0", "q4_k", "q8_0", "q6_k", "f16"])
     parser.add_argument("--tests", type=lambda text: text.split(","), default=["prefill", "batch", "depth"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=lambda text: [int(n) for n in text.split(",")], default=[128, 512])
     parser.add_argument("--decode", type=int, default=32, help="tokens to decode")
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4, 8, 16])
     parser.add_argument("--bf16", action="store_true")
@@ -202,9 +217,9 @@ def main():
         path = model_file(engines.python, args.work, args.shape, kind)
         for asked in plan(args):
             rows += measure(engines, path, kind, asked, args.rounds)
-        report = dict(processor=processor(), shape=args.shape, threads=args.threads, rounds=args.rounds, rows=rows)
+        report = dict(processor=processor(), cpu=args.cpu, shape=args.shape, threads=args.threads, rounds=args.rounds, rows=rows)
         (args.out / "compare.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    title = f"{args.shape}, {args.threads} threads, {processor()}"
+    title = f"{args.shape}, {args.threads} threads, {processor()}" + ("" if args.cpu == "native" else f", {args.cpu} alone")
     (args.out / "compare.md").write_text(table(rows), encoding="utf-8")
     (args.out / "compare.svg").write_text(plot(rows, title), encoding="utf-8")
     print(table(rows), end="")

@@ -120,11 +120,11 @@ def main():
     engines = compare.prepared(args)
     path = compare.model_file(engines.python, args.work, args.shape, args.type)
     file = args.out / "curves.json"
-    report = dict(processor=compare.processor(), shape=args.shape, points=[])
+    report = dict(processor=compare.processor(), cpu=args.cpu, shape=args.shape, points=[])
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
-        if any(before[key] != report[key] for key in ("processor", "shape")):
-            parser.error(f"{file} is of another machine or shape: give another --out")
+        if any(before.get(key) != report[key] for key in ("processor", "cpu", "shape")):
+            parser.error(f"{file} is of another machine, instruction set or shape: give another --out")
         report = before
     for curve in curves:
         for value in args.values or CURVES[curve]["values"]:

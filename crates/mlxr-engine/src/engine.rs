@@ -275,6 +275,11 @@ impl Engine {
         self.active.is_empty() && self.events.is_empty()
     }
 
+    /// Gives back memory kept for the next step, which may be a while off.
+    pub(crate) fn rest(&mut self) {
+        self.runner.rest();
+    }
+
     pub fn stats(&self) -> EngineStats {
         EngineStats {
             n_waiting: self.scheduler.n_waiting(),

@@ -115,6 +115,9 @@ pub trait Runner: Send {
         drop(logits);
     }
 
+    /// Says that there is nothing to run for now: memory kept for the next step may go.
+    fn rest(&mut self) {}
+
     /// Calls `work` for every number below `n`, on several threads if it has them.
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {
         (0..n).for_each(work);
@@ -312,6 +315,11 @@ impl Runner for ModelRunner {
 
     fn recycle(&mut self, logits: Vec<f32>) {
         self.spare = logits;
+    }
+
+    fn rest(&mut self) {
+        self.spare = Vec::new();
+        self.model.devices().for_each(|(backend, _)| backend.rest());
     }
 
     fn parallel(&self, n: usize, work: &(dyn Fn(usize) + Sync)) {

@@ -14,9 +14,10 @@ use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::{mpsc, oneshot};
@@ -29,6 +30,9 @@ use crate::{Engine, EngineStats, Event, FinishReason, Request, RequestId, Submit
 
 /// Commands that are not submissions and may wait for the end of a step.
 const MAX_OTHER_COMMANDS: usize = 64;
+
+/// How long there has been nothing to do when memory kept for the next step is given back.
+const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// Where the events of one or more requests go.
 pub type EventSender = mpsc::UnboundedSender<Event>;
@@ -366,10 +370,15 @@ impl Worker {
             if self.shared.orders.load(Ordering::Acquire) != RUN {
                 return false;
             }
-            match self.inbox.recv() {
-                Ok(command) => self.obey(command),
-                Err(_) => return false,
-            }
+            let command = match self.inbox.recv_timeout(REST_AFTER) {
+                Err(RecvTimeoutError::Timeout) => {
+                    self.engine.rest();
+                    self.inbox.recv().ok()
+                }
+                received => received.ok(),
+            };
+            let Some(command) = command else { return false };
+            self.obey(command);
         }
         while let Ok(command) = self.inbox.try_recv() {
             self.obey(command);

@@ -8,15 +8,18 @@ use std::cell::RefCell;
 use std::mem::take;
 use std::ops::Range;
 
-use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, Span};
+use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, RopePairing, Span};
 
 use crate::aligned::{as_bytes, prefetch};
 use crate::disjoint::Disjoint;
 use crate::kernels::{
-    AttendKernels, DotFloats, Kernels, TILE, UNIT_TOKENS, UNITS_AHEAD, Units, WIDE_COLS, WIDE_QUERIES,
+    AttendKernels, DotFloats, Kernels, Scores, Seen, Softened, TILE, UNIT_TOKENS, UNITS_AHEAD, Units,
+    WIDE_COLS, WIDE_QUERIES, WideAttend, WideKernels,
 };
 use crate::kv::{LayerKv, decode};
+use crate::linear::wide::WideLines;
 use crate::pool::ThreadPool;
+use crate::rope::Angles;
 use crate::weight::vector;
 
 /// Tokens whose softmax state is kept apart.
@@ -28,8 +31,14 @@ const SEGMENT_UNITS: usize = SEGMENT_TOKENS / UNIT_TOKENS;
 /// Queries (rows times heads of one KV head) that share one pass over the keys.
 const TILE_QUERIES: usize = 32;
 
+/// As [`TILE_QUERIES`], where they meet in bf16: keys and values are rounded and turned once for as many.
+const WIDE_TILE_QUERIES: usize = 128;
+
+/// Rows of a tile at most: it meets the keys that its last row sees with all of them.
+const TILE_ROWS: usize = 64;
+
 /// Queries that one call of a kernel takes at most.
-const MAX_QUERIES: usize = 64;
+const MAX_QUERIES: usize = 128;
 
 /// One attention op.
 pub(crate) struct Attention<'a> {
@@ -39,6 +48,31 @@ pub(crate) struct Attention<'a> {
     pub(crate) layer: &'a LayerKv,
     pub(crate) batch: &'a Batch,
     pub(crate) spec: &'a AttentionSpec,
+    /// What queries are still to be rotated by.
+    pub(crate) rotation: Option<(&'a Angles, RopePairing)>,
+}
+
+/// Where results go.
+pub(crate) enum Target<'a> {
+    /// `[rows, n_heads * v_dim]`
+    Rows(Disjoint<'a, f32>),
+    /// As products take them in bf16; the heads of a KV head are to have whole steps of columns.
+    Wide(&'a WideKernels, WideLines<'a>),
+}
+
+/// Kernels that take units.
+enum UnitKernels {
+    Exact(AttendKernels),
+    Wide(WideAttend),
+}
+
+impl UnitKernels {
+    fn scores(&self) -> Scores {
+        match self {
+            UnitKernels::Exact(kernels) => kernels.scores,
+            UnitKernels::Wide(kernels) => kernels.scores,
+        }
+    }
 }
 
 /// Some rows of one sequence and the query heads of one KV head.
@@ -66,6 +100,8 @@ struct Scratch {
     scores: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// Those of a tile, if they had to be rotated.
+    queries: Vec<f32>,
     /// A kernel's own.
     floats: Vec<f32>,
 }
@@ -86,13 +122,12 @@ impl State {
 }
 
 impl Attention<'_> {
-    /// Fills `out: [rows, n_heads * v_dim]`.
-    pub(crate) fn run(&self, pool: &ThreadPool, out: &mut [f32]) {
+    /// Fills `out`.
+    pub(crate) fn run(&self, pool: &ThreadPool, out: Target<'_>) {
         if pool.is_idle() {
             return;
         }
         let tiles = self.tiles();
-        let out = Disjoint::new(out);
         if tiles.len() < pool.n_threads() && tiles.iter().any(|tile| self.segments(tile).len() > 1) {
             return self.run_by_segments(pool, &tiles, &out);
         }
@@ -101,14 +136,14 @@ impl Attention<'_> {
                 for i in range {
                     tiles.get(i + 1).inspect(|next| self.fetch_first_keys(next));
                     self.tile(&tiles[i], scratch);
-                    self.finish(&tiles[i], &scratch.total, &out);
+                    self.finish(&tiles[i], &mut scratch.total, &out);
                 }
             });
         });
     }
 
     /// Few tiles over long contexts: segments are computed by any thread, then merged in the order `tile` has.
-    fn run_by_segments(&self, pool: &ThreadPool, tiles: &[Tile<'_>], out: &Disjoint<'_, f32>) {
+    fn run_by_segments(&self, pool: &ThreadPool, tiles: &[Tile<'_>], out: &Target<'_>) {
         let work = tiles.iter().flat_map(|tile| self.segments(tile).into_iter().map(move |s| (tile, s)));
         let work: Vec<(&Tile<'_>, Range<usize>)> = work.collect();
         let mut states: Vec<State> = work.iter().map(|_| State::default()).collect();
@@ -117,6 +152,7 @@ impl Attention<'_> {
             SCRATCH.with_borrow_mut(|scratch| {
                 for i in range {
                     let (tile, segment) = &work[i];
+                    self.rotate(tile, scratch);
                     self.segment(tile, segment, scratch);
                     // SAFETY: each segment is given to one thread only.
                     let state = unsafe { shared.slice(i..i + 1) };
@@ -131,7 +167,7 @@ impl Attention<'_> {
             for state in states.by_ref().take(self.segments(tile).len()) {
                 self.merge(&mut total, state);
             }
-            self.finish(tile, &total, out);
+            self.finish(tile, &mut total, out);
         }
     }
 
@@ -140,7 +176,8 @@ impl Attention<'_> {
     }
 
     fn tiles(&self) -> Vec<Tile<'_>> {
-        let rows_per_tile = (TILE_QUERIES / self.group()).max(1);
+        let n_queries = if self.kernels.wide.is_some() { WIDE_TILE_QUERIES } else { TILE_QUERIES };
+        let rows_per_tile = (n_queries / self.group()).clamp(1, TILE_ROWS);
         let mut tiles = Vec::new();
         for span in &self.batch.spans {
             for start in span.rows.clone().step_by(rows_per_tile) {
@@ -205,9 +242,23 @@ impl Attention<'_> {
     /// Computes the state of all queries of a tile into `scratch.total`.
     fn tile(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
         scratch.total.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
+        self.rotate(tile, scratch);
         for segment in self.segments(tile) {
             self.segment(tile, &segment, scratch);
             self.merge(&mut scratch.total, &scratch.segment);
+        }
+    }
+
+    /// Rotates a copy of a tile's queries, if that is still to be done.
+    fn rotate(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
+        let Some((angles, pairing)) = self.rotation else { return };
+        let (k_dim, group) = (self.layer.layout.k_dim, self.group());
+        scratch.queries.clear();
+        for row in tile.rows.clone() {
+            let first = (row * self.spec.n_heads + tile.kv_head * group) * k_dim;
+            let start = scratch.queries.len();
+            scratch.queries.extend_from_slice(&self.q[first..first + group * k_dim]);
+            angles.rotate(self.kernels, pairing, row, k_dim, &mut scratch.queries[start..]);
         }
     }
 
@@ -219,7 +270,7 @@ impl Attention<'_> {
         scratch.segment.reset(n_queries, self.layer.layout.v_dim);
         scratch.scores.resize(n_queries * (end - first), 0.0);
         match self.attend(n_queries) {
-            Some(kernels) => self.segment_by_units(kernels, tile, positions, scratch),
+            Some(kernels) => self.segment_by_units(&kernels, tile, positions, scratch),
             None => {
                 self.scores(tile, positions.clone(), scratch);
                 self.soften(tile, first..end, scratch);
@@ -230,11 +281,8 @@ impl Attention<'_> {
 
     /// Turns the scores of a segment into weights, which are zero for positions that a query does not see.
     fn soften(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch) {
-        let Range { start: first, end } = positions;
-        for (query, scores) in scratch.scores.chunks_exact_mut(end - first).enumerate() {
-            let visible = self.visible(tile.span, tile.rows.start + query / self.group());
-            let to = visible.end.clamp(first, end) - first;
-            let from = visible.start.saturating_sub(first).min(to);
+        for (query, scores) in scratch.scores.chunks_exact_mut(positions.len()).enumerate() {
+            let Range { start: from, end: to } = self.seen_of(tile, query, &positions);
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);
             if from < to {
@@ -243,6 +291,21 @@ impl Attention<'_> {
                 (*state.0, *state.1) = self.kernels.soften(scores, self.spec.scale, self.spec.softcap);
             }
         }
+    }
+
+    /// Which of some positions a query of a tile sees.
+    fn seen_of(&self, tile: &Tile<'_>, query: usize, positions: &Range<usize>) -> Range<usize> {
+        let visible = self.visible(tile.span, tile.rows.start + query / self.group());
+        let to = visible.end.clamp(positions.start, positions.end) - positions.start;
+        visible.start.saturating_sub(positions.start).min(to)..to
+    }
+
+    /// Caps scores, if they are to be; returns what they are still to be multiplied by.
+    fn capped(&self, scores: &mut [f32]) -> f32 {
+        let Some(cap) = self.spec.softcap else { return self.spec.scale };
+        self.kernels.scale(scores, self.spec.scale);
+        self.kernels.softcap(scores, cap);
+        1.0
     }
 
     /// The keys and values of `n` positions from `first` on, which are of one block.
@@ -263,19 +326,20 @@ impl Attention<'_> {
     }
 
     /// The kernels that take units, where there are some for these shapes.
-    fn attend(&self, n_queries: usize) -> Option<AttendKernels> {
+    fn attend(&self, n_queries: usize) -> Option<UnitKernels> {
         let layout = &self.layer.layout;
         let fits = self.unit_tokens() == UNIT_TOKENS
             && layout.k_dim.is_multiple_of(UNIT_TOKENS)
             && layout.v_dim.is_multiple_of(UNIT_TOKENS);
         let wide = self.kernels.wide.filter(|_| WIDE_QUERIES <= n_queries && layout.k_dim <= WIDE_COLS);
-        wide.map(|wide| wide.attend).or(self.kernels.attend).filter(|_| fits)
+        let exact = self.kernels.attend.map(UnitKernels::Exact);
+        wide.map(|wide| UnitKernels::Wide(wide.attend)).or(exact).filter(|_| fits)
     }
 
     /// [`Self::segment`] by kernels that take units.
     fn segment_by_units(
         &self,
-        kernels: AttendKernels,
+        kernels: &UnitKernels,
         tile: &Tile<'_>,
         positions: Range<usize>,
         scratch: &mut Scratch,
@@ -296,15 +360,32 @@ impl Attention<'_> {
         for start in (0..n_queries).step_by(MAX_QUERIES) {
             let mut queries: [&[f32]; MAX_QUERIES] = [&[]; MAX_QUERIES];
             let n = MAX_QUERIES.min(n_queries - start);
-            queries[..n].iter_mut().enumerate().for_each(|(i, query)| *query = self.query(tile, start + i));
+            queries[..n]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, query)| *query = self.query(tile, start + i, &scratch.queries));
             let out = &mut scratch.scores[start * n_positions..(start + n) * n_positions];
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { (kernels.scores)(&keys, &queries[..n], &mut scratch.floats, out) };
+            unsafe { kernels.scores()(&keys, &queries[..n], &mut scratch.floats, out) };
         }
-        self.soften(tile, positions.start..positions.start + n_positions, scratch);
-        // SAFETY: as above.
-        unsafe {
-            (kernels.add_values)(&values, &scratch.scores, &mut scratch.floats, &mut scratch.segment.acc);
+        let positions = positions.start..positions.start + n_positions;
+        match kernels {
+            UnitKernels::Exact(kernels) => {
+                self.soften(tile, positions, scratch);
+                let acc = &mut scratch.segment.acc;
+                // SAFETY: as above.
+                unsafe { (kernels.add_values)(&values, &scratch.scores, &mut scratch.floats, acc) };
+            }
+            UnitKernels::Wide(kernels) => {
+                let scale = self.capped(&mut scratch.scores);
+                let visible = |query: usize| self.seen_of(tile, query, &positions);
+                let seen = Seen { scores: &scratch.scores, visible: &visible, scale };
+                let State { max, sum, acc } = &mut scratch.segment;
+                // SAFETY: as above.
+                unsafe {
+                    (kernels.add_softened)(&values, seen, &mut scratch.floats, Softened { max, sum, acc })
+                };
+            }
         }
         (scratch.keys, scratch.values) = (key_floats, value_floats);
     }
@@ -346,8 +427,9 @@ impl Attention<'_> {
             };
             for first_query in (0..n_queries).step_by(TILE) {
                 let n = TILE.min(n_queries - first_query);
-                let queries: [&[f32]; TILE] =
-                    std::array::from_fn(|i| self.query(tile, (first_query + i).min(n_queries - 1)));
+                let queries: [&[f32]; TILE] = std::array::from_fn(|i| {
+                    self.query(tile, (first_query + i).min(n_queries - 1), &scratch.queries)
+                });
                 for (k, tile_keys) in keys.chunks(TILE * key_bytes).enumerate() {
                     let n_tile = tile_keys.len() / key_bytes;
                     let rows: [&[u8]; TILE] =
@@ -382,11 +464,13 @@ impl Attention<'_> {
     }
 
     /// The vector of query `query` of a tile: queries of a row are the heads of the KV head's group.
-    fn query(&self, tile: &Tile<'_>, query: usize) -> &[f32] {
-        let group = self.group();
+    fn query<'q>(&'q self, tile: &Tile<'_>, query: usize, rotated: &'q [f32]) -> &'q [f32] {
+        let (group, k_dim) = (self.group(), self.layer.layout.k_dim);
+        if self.rotation.is_some() {
+            return &rotated[query * k_dim..][..k_dim];
+        }
         let row = tile.rows.start + query / group;
         let head = tile.kv_head * group + query % group;
-        let k_dim = self.layer.layout.k_dim;
         &self.q[(row * self.spec.n_heads + head) * k_dim..][..k_dim]
     }
 
@@ -415,11 +499,11 @@ impl Attention<'_> {
     }
 
     /// Takes the sinks in, divides, and writes a tile's results.
-    fn finish(&self, tile: &Tile<'_>, total: &State, out: &Disjoint<'_, f32>) {
+    fn finish(&self, tile: &Tile<'_>, total: &mut State, out: &Target<'_>) {
         let v_dim = self.layer.layout.v_dim;
         let group = self.group();
         let sinks = self.spec.sinks.as_ref().map(vector);
-        for (query, acc) in total.acc.chunks_exact(v_dim).enumerate() {
+        for (query, acc) in total.acc.chunks_exact_mut(v_dim).enumerate() {
             let row = tile.rows.start + query / group;
             let head = tile.kv_head * group + query % group;
             let (mut sum, mut factor) = (total.sum[query], 1.0);
@@ -428,11 +512,22 @@ impl Attention<'_> {
                 factor = self.kernels.exp(total.max[query] - max);
                 sum = sum * factor + self.kernels.exp(sinks[head] - max);
             }
+            let Target::Rows(out) = out else {
+                self.kernels.scale(acc, factor / sum);
+                continue;
+            };
             let start = (row * self.spec.n_heads + head) * v_dim;
             // SAFETY: one tile has this row and head, and a tile belongs to one thread.
             let target = unsafe { out.slice(start..start + v_dim) };
             target.copy_from_slice(acc);
             self.kernels.scale(target, factor / sum);
+        }
+        let Target::Wide(wide, lines) = out else { return };
+        // The heads of a KV head are columns side by side.
+        let cols = group * v_dim;
+        for (row, values) in tile.rows.clone().zip(total.acc.chunks_exact(cols)) {
+            // SAFETY: one tile has this row and these heads; the table is this CPU's.
+            unsafe { (wide.pack_row)(values, lines.at(row, tile.kv_head * cols..(tile.kv_head + 1) * cols)) };
         }
     }
 }

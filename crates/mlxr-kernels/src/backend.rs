@@ -1,26 +1,29 @@
 //! [`Backend`] on the CPU.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{
     Act, Activation, AttentionSpec, Backend, Batch, BlockCopy, Gate, HostTensor, KvCache, KvSpec,
-    LinearLayer, Ranked, Rope, RouterSpec, Routing, TensorError, Weight, argmax, largest,
+    LinearLayer, Ranked, Rope, RopePairing, RouterSpec, Routing, TensorError, Weight, argmax, largest,
 };
 
 use crate::acts::{ActPool, inputs, set_coded, values, values_mut};
-use crate::attention::Attention;
+use crate::attention::{Attention, Target};
 use crate::disjoint::{Disjoint, for_each_row, split};
 use crate::kernels::{Isa, Kernels, Meeting, Products, WideKernels};
 use crate::kv::CpuKv;
 use crate::linear::blocks::{BLOCK_COLS, BlockActs};
 use crate::linear::codes::QuantRowMut;
+use crate::linear::gated::{GatedPair, gated};
+use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, WideActs};
 use crate::linear::{Coded, Output, Product, RowMap, matmul};
 use crate::moe::{CpuRouting, combine, group_by_expert, route};
 use crate::pool::ThreadPool;
 use crate::room::Room;
-use crate::rope::angles;
+use crate::rope::{Angles, angles};
 use crate::weight::{CpuWeight, Matrix, check_format, tile_order, vector};
 
 /// How a [`CpuBackend`] is set up.
@@ -76,14 +79,19 @@ impl CpuBackend {
         self
     }
 
+    #[cfg(test)]
+    pub(crate) fn with_kernels(mut self, kernels: Kernels) -> Self {
+        self.kernels = kernels;
+        self
+    }
+
     /// An activation whose rows `fill` writes. They are quantised at once, while they are in the cache, in the way that
     /// most products will want.
     fn filled(&self, rows: usize, cols: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Act {
         let mut out = self.acts.act(rows, cols);
         let [n_groups, n_blocks] = self.n_met.each_ref().map(|n| n.load(Ordering::Relaxed));
         let mut coded = Coded::default();
-        let is_wide = |wide: &WideKernels| wide.from_rows <= rows && wide.unpacked.is_some();
-        if n_groups + n_blocks == 0 || self.kernels.wide.as_ref().is_some_and(is_wide) {
+        if n_groups + n_blocks == 0 || self.wide(rows).is_some() {
             self.rows_in_place(&mut out, fill);
         } else if let Some(kernels) = self.kernels.blocks()
             && n_groups < n_blocks
@@ -110,6 +118,38 @@ impl CpuBackend {
         }
         set_coded(&mut out, coded);
         out
+    }
+
+    /// The kernels for so many rows, where they multiply all weights in bf16.
+    fn wide(&self, rows: usize) -> Option<&WideKernels> {
+        self.kernels.wide.as_ref().filter(|wide| wide.from_rows <= rows && wide.unpacked.is_some())
+    }
+
+    /// An activation in bf16 whose rows `fill` writes, for products alone: its values are as exact as these need them.
+    fn packed(
+        &self,
+        wide: &WideKernels,
+        (rows, cols): (usize, usize),
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Act {
+        thread_local! { static ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) }; }
+        let mut acts = WideActs::new(rows, cols, &self.acts);
+        let (n, stride) = acts.block_bytes();
+        let (n_blocks, bytes) = (acts.n_blocks(), Disjoint::new(acts.bytes_mut()));
+        self.pool.share(n_blocks, 1, |blocks| {
+            ROWS.with_borrow_mut(|memory| {
+                memory.resize(BLOCK_ROWS * cols, 0.0);
+                for block in blocks {
+                    let first = block * BLOCK_ROWS;
+                    let values = &mut memory[..BLOCK_ROWS.min(rows - first) * cols];
+                    values.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| fill(first + i, row));
+                    let values: Vec<&[f32]> = values.chunks_exact(cols).collect();
+                    // SAFETY: each block is handed out once; a table is only handed out where the CPU has its features.
+                    unsafe { (wide.pack)(&values, &mut bytes.row(block, stride)[..n]) };
+                }
+            });
+        });
+        self.acts.wide_act(rows, cols, acts)
     }
 
     /// The tensor as the kernels like it best, or as the file has it where memory is short.
@@ -161,8 +201,12 @@ impl Backend for CpuBackend {
 
     fn rehearsal(&self) -> Option<Arc<dyn Backend>> {
         let pool = ThreadPool::idle(self.pool.n_threads());
-        let (acts, n_met, room) = Default::default();
-        Some(Arc::new(Self { kernels: self.kernels, pool, acts, n_met, room }))
+        let (n_met, room) = Default::default();
+        Some(Arc::new(Self { kernels: self.kernels, pool, acts: ActPool::keeping_all().into(), n_met, room }))
+    }
+
+    fn rest(&self) {
+        self.acts.clear();
     }
 
     fn upload(&self, tensor: &HostTensor) -> Result<Weight, TensorError> {
@@ -298,11 +342,43 @@ impl Backend for CpuBackend {
         assert_eq!((residual.rows(), residual.cols()), (x.rows(), x.cols()), "shapes of a sum");
         assert_eq!(x.cols(), weight.len(), "columns of the input and of the norm");
         let (added, sums) = (values(x), Disjoint::new(values_mut(residual)));
-        self.filled(x.rows(), x.cols(), |i, row| {
+        let fill = |i: usize, row: &mut [f32]| {
             // SAFETY: each row is handed out once.
             let sum = unsafe { sums.row(i, row.len()) };
             self.kernels.add_scaled(sum, &added[i * row.len()..(i + 1) * row.len()], scale);
             self.kernels.norm(row, sum, weight, self.norm_factor(sum, eps));
+        };
+        match self.wide(x.rows()) {
+            Some(wide) => self.packed(wide, (x.rows(), x.cols()), fill),
+            None => self.filled(x.rows(), x.cols(), fill),
+        }
+    }
+
+    fn linear_add_rms_norm(
+        &self,
+        residual: &mut Act,
+        (x, layer): (&Act, LinearLayer<'_>),
+        scale: f32,
+        norm: &Weight,
+        eps: f32,
+    ) -> Act {
+        let (w, bias) = layer;
+        let wide = self.wide(x.rows()).filter(|_| bias.is_none() && scale == 1.0);
+        let Some(wide) = wide else {
+            return self.add_rms_norm(residual, &self.linear(x, w, bias), scale, norm, eps);
+        };
+        let weight = w.handle::<CpuWeight>().matrix();
+        let (rows, cols) = (x.rows(), weight.rows());
+        assert_eq!(x.cols(), w.cols(), "columns of the input and of {w:?}");
+        assert_eq!((residual.rows(), residual.cols()), (rows, cols), "shapes of a sum");
+        let product = Product { weight, bias: None, rows: RowMap::All(rows), result: 0 };
+        let output = [Output::onto(values_mut(residual), cols)];
+        matmul(&self.kernels, &self.pool, &mut inputs(x), &[product], &output);
+        let (sums, norm) = (values(residual), vector(norm));
+        assert_eq!(cols, norm.len(), "columns of the input and of the norm");
+        self.packed(wide, (rows, cols), |i, row| {
+            let sum = &sums[i * cols..(i + 1) * cols];
+            self.kernels.norm(row, sum, norm, self.norm_factor(sum, eps));
         })
     }
 
@@ -359,6 +435,20 @@ impl Backend for CpuBackend {
         })
     }
 
+    fn linear_gated(&self, x: &Act, gate: LinearLayer<'_>, up: LinearLayer<'_>, kind: Gate) -> Act {
+        let [matrix, other] = [gate.0, up.0].map(|w| w.handle::<CpuWeight>().matrix());
+        let has_bias = gate.1.is_some() || up.1.is_some();
+        let pair = GatedPair::new(&self.kernels, (matrix, other), x.rows()).filter(|_| !has_bias);
+        let Some(pair) = pair else {
+            let both = self.linear_each(x, &[gate, up]);
+            return self.gated(&both[0], &both[1], kind);
+        };
+        assert_eq!((x.cols(), x.cols()), (gate.0.cols(), up.0.cols()), "columns of gate and up");
+        let (rows, cols) = (x.rows(), matrix.rows());
+        let acts = gated(&self.kernels, &self.pool, &inputs(x), (&pair, cols, kind));
+        self.acts.wide_act(rows, cols, acts)
+    }
+
     fn activate(&self, x: &mut Act, kind: Activation) {
         self.rows_in_place(x, |_, row| self.kernels.activate(row, kind));
     }
@@ -403,12 +493,35 @@ impl Backend for CpuBackend {
     }
 
     fn attention(&self, q: &Act, kv: &KvCache, layer_idx: usize, batch: &Batch, spec: &AttentionSpec) -> Act {
-        let layer = kv.handle::<CpuKv>().layer(layer_idx);
-        assert_eq!(q.cols(), spec.n_heads * layer.layout.k_dim, "columns of the queries");
-        let mut out = self.acts.act(q.rows(), spec.n_heads * layer.layout.v_dim);
-        let op = Attention { kernels: &self.kernels, q: values(q), layer, batch, spec };
-        op.run(&self.pool, values_mut(&mut out));
-        out
+        self.attend((q, None), kv, layer_idx, batch, spec)
+    }
+
+    fn rotate_and_attend(
+        &self,
+        (mut q, mut k, v): (Act, Act, &Act),
+        (rope, spec): (&Rope, &AttentionSpec),
+        kv: &mut KvCache,
+        layer_idx: usize,
+        batch: &Batch,
+    ) -> Act {
+        if self.wide(q.rows()).is_none() {
+            self.rope_and_store((&mut q, k, v), rope, kv, layer_idx, batch);
+            return self.attention(&q, kv, layer_idx, batch, spec);
+        }
+        // Queries are rotated where they meet the keys, so that they are not written once more.
+        let head_dim = kv.spec().layers[layer_idx].k_dim;
+        assert!(rope.rotary_dim() <= head_dim, "{} rotated columns of {head_dim}", rope.rotary_dim());
+        let angles = angles(rope, batch);
+        let (k_cols, v_cols) = (k.cols(), v.cols());
+        let (k, v) = (Disjoint::new(values_mut(&mut k)), values(v));
+        let row_of = |row: usize| {
+            // SAFETY: `store` asks for each row once.
+            let k = unsafe { k.row(row, k_cols) };
+            angles.rotate(&self.kernels, rope.pairing, row, head_dim, k);
+            (&*k, &v[row * v_cols..(row + 1) * v_cols])
+        };
+        kv.handle_mut::<CpuKv>().store(&self.kernels, &self.pool, layer_idx, row_of, batch);
+        self.attend((&q, Some((&angles, rope.pairing))), kv, layer_idx, batch, spec)
     }
 
     fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]) {
@@ -474,6 +587,32 @@ impl Backend for CpuBackend {
             let largest = if exp_sum.is_nan() { Vec::new() } else { largest(row, n) };
             Ranked { largest, exp_sum }
         }))
+    }
+}
+
+impl CpuBackend {
+    /// [`Backend::attention`], of queries that may still have to be rotated.
+    fn attend(
+        &self,
+        (q, rotation): (&Act, Option<(&Angles, RopePairing)>),
+        kv: &KvCache,
+        layer_idx: usize,
+        batch: &Batch,
+        spec: &AttentionSpec,
+    ) -> Act {
+        let layer = kv.handle::<CpuKv>().layer(layer_idx);
+        let (rows, v_dim) = (q.rows(), layer.layout.v_dim);
+        assert_eq!(q.cols(), spec.n_heads * layer.layout.k_dim, "columns of the queries");
+        let op = Attention { kernels: &self.kernels, q: values(q), layer, batch, spec, rotation };
+        let has_steps = (spec.n_heads / layer.layout.n_kv_heads * v_dim).is_multiple_of(STEP_COLS);
+        if let Some(wide) = self.wide(rows).filter(|_| has_steps) {
+            let mut acts = WideActs::new(rows, spec.n_heads * v_dim, &self.acts);
+            op.run(&self.pool, Target::Wide(wide, acts.lines()));
+            return self.acts.wide_act(rows, spec.n_heads * v_dim, acts);
+        }
+        let mut out = self.acts.act(rows, spec.n_heads * v_dim);
+        op.run(&self.pool, Target::Rows(Disjoint::new(values_mut(&mut out))));
+        out
     }
 }
 

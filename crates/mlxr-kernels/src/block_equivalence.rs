@@ -1,5 +1,7 @@
 //! Kernels for super-blocks against plain loops, and against each other.
 
+use std::sync::Arc;
+
 use mlxr_tensor::conformance::data::{self, Noise};
 use mlxr_tensor::{DType, Format};
 use proptest::prelude::*;
@@ -92,7 +94,7 @@ proptest! {
                 let rows: Vec<&[u8]> = (0..n_x).map(|row| acts.row(row)).collect();
                 let products = |rows: &[&[u8]]| {
                     let packs = rows.len() > 1 && blocks.packs_from < usize::MAX;
-                    let memory = ActPool::default();
+                    let memory = Arc::<ActPool>::default();
                     let room = |rows: &[&[u8]]| packed_room(rows.len(), rows[0].len(), &memory);
                     let packed = packs.then(|| room(rows).filled(rows, pack));
                     let xs = BlockRows { rows, packed: packed.as_ref() };

@@ -1,15 +1,17 @@
 //! Every table's kernels against the scalar ones, with ragged sizes.
 
+use std::sync::Arc;
+
 use mlxr_tensor::conformance::data::{self, Noise};
 use mlxr_tensor::{Activation, DType, Format};
 use proptest::prelude::*;
 
-use crate::acts::ActPool;
-use crate::kernels::{CodeKernels, FLOAT_ROWS, Kernels, TILE, TILE_ROWS, UNIT_TOKENS, Units};
+use crate::acts::{ActPool, inputs, values_mut};
+use crate::kernels::{CodeKernels, FLOAT_ROWS, Kernels, Seen, Softened, TILE, TILE_ROWS, UNIT_TOKENS, Units};
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::{self, PackedRows};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
-use crate::linear::{Coded, Inputs, Output, Product, RowMap, matmul};
+use crate::linear::{Output, Product, RowMap, matmul};
 use crate::pool::ThreadPool;
 use crate::scalar;
 use crate::weight::Matrix;
@@ -44,12 +46,13 @@ fn multiply(
     product: Product<'_>,
     outputs: &[Output<'_>],
 ) {
-    let (coded, memory) = (Coded::default(), ActPool::default());
-    matmul(kernels, pool, &mut Inputs::new(x, cols, &coded, &memory), &[product], outputs);
+    let mut act = Arc::<ActPool>::default().act(x.len() / cols, cols);
+    values_mut(&mut act).copy_from_slice(x);
+    matmul(kernels, pool, &mut inputs(&act), &[product], outputs);
 }
 
 /// The rows packed, for tables that ever want that: here from two rows on.
-fn packed<'a>(kernels: &Kernels, xs: &[QuantRow<'_>], memory: &'a ActPool) -> Option<PackedRows<'a>> {
+fn packed(kernels: &Kernels, xs: &[QuantRow<'_>], memory: &Arc<ActPool>) -> Option<PackedRows> {
     (xs.len() > 1 && kernels.codes.packs(usize::MAX - 1))
         .then(|| packed::packed_room(xs.len(), xs[0].cols(), memory).filled(xs, packed::pack))
 }
@@ -66,7 +69,7 @@ fn unpacked_products(
     match kernels.codes {
         CodeKernels::Tiles { unpacked, .. } => {
             let weights = UnpackedTile { panel, n_rows: n_w };
-            let memory = ActPool::default();
+            let memory = Arc::<ActPool>::default();
             let packed = packed(kernels, xs, &memory);
             let xs = ActRows { rows: xs, packed: packed.as_ref() };
             // SAFETY: the table came from `Kernels::available`.
@@ -231,7 +234,7 @@ proptest! {
                 let expected = unpacked_products(&scalar::TABLE, kind, &panel, n_w, &xs);
                 let products = |xs: &[QuantRow<'_>]| {
                     let mut out = vec![0f32; xs.len() * TILE_ROWS];
-                    let memory = ActPool::default();
+                    let memory = Arc::<ActPool>::default();
                     let packed = packed(&kernels, xs, &memory);
                     let xs = ActRows { rows: xs, packed: packed.as_ref() };
                     // SAFETY: the table came from `Kernels::available`.
@@ -384,18 +387,24 @@ proptest! {
             let units = Units { dtype, units: &units, dim };
             let queries = noise.values(n_queries * dim);
             let rows: Vec<&[f32]> = queries.chunks_exact(dim).collect();
-            let mut weights = noise.values(n_queries * n);
-            weights.chunks_exact_mut(n).for_each(|row| row[n_stored..].fill(0.0));
+            let (given, scale) = (noise.values(n_queries * n), 3.0);
+            let visible = |query: usize| {
+                let to = (n_stored + query).saturating_sub(n_queries / 2).min(n_stored);
+                (query / 3).min(to)..to
+            };
             for kernels in with_slow_products() {
                 let Some(wide) = kernels.wide else { continue };
                 let (mut scores, mut acc) = (vec![0f32; n_queries * n], vec![1f32; n_queries * dim]);
+                let (mut max, mut sum) = (vec![-1f32; n_queries], vec![-1f32; n_queries]);
                 let memory = &mut Vec::new();
                 // SAFETY: the table came from `Kernels::available`.
                 unsafe {
                     (wide.attend.scores)(&units, &rows, memory, &mut scores);
-                    (wide.attend.add_values)(&units, &weights, memory, &mut acc);
+                    let seen = Seen { scores: &given, visible: &visible, scale };
+                    let state = Softened { max: &mut max, sum: &mut sum, acc: &mut acc };
+                    (wide.attend.add_softened)(&units, seen, memory, state);
                 }
-                let (queries, weights) = (rounded(&queries), rounded(&weights));
+                let queries = rounded(&queries);
                 for query in 0..n_queries {
                     let q = &queries[query * dim..][..dim];
                     for key in 0..n_stored {
@@ -403,10 +412,25 @@ proptest! {
                         let got = f64::from(scores[query * n + key]);
                         prop_assert!((got - sum).abs() <= 1e-5 * dim as f64, "{} {kernels:?}: {} {}", dtype, got, sum);
                     }
+                    let seen = visible(query);
+                    if seen.is_empty() {
+                        prop_assert_eq!((max[query], sum[query]), (-1.0, -1.0));
+                        prop_assert!(acc[query * dim..][..dim].iter().all(|&v| v == 1.0));
+                        continue;
+                    }
+                    let scores = given[query * n..][seen.clone()].iter().map(|&score| f64::from(score * scale));
+                    let largest = scores.clone().fold(f64::MIN, f64::max);
+                    prop_assert!((f64::from(max[query]) - largest).abs() <= 1e-6 * largest.abs());
+                    let weights: Vec<f64> = scores.map(|score| (score - largest).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    prop_assert!((f64::from(sum[query]) - total).abs() <= 1e-4 * total, "{} {}", sum[query], total);
                     for col in 0..dim {
-                        let terms = (0..n_stored).map(|key| weights[query * n + key] * stored[key * dim + col]);
+                        let terms = seen.clone().zip(&weights).map(|(key, weight)| weight * stored[key * dim + col]);
+                        let size = terms.clone().map(f64::abs).sum::<f64>();
                         let (sum, got) = (1.0 + terms.sum::<f64>(), f64::from(acc[query * dim + col]));
-                        prop_assert!((got - sum).abs() <= 1e-5 * n as f64, "{} {kernels:?}: {} {}", dtype, got, sum);
+                        // A weight is rounded to eight bits.
+                        let limit = size * 2f64.powi(-8) + 1e-5 * n as f64;
+                        prop_assert!((got - sum).abs() <= limit, "{} {kernels:?}: {} {}", dtype, got, sum);
                     }
                 }
             }

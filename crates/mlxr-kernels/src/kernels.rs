@@ -1,6 +1,7 @@
 //! The table of kernels of one instruction set.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use mlxr_tensor::{DType, Format};
@@ -10,7 +11,7 @@ use crate::linear::blocks::BlockRows;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow, QuantRowMut, StoredRow, UnpackedRow};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 use crate::linear::tiled::{PutInOrder, Tiles};
-use crate::linear::wide::{WideActs, WideOut, WideRows};
+use crate::linear::wide::{BLOCK_FLOATS, WideActs, WideOut, WideRows};
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::peak::PeakLoop;
@@ -80,9 +81,10 @@ pub(crate) enum CodeKernels {
     },
 }
 
-/// Products of up to `WIDE_ROWS` weight rows with all activation rows, both rounded to bf16; the last block of activation
-/// rows is whole as well. A product does not depend on the numbers of rows.
-pub(crate) type DotWide = unsafe fn(&WideRows<'_>, &WideActs<'_>, &mut TileScratch, &mut WideOut<'_>);
+/// Products of up to `WIDE_ROWS` weight rows, all but the last of several matrices giving whole pairs of tiles, with all
+/// activation rows, both rounded to bf16; the last block of activation rows is whole as well. A product does not depend on
+/// the numbers of rows.
+pub(crate) type DotWide = unsafe fn(&[WideRows<'_>], &WideActs, &mut TileScratch, &mut WideOut<'_>);
 
 /// Positions that attention kernels meet in one go.
 pub(crate) const UNIT_TOKENS: usize = 16;
@@ -112,6 +114,31 @@ pub(crate) type AddValues = unsafe fn(&Units<'_>, &[f32], &mut Vec<f32>, &mut [f
 pub(crate) struct AttendKernels {
     pub(crate) scores: Scores,
     pub(crate) add_values: AddValues,
+}
+
+/// Scores of some queries, laid out as [`Scores`] gives them, of which each sees some positions, and by what they are
+/// multiplied.
+pub(crate) struct Seen<'a> {
+    pub(crate) scores: &'a [f32],
+    pub(crate) visible: &'a dyn Fn(usize) -> Range<usize>,
+    pub(crate) scale: f32,
+}
+
+/// For each query the largest score, the sum of `exp(score - largest)`, and what weighted values are added to.
+pub(crate) struct Softened<'a> {
+    pub(crate) max: &'a mut [f32],
+    pub(crate) sum: &'a mut [f32],
+    pub(crate) acc: &'a mut [f32],
+}
+
+/// Softens scores and adds the values weighted by them; queries that see none of the positions stay as they are.
+pub(crate) type AddSoftened = unsafe fn(&Units<'_>, Seen<'_>, &mut Vec<f32>, Softened<'_>);
+
+/// As [`AttendKernels`], in bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct WideAttend {
+    pub(crate) scores: Scores,
+    pub(crate) add_softened: AddSoftened,
 }
 
 impl Units<'_> {
@@ -146,8 +173,12 @@ pub(crate) struct WideKernels {
     pub(crate) unpacked: Option<fn(CodeKind) -> DotWide>,
     /// Puts up to `BLOCK_ROWS` rows in a block of [`WideActs`].
     pub(crate) pack: unsafe fn(&[&[f32]], &mut [u8]),
+    /// Puts a row, of whole steps of columns, in a block of [`WideActs`]: in a line of each step, of which the first is given.
+    pub(crate) pack_row: unsafe fn(&[f32], *mut u8),
+    /// Puts a block's sums, four tiles one after the other, in the step of [`WideActs`] that their columns are.
+    pub(crate) pack_sums: unsafe fn(&[f32; BLOCK_FLOATS], &mut [u8]),
     /// Attention of many queries, for rows of up to [`WIDE_COLS`] columns.
-    pub(crate) attend: AttendKernels,
+    pub(crate) attend: WideAttend,
     pub(crate) peak: PeakLoop,
 }
 

@@ -20,6 +20,8 @@ mod avx512;
 mod backend;
 pub mod bandwidth;
 #[cfg(test)]
+mod bf16_ops;
+#[cfg(test)]
 mod block_equivalence;
 mod disjoint;
 #[cfg(test)]

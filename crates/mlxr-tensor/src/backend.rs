@@ -53,6 +53,10 @@ pub trait Backend: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Says that nothing may be asked for in a while: memory that is only kept for what comes next is given back to the
+    /// system, where it is the system's.
+    fn rest(&self) {}
+
     /// Why the device computes no more, once something on it has failed: whatever it held is lost, and only a backend
     /// opened anew goes on. `None` for one that works, and for those that cannot fail as a whole.
     fn failure(&self) -> Option<String> {

@@ -80,6 +80,48 @@ fn gated(max_waiting: usize) -> Gated {
     Gated { handle: spawn(engine), started, go }
 }
 
+/// A runner that says when it runs and when it is told to rest.
+struct Resting {
+    inner: FakeRunner,
+    said: Sender<&'static str>,
+}
+
+impl Runner for Resting {
+    fn n_vocab(&self) -> usize {
+        N_VOCAB
+    }
+
+    fn run(&mut self, copies: &[BlockCopy], batch: &Batch) -> Result<Vec<f32>, TensorError> {
+        let _ = self.said.send("ran");
+        self.inner.run(copies, batch)
+    }
+
+    fn rest(&mut self) {
+        let _ = self.said.send("rested");
+    }
+}
+
+#[test]
+fn a_runner_with_nothing_to_do_is_told_to_rest() {
+    let (send, said) = channel();
+    let options = EngineOptions::default();
+    let inner = FakeRunner::new(64, options.block_tokens, Box::new(fake::hashed));
+    let runner = Resting { inner, said: send };
+    let handle = spawn(Engine::with_runner(Box::new(runner), fake::tokenizer(), 64, &options).unwrap());
+    for _ in 0..2 {
+        block_on(async {
+            let (send, mut events) = event_channel();
+            handle.submit(request(4, 3), send).await.unwrap();
+            assert_eq!(collect(&mut events).await.1, FinishReason::Length);
+        });
+        // A request may come after a rest, and never does a rest come between the steps of one.
+        let mut runs = said.iter().skip_while(|&word| word == "rested").take_while(|&word| word == "ran");
+        assert_eq!(runs.by_ref().count(), 3);
+    }
+    handle.shut_down(Shutdown::Drain);
+    handle.join();
+}
+
 #[test]
 fn requests_through_the_thread_give_what_the_engine_gives() {
     let expected = fake::run(&mut fake::roomy(), request(20, 12)).choices[&0].ids.clone();

@@ -59,15 +59,15 @@ pub(super) fn dot_unpacked(
 impl Multiply for Amx {
     const SIGNED: bool = true;
 
-    type Xs<'a> = &'a PackedRows<'a>;
+    type Xs<'a> = &'a PackedRows;
 
-    fn size(xs: &PackedRows<'_>) -> (usize, usize) {
+    fn size(xs: &PackedRows) -> (usize, usize) {
         (xs.n_rows(), xs.n_groups() * ACT_GROUP)
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &PackedRows<'_>, out: &mut [f32]) {
+    unsafe fn meet<L: Layout>(meet: &Meet<'_>, xs: &PackedRows, out: &mut [f32]) {
         meet.ahead.fetch(usize::MAX);
         match (L::GROUP, L::OFFSETS) {
             (32, false) => multiply::<32, false>(meet, xs, out),
@@ -79,7 +79,7 @@ impl Multiply for Amx {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply<const GROUP: usize, const OFFSETS: bool>(meet: &Meet<'_>, xs: &PackedRows<'_>, out: &mut [f32]) {
+fn multiply<const GROUP: usize, const OFFSETS: bool>(meet: &Meet<'_>, xs: &PackedRows, out: &mut [f32]) {
     // Tile by tile: it stays in the first-level cache while the activations pass by.
     for (t, tile) in meet.tiles().enumerate() {
         let mut configured = 0;

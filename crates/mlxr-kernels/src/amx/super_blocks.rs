@@ -103,7 +103,7 @@ impl<U: TileUnit> Multiply for InTiles<U> {
     const PANEL_BYTES: usize = PANEL_BYTES;
     const PANEL_BLOCKS: usize = PANEL_BLOCKS;
 
-    type Xs<'a> = &'a PackedRows<'a>;
+    type Xs<'a> = &'a PackedRows;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -114,7 +114,7 @@ impl<U: TileUnit> Multiply for InTiles<U> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn meet<S: SuperBlock>(panel: &Panel<'_>, xs: &PackedRows<'_>, out: &mut [f32]) {
+    unsafe fn meet<S: SuperBlock>(panel: &Panel<'_>, xs: &PackedRows, out: &mut [f32]) {
         multiply::<S, U>(panel, xs, out);
     }
 }
@@ -181,7 +181,7 @@ struct Step {
 /// While a super-block is multiplied, the sums of the one before are scaled.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply<S: SuperBlock, U: TileUnit>(panel: &Panel<'_>, xs: &PackedRows<'_>, out: &mut [f32]) {
+fn multiply<S: SuperBlock, U: TileUnit>(panel: &Panel<'_>, xs: &PackedRows, out: &mut [f32]) {
     let mut ring = std::mem::MaybeUninit::<Ring>::uninit();
     let ring = ring.as_mut_ptr().cast::<u8>();
     let lines = panel.ahead.lines_each(panel.n_blocks * xs.blocks().count().div_ceil(2));
@@ -427,6 +427,7 @@ impl TileUnit for Amx {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::sync::Arc;
 
     use mlxr_tensor::conformance::data::{self, Noise};
     use mlxr_tensor::{DType, Format};
@@ -493,7 +494,7 @@ mod tests {
     /// Products by tiles and by vectors.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn both<S: SuperBlock>(tiles: &Tiles<'_>, rows: &[&[u8]]) -> [Vec<f32>; 2] {
-        let memory = ActPool::default();
+        let memory = Arc::<ActPool>::default();
         let packed = packed_room(rows.len(), rows[0].len(), &memory).filled(rows, pack);
         let mut out = [(); 2].map(|()| vec![f32::NAN; rows.len() * OUT_STRIDE]);
         let scratch = &mut TileScratch::empty();

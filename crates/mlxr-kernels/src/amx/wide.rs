@@ -26,6 +26,8 @@ pub(super) const KERNELS: WideKernels = WideKernels {
     floats,
     unpacked: Some(unpacked),
     pack: wide::pack,
+    pack_row: wide::pack_row,
+    pack_sums: wide::pack_sums,
     attend: attend_bf16::kernels::<TileUnit>(),
     peak: peak::bf16,
 };
@@ -40,25 +42,25 @@ fn tiled(format: Format) -> Option<DotWide> {
 
 tiled_kernels! {
     fn blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
+    |weights: &[WideRows<'_>], xs: &WideActs, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<wide::Blocks<Tiled>, TileUnit>(weights, xs, scratch, out)
 }
 
 block_kernels! {
     fn super_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
+    |weights: &[WideRows<'_>], xs: &WideActs, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<wide::SuperBlocks<Blocks>, TileUnit>(weights, xs, scratch, out)
 }
 
 tiled_kernels! {
     fn half_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
+    |weights: &[WideRows<'_>], xs: &WideActs, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<HalfBlocks<Tiled>, TileUnit>(weights, xs, scratch, out)
 }
 
 block_kernels! {
     fn half_super_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
-    |weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>|
+    |weights: &[WideRows<'_>], xs: &WideActs, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<HalfSuperBlocks<Blocks>, TileUnit>(weights, xs, scratch, out)
 }
 
@@ -130,7 +132,7 @@ impl Unit for TileUnit {
             load(acts, met.panel);
             for block in 0..met.n_blocks {
                 let (from, to) = met.sums_of(block);
-                let mut lines = met.lines_to_write(block);
+                let mut lines = met.lines_due(block);
                 open(from);
                 for step in 1..met.n_steps {
                     multiply_and_load(acts.add(step * 2 * TILE_BYTES), met.panel.add(step * TILE_BYTES));

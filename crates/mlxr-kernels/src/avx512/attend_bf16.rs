@@ -4,22 +4,24 @@
 //! order. Not the bits of the kernels for few queries.
 
 use core::arch::x86_64::*;
+use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 use mlxr_tensor::DType;
 
 use super::dot::{Bf16, Element, F16, F32};
+use super::tile::load;
 use super::wide::{self, Floats, PANEL_TILE, Source, Sums, Unit, paired, store};
 use crate::aligned::as_bytes_mut;
-use crate::kernels::{AttendKernels, UNIT_TOKENS, Units, WIDE_COLS};
+use crate::kernels::{Seen, Softened, UNIT_TOKENS, Units, WIDE_COLS, WideAttend};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
 use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, WideRows};
 
 /// Columns of a pair of tiles.
 const PAIR: usize = 2 * N_ROWS;
 
-pub(crate) const fn kernels<U: Unit>() -> AttendKernels {
-    AttendKernels { scores: scores::<U>, add_values: add_values::<U> }
+pub(crate) const fn kernels<U: Unit>() -> WideAttend {
+    WideAttend { scores: scores::<U>, add_softened: add_softened::<U> }
 }
 
 /// As [`super::attend`]'s, rounded to bf16.
@@ -54,16 +56,32 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
     unsafe { U::end() };
 }
 
-/// As [`super::attend`]'s, rounded to bf16.
+/// Weights are rounded to bf16 where they are made, and their sum is that of what was rounded.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-fn add_values<U: Unit>(values: &Units<'_>, weights: &[f32], scratch: &mut Vec<f32>, acc: &mut [f32]) {
+fn add_softened<U: Unit>(values: &Units<'_>, seen: Seen<'_>, scratch: &mut Vec<f32>, state: Softened<'_>) {
     let stride = values.units.len() * UNIT_TOKENS;
-    assert_eq!(weights.len() * values.dim, acc.len() * stride, "a weight for each query and value");
+    let n_queries = seen.scores.len() / stride;
+    assert_eq!(seen.scores.len() * values.dim, state.acc.len() * stride, "a weight for each query and value");
+    assert!(state.max.len() == n_queries && state.sum.len() == n_queries, "a state for each query");
     assert!(stride <= WIDE_COLS, "positions of a panel");
     values.check();
     let n_steps = stride.div_ceil(STEP_COLS);
-    let (acts, panel) = rooms(scratch, weights.len() / stride, n_steps);
-    pack(weights.chunks_exact(stride), acts, n_steps);
+    let (acts, panel) = rooms(scratch, n_queries, n_steps);
+    let block_bytes = n_steps * 2 * TILE_BYTES;
+    let states = state.max.iter_mut().zip(state.sum);
+    for (query, (scores, (max, sum))) in seen.scores.chunks_exact(stride).zip(states).enumerate() {
+        let line = query / BLOCK_ROWS * block_bytes + query % BLOCK_ROWS * LINE_BYTES;
+        let visible = (seen.visible)(query);
+        let found = soften(scores, visible.clone(), seen.scale, &mut acts[line..]);
+        if !visible.is_empty() {
+            (*max, *sum) = found;
+        }
+    }
+    for row in n_queries..n_queries.next_multiple_of(BLOCK_ROWS) {
+        let line = row / BLOCK_ROWS * block_bytes + row % BLOCK_ROWS * LINE_BYTES;
+        acts[line..].chunks_mut(2 * TILE_BYTES).take(n_steps).for_each(|line| line[..LINE_BYTES].fill(0));
+    }
+    let acc = state.acc;
     // SAFETY: a unit's table is only used where the unit is there.
     unsafe { U::begin() };
     for first in (0..values.dim).step_by(PAIR) {
@@ -79,6 +97,60 @@ fn add_values<U: Unit>(values: &Units<'_>, weights: &[f32], scratch: &mut Vec<f3
     }
     // SAFETY: as above.
     unsafe { U::end() };
+}
+
+/// Puts `exp(score - largest)`, the scores being scaled, in the lines of a row, zeros for positions that are not visible.
+/// Returns the largest score and the sum.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn soften(scores: &[f32], visible: Range<usize>, scale: f32, lines: &mut [u8]) -> (f32, f32) {
+    // The visible lanes of a vector.
+    let lanes = |vector: usize| -> __mmask16 {
+        let below = |end: usize| (1u32 << end.saturating_sub(vector * N_ROWS).min(N_ROWS)) - 1;
+        (below(visible.end) & !below(visible.start)) as __mmask16
+    };
+    let by = _mm512_set1_ps(scale);
+    let mut most = [_mm512_set1_ps(f32::NEG_INFINITY); 2];
+    for (i, scores) in scores.chunks_exact(N_ROWS).enumerate().take(visible.end.div_ceil(N_ROWS)) {
+        let scaled = _mm512_mul_ps(load(scores), by);
+        most[i % 2] = _mm512_mask_max_ps(most[i % 2], lanes(i), scaled, most[i % 2]);
+    }
+    let largest = _mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1]));
+    // In powers of two.
+    let (by, from) = (scale * LOG2_E, largest * LOG2_E);
+    let (by, from) = (_mm512_set1_ps(by), _mm512_set1_ps(from));
+    let mut sums = [_mm512_setzero_ps(); 2];
+    for (step, out) in lines.chunks_mut(2 * TILE_BYTES).take(scores.len().div_ceil(STEP_COLS)).enumerate() {
+        let mut pair = [_mm512_setzero_ps(); 2];
+        for (half, sum) in sums.iter_mut().enumerate() {
+            let i = 2 * step + half;
+            let lanes = lanes(i);
+            if lanes != 0 {
+                pair[half] = exp2(lanes, _mm512_fmsub_ps(load(&scores[i * N_ROWS..]), by, from));
+                *sum = _mm512_add_ps(*sum, pair[half]);
+            }
+        }
+        // SAFETY: plain bits on both sides.
+        let line = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(pair[1], pair[0])) };
+        store(out, line);
+    }
+    (largest, _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1])))
+}
+
+/// `2^x` for some lanes, zero for the others: to a ten-thousandth, where a bf16 has a two-hundredth.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exp2(lanes: __mmask16, x: __m512) -> __m512 {
+    // Beside the largest score's one this is nothing, and no denormal, which would take long; a NaN stays.
+    let x = _mm512_max_ps(_mm512_set1_ps(-100.0), x);
+    let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+    let f = _mm512_sub_ps(x, n);
+    // The first terms of the series of `e^(f ln 2)`, for `|f| <= 1/2`.
+    let p = _mm512_fmadd_ps(f, _mm512_set1_ps(9.618_13e-3), _mm512_set1_ps(5.550_411e-2));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.240_226_5));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(LN_2));
+    let p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0));
+    _mm512_maskz_scalef_ps(lanes, p, n)
 }
 
 /// Memory for packed rows, and for a panel of two tiles a step.

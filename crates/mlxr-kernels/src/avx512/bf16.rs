@@ -25,6 +25,8 @@ pub(super) const KERNELS: WideKernels = WideKernels {
     floats,
     unpacked: None,
     pack: wide::pack,
+    pack_row: wide::pack_row,
+    pack_sums: wide::pack_sums,
     attend: attend_bf16::kernels::<VectorUnit>(),
     peak: peak::bf16,
 };
@@ -121,6 +123,8 @@ unsafe fn pairs(line: *const u8) -> __m512bh {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use mlxr_tensor::conformance::data::{self, Noise};
 
     use super::*;
@@ -141,7 +145,7 @@ mod tests {
         let (n_w, cols) = (21, 768);
         let mut noise = Noise::new(5);
         let kernels = Kernels { wide: None, ..avx512::TABLE };
-        let (x, memory) = (noise.values(cols), ActPool::default());
+        let (x, memory) = (noise.values(cols), Arc::<ActPool>::default());
         let mut acts = WideActs::new(1, cols, &memory);
         let n_bytes = acts.block_bytes().0;
         // SAFETY: AVX-512 BF16 is available, here and below.
@@ -152,7 +156,7 @@ mod tests {
             let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &ThreadPool::new(1)) else {
                 panic!("a tile order")
             };
-            let (weights, scratch) = (WideRows::Tiled(matrix.tiles(0..n_w)), &mut TileScratch::empty());
+            let (weights, scratch) = ([WideRows::Tiled(matrix.tiles(0..n_w))], &mut TileScratch::empty());
             let mut out = vec![0f32; n_w.div_ceil(2 * N_ROWS) * BLOCK_FLOATS];
             // SAFETY: as above.
             unsafe {

@@ -12,7 +12,7 @@ use super::floats::Pair;
 use super::layouts::{Layout, UnpackedRows, Visitor};
 use super::rows::{TileRows, transposed};
 use super::super_blocks::{self, Heads, SuperBlock};
-use super::tile::Ahead;
+use super::tile::{Ahead, load};
 use crate::aligned::AlignedBytes;
 use crate::linear::blocks::BLOCK_COLS;
 use crate::linear::tile::{TileScratch, UnpackedTile};
@@ -23,6 +23,14 @@ use crate::linear::wide::{
 
 /// Columns of a panel at most.
 const MOST_COLS: usize = 1024;
+
+/// Columns filled at a time: whole super-blocks.
+const FILL_COLS: usize = BLOCK_COLS;
+
+/// Blocks of activations up to which the memory is asked for the next panel while one is filled as well, and for how many
+/// quarters of it.
+const FEW_BLOCKS: usize = 1;
+const FILLING: usize = 2;
 
 /// Bytes that sixteen weight rows have in a panel.
 pub(crate) const PANEL_TILE: usize = MOST_COLS / STEP_COLS * TILE_BYTES;
@@ -93,7 +101,7 @@ pub(crate) trait Unit {
                 let acts = std::slice::from_raw_parts(acts, met.n_steps * 2 * TILE_BYTES);
                 let panel = std::slice::from_raw_parts(met.panel, PANEL_TILE + met.n_steps * TILE_BYTES);
                 let (from, to) = met.sums_of(block);
-                met.lines_to_write(block).for_each(fetch_for_writing);
+                met.lines_due(block).for_each(fetch_for_writing);
                 Self::two_by_two(acts, panel, met.n_steps, from, to);
             }
             met.fetch(met.n_steps);
@@ -111,6 +119,8 @@ pub(crate) struct Met {
     pub(crate) n_steps: usize,
     /// Whether there are sums already.
     add: bool,
+    /// What the sums of so many blocks as below begin with instead.
+    onto: Option<Sums>,
     /// Those of the first block; others follow, [`BLOCK_FLOATS`] apart.
     sums: Sums,
     /// Where the sums of so many blocks go instead, whose rows follow each other.
@@ -126,19 +136,28 @@ impl Met {
     #[inline]
     pub(crate) fn sums_of(&self, block: usize) -> (Option<Sums>, Sums) {
         let sums = Sums { at: self.sums.at.wrapping_add(block * BLOCK_FLOATS), ..self.sums };
-        let to = self
-            .rows
-            .filter(|_| block < self.n_whole)
-            .map_or(sums, |rows| Sums { at: rows.at.wrapping_add(block * BLOCK_ROWS * rows.stride), ..rows });
-        (self.add.then_some(sums), to)
+        let from = if self.add { Some(sums) } else { self.block_rows(self.onto, block) };
+        (from, self.block_rows(self.rows, block).unwrap_or(sums))
     }
 
-    /// Lines of the result that a block's sums go to, if they do.
+    /// Those of `rows` that belong to a whole block.
+    #[inline]
+    fn block_rows(&self, rows: Option<Sums>, block: usize) -> Option<Sums> {
+        let at = |rows: Sums| rows.at.wrapping_add(block * BLOCK_ROWS * rows.stride);
+        rows.filter(|_| block < self.n_whole).map(|rows| Sums { at: at(rows), ..rows })
+    }
+
+    /// Lines of the result to be fetched while a block is multiplied: those that its sums go to, or that the next block
+    /// begins with.
     #[inline(always)]
-    pub(crate) fn lines_to_write(&self, block: usize) -> impl Iterator<Item = *const f32> {
-        let n = if self.rows.is_some() && block < self.n_whole { 2 * BLOCK_ROWS } else { 0 };
-        let to = self.sums_of(block).1;
-        (0..n).map(move |i| to.at.wrapping_add(i / 2 * to.stride + i % 2 * to.right).cast_const())
+    pub(crate) fn lines_due(&self, block: usize) -> impl Iterator<Item = *const f32> {
+        let due = match self.onto {
+            Some(_) => self.block_rows(self.onto, block + 1),
+            None => self.block_rows(self.rows, block),
+        };
+        let n = if due.is_some() { 2 * BLOCK_ROWS } else { 0 };
+        let due = due.unwrap_or(self.sums);
+        (0..n).map(move |i| due.at.wrapping_add(i / 2 * due.stride + i % 2 * due.right).cast_const())
     }
 
     /// Has fetched what is due after so many steps.
@@ -182,7 +201,7 @@ macro_rules! wide_kernels {
     ($unit:ty: $($name:ident: $source:ty;)*) => {
         $(
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-            fn $name(weights: &WideRows<'_>, xs: &WideActs<'_>, scratch: &mut TileScratch, out: &mut WideOut<'_>) {
+            fn $name(weights: &[WideRows<'_>], xs: &WideActs, scratch: &mut TileScratch, out: &mut WideOut<'_>) {
                 wide::dot::<$source, $unit>(weights, xs, scratch, out);
             }
         )*
@@ -246,6 +265,33 @@ pub(crate) fn pack(rows: &[&[f32]], block: &mut [u8]) {
     }
 }
 
+/// Rounds a row to bf16, and puts it in steps of a block.
+///
+/// # Safety
+/// A line is there from `first` on for every [`STEP_COLS`] columns, [`BLOCK_ROWS`] lines after the one before, which nobody
+/// else reads or writes.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(crate) unsafe fn pack_row(row: &[f32], first: *mut u8) {
+    for (step, values) in row.chunks_exact(STEP_COLS).enumerate() {
+        // SAFETY: by the caller's promise; 32 floats are in bounds.
+        unsafe {
+            let line = std::slice::from_raw_parts_mut(first.add(step * 2 * TILE_BYTES), LINE_BYTES);
+            store(line, f32::load(values.as_ptr().cast()));
+        }
+    }
+}
+
+/// Rounds the sums of 32 rows with 32 columns, tile by tile, to bf16, and fills a step of a block with them.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(crate) fn pack_sums(sums: &[f32; BLOCK_FLOATS], step: &mut [u8]) {
+    for (row, out) in step[..2 * TILE_BYTES].chunks_exact_mut(LINE_BYTES).enumerate() {
+        let left = &sums[row / N_ROWS * 2 * TILE_FLOATS + row % N_ROWS * N_ROWS..];
+        let (left, right) = (load(left), load(&left[TILE_FLOATS..]));
+        // SAFETY: plain bits on both sides.
+        store(out, unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(right, left)) });
+    }
+}
+
 /// Where weights come from.
 pub(crate) trait Source {
     /// Fills sixteen rows' part of a panel with `n_cols` columns from `start` on of tile `tile`.
@@ -259,13 +305,26 @@ pub(crate) trait Source {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(crate) fn dot<S: Source, U: Unit>(
-    weights: &WideRows<'_>,
-    xs: &WideActs<'_>,
+    weights: &[WideRows<'_>],
+    xs: &WideActs,
     scratch: &mut TileScratch,
     out: &mut WideOut<'_>,
 ) {
     const PAIR: usize = 2 * PANEL_TILE;
-    let (n_tiles, n_cols, n_blocks) = (weights.n_tiles(), xs.n_steps() * STEP_COLS, xs.n_blocks());
+    let n_tiles = weights.iter().map(WideRows::n_tiles).sum::<usize>();
+    let (n_cols, n_blocks) = (xs.n_steps() * STEP_COLS, xs.n_blocks());
+    let [others @ .., last] = weights else { return };
+    assert!(others.iter().all(|w| w.n_tiles().is_multiple_of(2)), "matrices of whole pairs of tiles");
+    // The matrix that a tile belongs to, and which it is there.
+    let of = |mut tile: usize| {
+        for weights in others {
+            match tile.checked_sub(weights.n_tiles()) {
+                Some(rest) => tile = rest,
+                None => return (weights, tile),
+            }
+        }
+        (last, tile)
+    };
     let panel_cols = U::panel_cols(n_blocks);
     assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
     assert!(n_tiles.div_ceil(2) * n_blocks * BLOCK_FLOATS <= out.sums.len(), "room for the products");
@@ -279,20 +338,32 @@ pub(crate) fn dot<S: Source, U: Unit>(
     for start in (0..n_cols).step_by(panel_cols) {
         let n = panel_cols.min(n_cols - start);
         for pair in (0..n_tiles).step_by(2) {
-            let tiles = pair..n_tiles.min(pair + 2);
-            for (tile, panel) in tiles.zip(panel.chunks_exact_mut(PANEL_TILE)) {
-                // SAFETY: this kernel is compiled for the same features.
-                unsafe { S::fill(weights, tile, start, n, panel) };
-            }
             // What the panel after this one is filled from: perhaps of the rows that follow.
             let after = match (pair + 2 < n_tiles, start + n < n_cols) {
                 (true, _) => (pair + 2, start..start + n),
                 (_, true) => (0, start + n..start + n + panel_cols),
                 _ => (n_tiles, 0..panel_cols),
             };
-            let ahead = [0, 1].map(|i| weights.ahead(after.0 + i, &after.1, n_cols));
+            let ahead = [0, 1].map(|i| {
+                let (weights, tile) = of(after.0 + i);
+                weights.ahead(tile, &after.1, n_cols)
+            });
+            // Few blocks are multiplied in less time than the memory takes.
+            let is_short = n_blocks <= FEW_BLOCKS;
+            let (fill_cols, quarters) = if is_short { (FILL_COLS, FILLING) } else { (n, 0) };
+            let n_filling = ahead[0].lines_each(n.div_ceil(fill_cols)) * quarters / 4;
+            let tiles = pair..n_tiles.min(pair + 2);
+            for ((tile, panel), ahead) in tiles.zip(panel.chunks_exact_mut(PANEL_TILE)).zip(&ahead) {
+                let (weights, tile) = of(tile);
+                for first in (0..n).step_by(fill_cols) {
+                    let panel = &mut panel[first / STEP_COLS * TILE_BYTES..];
+                    // SAFETY: this kernel is compiled for the same features.
+                    unsafe { S::fill(weights, tile, start + first, fill_cols.min(n - first), panel) };
+                    ahead.fetch(n_filling);
+                }
+            }
             let n_steps = n / STEP_COLS;
-            let rows = out.rows.filter(|_| n_cols <= start + n);
+            let rows = out.rows.map(|(at, stride)| Sums::in_rows(at.wrapping_add(pair * N_ROWS), stride));
             let met = Met {
                 acts: xs.bytes()[start / STEP_COLS * 2 * TILE_BYTES..].as_ptr(),
                 stride: xs.block_bytes().1,
@@ -301,7 +372,8 @@ pub(crate) fn dot<S: Source, U: Unit>(
                 n_steps,
                 add: start > 0,
                 sums: Sums::in_tiles(out.sums[pair / 2 * n_blocks * BLOCK_FLOATS..].as_mut_ptr()),
-                rows: rows.map(|(at, stride)| Sums::in_rows(at.wrapping_add(pair * N_ROWS), stride)),
+                onto: rows.filter(|_| out.adds && start == 0),
+                rows: rows.filter(|_| n_cols <= start + n),
                 n_whole: out.n_whole,
                 n_ahead: ahead[0].lines_each(n_blocks * n_steps),
                 ahead,

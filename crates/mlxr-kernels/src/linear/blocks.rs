@@ -4,6 +4,8 @@
 //! whatever adds it up and in which order; only then it becomes a float. Beside its codes a block keeps their sums,
 //! which the minima, or the zero, of the weights multiply.
 
+use std::sync::Arc;
+
 use crate::acts::ActPool;
 use crate::aligned::AlignedBytes;
 use crate::linear::packed::{BLOCK_ROWS, PackedRows};
@@ -64,7 +66,7 @@ impl BlockActs {
 pub(crate) struct BlockRows<'a> {
     pub(crate) rows: &'a [&'a [u8]],
     /// The same rows once more, if there are as many as a table packs them from.
-    pub(crate) packed: Option<&'a PackedRows<'a>>,
+    pub(crate) packed: Option<&'a PackedRows>,
 }
 
 /// Bytes of 64 columns of sixteen packed rows: a tile.
@@ -82,7 +84,7 @@ pub(crate) const PACKED_BYTES: usize = PACKED_SCALES_AT + LINE;
 const LINE: usize = 4 * BLOCK_ROWS;
 
 /// Room for so many packed rows of `row_bytes`.
-pub(crate) fn packed_room(n_rows: usize, row_bytes: usize, pool: &ActPool) -> PackedRows<'_> {
+pub(crate) fn packed_room(n_rows: usize, row_bytes: usize, pool: &Arc<ActPool>) -> PackedRows {
     PackedRows::new(n_rows, row_bytes / BLOCK_BYTES, PACKED_BYTES, pool)
 }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod blocks;
 pub(crate) mod codes;
+pub(crate) mod gated;
 pub(crate) mod packed;
 pub(crate) mod tile;
 pub(crate) mod tiled;
@@ -13,11 +14,11 @@ pub(crate) mod wide;
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use mlxr_tensor::{DType, Format, HostTensor};
 
-use crate::acts::ActPool;
+use crate::acts::{ActPool, CpuAct};
 use crate::aligned::{as_bytes, prefetch_for_writing};
 use crate::disjoint::{Disjoint, for_each_row, split};
 use crate::kernels::{
@@ -38,19 +39,16 @@ use wide::{WIDE_ROWS, WideActs, WideOut, WideRows};
 pub(crate) struct Coded {
     pub(crate) groups: OnceLock<QuantActs>,
     pub(crate) blocks: OnceLock<BlockActs>,
+    /// All rows in bf16; there may be no others.
+    pub(crate) wide: OnceLock<WideActs>,
 }
 
 /// Activation rows `[rows, cols]`.
 pub(crate) struct Inputs<'a> {
-    values: &'a [f32],
-    cols: usize,
-    coded: &'a Coded,
-    memory: &'a ActPool,
+    act: &'a CpuAct,
     /// All rows of codes once more, if the kernels want so many packed.
-    packed: Option<PackedRows<'a>>,
-    packed_blocks: Option<PackedRows<'a>>,
-    /// All rows in bf16, if that is how they are multiplied.
-    wide: Option<WideActs<'a>>,
+    packed: Option<PackedRows>,
+    packed_blocks: Option<PackedRows>,
 }
 
 /// Which rows of the inputs a matrix meets, and which rows of the result it writes.
@@ -75,11 +73,18 @@ pub(crate) struct Product<'a> {
 pub(crate) struct Output<'a> {
     values: Disjoint<'a, f32>,
     cols: usize,
+    /// Whether products are added to what it holds, which only those in bf16 can be.
+    adds: bool,
 }
 
 impl<'a> Output<'a> {
     pub(crate) fn new(values: &'a mut [f32], cols: usize) -> Self {
-        Self { values: Disjoint::new(values), cols }
+        Self { values: Disjoint::new(values), cols, adds: false }
+    }
+
+    /// One that products in bf16 of all rows, without a bias, are added to.
+    pub(crate) fn onto(values: &'a mut [f32], cols: usize) -> Self {
+        Self { adds: true, ..Self::new(values, cols) }
     }
 }
 
@@ -100,24 +105,31 @@ impl RowMap<'_> {
 }
 
 impl<'a> Inputs<'a> {
-    /// `coded` are those of `values`, or take them once they are made in a buffer of `memory`.
-    pub(crate) fn new(values: &'a [f32], cols: usize, coded: &'a Coded, memory: &'a ActPool) -> Self {
-        Self { values, cols, coded, memory, packed: None, packed_blocks: None, wide: None }
+    pub(crate) fn new(act: &'a CpuAct) -> Self {
+        Self { act, packed: None, packed_blocks: None }
     }
 
     fn n_rows(&self) -> usize {
-        self.values.len() / self.cols.max(1)
+        self.act.n_rows()
+    }
+
+    fn cols(&self) -> usize {
+        self.act.cols()
     }
 
     fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.cols..(row + 1) * self.cols]
+        self.act.row(row)
+    }
+
+    fn memory(&self) -> &'a Arc<ActPool> {
+        self.act.pool()
     }
 
     /// Quantises every row, unless that was done before.
     fn quantise(&mut self, kernels: &Kernels, pool: &ThreadPool) {
         let n_rows = self.n_rows();
-        let codes = self.coded.groups.get_or_init(|| {
-            let mut acts = self.memory.codes(n_rows, self.cols);
+        let codes = self.act.coded().groups.get_or_init(|| {
+            let mut acts = self.memory().codes(n_rows, self.cols());
             let layout = acts.layout();
             let bytes = acts.rows_mut(n_rows);
             for_each_row(pool, bytes, layout.row_bytes(), |row, bytes| {
@@ -127,7 +139,7 @@ impl<'a> Inputs<'a> {
         });
         if kernels.codes.packs(n_rows) && self.packed.is_none() {
             let rows: Vec<QuantRow<'_>> = (0..n_rows).map(|row| codes.row(row)).collect();
-            let packed = packed::packed_room(n_rows, codes.row(0).cols(), self.memory);
+            let packed = packed::packed_room(n_rows, codes.row(0).cols(), self.memory());
             self.packed = Some(packed.filled_by(pool, &rows, packed::pack));
         }
     }
@@ -135,8 +147,8 @@ impl<'a> Inputs<'a> {
     /// As [`Self::quantise`], with a scale per super-block.
     fn quantise_blocks(&mut self, kernels: &BlockKernels, pool: &ThreadPool) {
         let n_rows = self.n_rows();
-        let acts = self.coded.blocks.get_or_init(|| {
-            let mut acts = BlockActs::new(n_rows, self.cols, self.memory);
+        let acts = self.act.coded().blocks.get_or_init(|| {
+            let mut acts = BlockActs::new(n_rows, self.cols(), self.memory());
             let row_bytes = acts.row_bytes();
             for_each_row(pool, acts.rows_mut(n_rows), row_bytes, |row, bytes| {
                 // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
@@ -146,28 +158,28 @@ impl<'a> Inputs<'a> {
         });
         if kernels.packs_from <= n_rows && self.packed_blocks.is_none() {
             let rows: Vec<&[u8]> = (0..n_rows).map(|row| acts.row(row)).collect();
-            let packed = blocks::packed_room(n_rows, acts.row_bytes(), self.memory);
+            let packed = blocks::packed_room(n_rows, acts.row_bytes(), self.memory());
             self.packed_blocks = Some(packed.filled_by(pool, &rows, blocks::pack));
         }
     }
 
     /// All rows quantised, if they are.
     fn quantised(&self) -> Vec<QuantRow<'_>> {
-        let codes = self.coded.groups.get();
+        let codes = self.act.coded().groups.get();
         codes.map_or_else(Vec::new, |codes| (0..self.n_rows()).map(|row| codes.row(row)).collect())
     }
 
     /// All rows quantised with a scale per super-block, if they are.
     fn quantised_blocks(&self) -> Vec<&[u8]> {
-        let acts = self.coded.blocks.get();
+        let acts = self.act.coded().blocks.get();
         acts.map_or_else(Vec::new, |acts| (0..self.n_rows()).map(|row| acts.row(row)).collect())
     }
 }
 
 /// All rows in bf16.
-fn widened<'a>(wide: &WideKernels, inputs: &Inputs<'a>, pool: &ThreadPool) -> WideActs<'a> {
+fn widened(wide: &WideKernels, inputs: &Inputs<'_>, pool: &ThreadPool) -> WideActs {
     let n_rows = inputs.n_rows();
-    let mut acts = WideActs::new(n_rows, inputs.cols, inputs.memory);
+    let mut acts = WideActs::new(n_rows, inputs.cols(), inputs.memory());
     let (n, stride) = acts.block_bytes();
     let (n_blocks, bytes) = (acts.n_blocks(), Disjoint::new(acts.bytes_mut()));
     pool.run(|part, n_parts| {
@@ -201,6 +213,12 @@ impl Scratch {
     }
 }
 
+/// So many floats, which may be any; none of them is cleared again for a smaller part.
+fn room(floats: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    floats.resize(floats.len().max(n), 0.0);
+    &mut floats[..n]
+}
+
 /// Computes all `products` of the same inputs, each into its result, in one pass of the pool.
 pub(crate) fn matmul(
     kernels: &Kernels,
@@ -214,8 +232,8 @@ pub(crate) fn matmul(
             (Meeting::Floats, _) => {}
             (Meeting::Codes, _) => inputs.quantise(kernels, pool),
             (Meeting::Blocks(kernels, _), _) => inputs.quantise_blocks(kernels, pool),
-            (Meeting::Wide(wide), RowMap::All(_)) if inputs.wide.is_none() => {
-                inputs.wide = Some(widened(wide, inputs, pool));
+            (Meeting::Wide(wide), RowMap::All(_)) => {
+                inputs.act.coded().wide.get_or_init(|| widened(wide, inputs, pool));
             }
             // Rows that are gathered for each product are widened there.
             (Meeting::Wide(_), _) => {}
@@ -290,7 +308,10 @@ impl Pass<'_> {
         match self.kernels.meeting(self.product.weight, self.product.rows.len()) {
             Meeting::Wide(wide) => {
                 let gathered = self.gathered_wide(wide);
-                let acts = gathered.as_ref().or(self.inputs.wide.as_ref()).expect("widened before the pass");
+                let acts = gathered
+                    .as_ref()
+                    .or(self.inputs.act.coded().wide.get())
+                    .expect("widened before the pass");
                 tiles(WIDE_ROWS).for_each(|tile| self.wide_tile(wide, acts, tile, scratch));
                 return;
             }
@@ -350,7 +371,7 @@ impl Pass<'_> {
                 let rows: Vec<QuantRow<'_>> = pairs.iter().map(|pair| self.rows[pair.0 as usize]).collect();
                 let packs = self.kernels.codes.packs(rows.len());
                 let packed = packs.then(|| {
-                    packed::packed_room(rows.len(), self.rows[0].cols(), self.inputs.memory)
+                    packed::packed_room(rows.len(), self.rows[0].cols(), self.inputs.memory())
                         .filled(&rows, packed::pack)
                 });
                 work(&ActRows { rows: &rows, packed: packed.as_ref() });
@@ -367,7 +388,7 @@ impl Pass<'_> {
             RowMap::Pairs(pairs) => {
                 let rows: Vec<&[u8]> = pairs.iter().map(|pair| self.blocks[pair.0 as usize]).collect();
                 let packed = (kernels.packs_from <= rows.len()).then(|| {
-                    blocks::packed_room(rows.len(), self.blocks[0].len(), self.inputs.memory)
+                    blocks::packed_room(rows.len(), self.blocks[0].len(), self.inputs.memory())
                         .filled(&rows, blocks::pack)
                 });
                 work(&BlockRows { rows: &rows, packed: packed.as_ref() });
@@ -376,9 +397,9 @@ impl Pass<'_> {
     }
 
     /// The rows in bf16, where they are not all rows of the inputs in order.
-    fn gathered_wide(&self, wide: &WideKernels) -> Option<WideActs<'_>> {
+    fn gathered_wide(&self, wide: &WideKernels) -> Option<WideActs> {
         let RowMap::Pairs(pairs) = self.product.rows else { return None };
-        let mut acts = WideActs::new(pairs.len(), self.inputs.cols, self.inputs.memory);
+        let mut acts = WideActs::new(pairs.len(), self.inputs.cols(), self.inputs.memory());
         let (n, stride) = acts.block_bytes();
         for (pairs, block) in pairs.chunks(wide::BLOCK_ROWS).zip(acts.bytes_mut().chunks_exact_mut(stride)) {
             let rows: Vec<&[f32]> = pairs.iter().map(|pair| self.inputs.row(pair.0 as usize)).collect();
@@ -388,9 +409,9 @@ impl Pass<'_> {
         Some(acts)
     }
 
-    fn wide_tile(&self, wide: &WideKernels, acts: &WideActs<'_>, tile: Range<usize>, scratch: &mut Scratch) {
+    fn wide_tile(&self, wide: &WideKernels, acts: &WideActs, tile: Range<usize>, scratch: &mut Scratch) {
         let Scratch { panel, floats, tile: memory, products } = scratch;
-        products.resize(tile.len().div_ceil(2 * N_ROWS) * acts.n_blocks() * wide::BLOCK_FLOATS, 0.0);
+        let products = room(products, tile.len().div_ceil(2 * N_ROWS) * acts.n_blocks() * wide::BLOCK_FLOATS);
         let n_rows = self.product.rows.len();
         // Results that need nothing more, and are whole.
         let is_direct = matches!(self.product.rows, RowMap::All(_))
@@ -402,36 +423,36 @@ impl Pass<'_> {
                 let range = tile.start..n_rows.saturating_sub(1) * cols + tile.end;
                 let rows = (self.output.values.at(range), cols);
                 // SAFETY: the result has these rows, which one product only writes, and each thread has columns of its own.
-                unsafe { WideOut::with_rows(products, rows, n_rows) }
+                unsafe { WideOut::with_rows(products, rows, n_rows, self.output.adds) }
             }
             false => WideOut::sums(products),
         };
-        let mut run = |dot: DotWide, rows: &WideRows<'_>| {
+        let mut run = |dot: DotWide, rows: WideRows<'_>| {
             // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { dot(rows, acts, memory, &mut out) };
+            unsafe { dot(&[rows], acts, memory, &mut out) };
         };
         let format = self.product.weight.format();
         match self.product.weight {
             Matrix::Tiled(tiled) => {
                 let dot = (wide.tiled)(format).expect("the kernel of a format with a tile order");
-                run(dot, &WideRows::Tiled(tiled.tiles(tile.clone())));
+                run(dot, WideRows::Tiled(tiled.tiles(tile.clone())));
             }
             Matrix::Stored(weight) => {
                 if let Some(dot) = (wide.floats)(format) {
                     let row_bytes = weight.data().len() / weight.rows();
                     let data = &weight.data()[tile.start * row_bytes..tile.end * row_bytes];
-                    run(dot, &WideRows::Floats { data, row_bytes });
+                    run(dot, WideRows::Floats { data, row_bytes });
                 } else if let Some((kind, unpack)) = (self.kernels.unpack)(format) {
                     Unpacking { weight, kind, unpack }.rows(tile.clone(), WIDE_ROWS, panel);
                     let rows = UnpackedTile { panel, n_rows: tile.len() };
                     let kernel = wide.unpacked.expect("codes only meet a table with kernels for them");
-                    run(kernel(kind), &WideRows::Unpacked(&rows));
+                    run(kernel(kind), WideRows::Unpacked(&rows));
                 } else {
                     self.dequantise(tile.clone(), floats);
                     let dot = (wide.floats)(Format::Plain(DType::F32)).expect("floats are known");
-                    let row_bytes = self.inputs.cols * 4;
+                    let row_bytes = self.inputs.cols() * 4;
                     let data = &as_bytes(floats)[..tile.len() * row_bytes];
-                    run(dot, &WideRows::Floats { data, row_bytes });
+                    run(dot, WideRows::Floats { data, row_bytes });
                 }
             }
         }
@@ -455,6 +476,9 @@ impl Pass<'_> {
                         let sums = sums.iter().zip(&bias[tile * N_ROWS..]);
                         to.iter_mut().zip(sums).for_each(|(to, (&sum, &b))| *to = sum + b);
                     }
+                    None if self.output.adds => {
+                        to.iter_mut().zip(sums).for_each(|(to, &sum)| *to += sum);
+                    }
                     None => to.copy_from_slice(sums),
                 }
             }
@@ -474,7 +498,7 @@ impl Pass<'_> {
 
     /// The rows of a tile as floats, at the beginning of `floats`.
     fn dequantise(&self, tile: Range<usize>, floats: &mut Vec<f32>) {
-        let cols = self.inputs.cols;
+        let cols = self.inputs.cols();
         floats.resize(floats.len().max(tile.len() * cols), 0.0);
         for (row, column) in floats.chunks_exact_mut(cols.max(1)).zip(tile) {
             self.product.weight.dequantise_row(column, row);
@@ -485,7 +509,7 @@ impl Pass<'_> {
     fn near_rows(&self) -> impl Iterator<Item = Range<usize>> {
         const NEAR_BYTES: usize = 256 << 10;
         let n_rows = self.product.rows.len();
-        let n = (NEAR_BYTES / (4 * self.inputs.cols).max(1)).max(1).next_multiple_of(TILE);
+        let n = (NEAR_BYTES / (4 * self.inputs.cols()).max(1)).max(1).next_multiple_of(TILE);
         (0..n_rows).step_by(n).map(move |start| start..n_rows.min(start + n))
     }
 
@@ -500,7 +524,7 @@ impl Pass<'_> {
     }
 
     fn dequantised_tile(&self, tile: Range<usize>, floats: &mut Vec<f32>) {
-        let cols = self.inputs.cols;
+        let cols = self.inputs.cols();
         self.dequantise(tile.clone(), floats);
         let mut rows: [&[u8]; TILE] = [&[]; TILE];
         for (row, values) in rows.iter_mut().zip(floats.chunks_exact(cols.max(1))) {

@@ -1,5 +1,7 @@
 //! Quantised activation rows in the order a tile unit reads them: sixteen rows at a time, group by group.
 
+use std::sync::Arc;
+
 use crate::acts::{ActPool, Pooled};
 use crate::disjoint::{Disjoint, split};
 use crate::linear::codes::{ACT_GROUP, QuantRow};
@@ -27,17 +29,17 @@ pub(crate) const GROUP_BYTES: usize = SUMS16_AT + 2 * LINE;
 pub(crate) const LINE: usize = BLOCK_ROWS * 4;
 
 /// Blocks of rows; rows that are not there are zero.
-pub(crate) struct PackedRows<'a> {
+pub(crate) struct PackedRows {
     n_rows: usize,
     /// Groups of columns of a row, padding included.
     n_groups: usize,
     group_bytes: usize,
-    memory: Pooled<'a>,
+    memory: Pooled,
 }
 
-impl<'a> PackedRows<'a> {
+impl PackedRows {
     /// Room, to be filled, for rows of so many groups, each of which takes `group_bytes` for sixteen rows.
-    pub(crate) fn new(n_rows: usize, n_groups: usize, group_bytes: usize, pool: &'a ActPool) -> Self {
+    pub(crate) fn new(n_rows: usize, n_groups: usize, group_bytes: usize, pool: &Arc<ActPool>) -> Self {
         let memory = Pooled::new(n_rows.div_ceil(BLOCK_ROWS) * n_groups * group_bytes, pool);
         Self { n_rows, n_groups, group_bytes, memory }
     }
@@ -103,7 +105,7 @@ fn clear_unless_full(n_rows: usize, block: &mut [u8]) {
 }
 
 /// Room for so many rows of padded columns.
-pub(crate) fn packed_room(n_rows: usize, cols: usize, pool: &ActPool) -> PackedRows<'_> {
+pub(crate) fn packed_room(n_rows: usize, cols: usize, pool: &Arc<ActPool>) -> PackedRows {
     PackedRows::new(n_rows, cols / ACT_GROUP, GROUP_BYTES, pool)
 }
 

@@ -14,7 +14,7 @@ pub(crate) struct UnpackedTile<'a> {
 pub(crate) struct ActRows<'a> {
     pub(crate) rows: &'a [QuantRow<'a>],
     /// The same rows once more, if there are as many as a table packs them from.
-    pub(crate) packed: Option<&'a PackedRows<'a>>,
+    pub(crate) packed: Option<&'a PackedRows>,
 }
 
 /// One thread's memory for tile kernels.

@@ -1,8 +1,12 @@
 //! Activation rows as bf16 tiles, for units that multiply floats in tiles of sixteen rows by 32 columns.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::acts::{ActPool, Pooled};
+use crate::disjoint::Disjoint;
 use crate::linear::tile::UnpackedTile;
-use crate::linear::tiled::{N_ROWS, Tiles};
+use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 
 /// Activation rows that share a load of weights: two tiles. There are always so many; those too many are zero.
 pub(crate) const BLOCK_ROWS: usize = 32;
@@ -27,21 +31,28 @@ pub(crate) struct WideOut<'a> {
     pub(crate) sums: &'a mut [f32],
     pub(crate) rows: Option<(*mut f32, usize)>,
     pub(crate) n_whole: usize,
+    /// Whether they are added to what those rows of the result hold.
+    pub(crate) adds: bool,
 }
 
 impl<'a> WideOut<'a> {
     /// Only sums.
     pub(crate) fn sums(sums: &'a mut [f32]) -> Self {
-        Self { sums, rows: None, n_whole: 0 }
+        Self { sums, rows: None, n_whole: 0, adds: false }
     }
 
-    /// Whole blocks of `n_rows` rows of the result as well.
+    /// Whole blocks of `n_rows` rows of the result as well, set or added to.
     ///
     /// # Safety
     /// Up to the last of so many rows, each has room for the products of all weight rows, of which there is an even number
     /// of tiles; nobody else reads or writes there while the result lives.
-    pub(crate) unsafe fn with_rows(sums: &'a mut [f32], rows: (*mut f32, usize), n_rows: usize) -> Self {
-        Self { sums, rows: Some(rows), n_whole: n_rows / BLOCK_ROWS }
+    pub(crate) unsafe fn with_rows(
+        sums: &'a mut [f32],
+        rows: (*mut f32, usize),
+        n_rows: usize,
+        adds: bool,
+    ) -> Self {
+        Self { sums, rows: Some(rows), n_whole: n_rows / BLOCK_ROWS, adds }
     }
 }
 
@@ -80,15 +91,15 @@ impl WideRows<'_> {
 }
 
 /// Blocks of [`BLOCK_ROWS`] rows: for every [`STEP_COLS`] columns two tiles, each of sixteen rows of 64 bytes.
-pub(crate) struct WideActs<'a> {
+pub(crate) struct WideActs {
     n_rows: usize,
     n_steps: usize,
-    memory: Pooled<'a>,
+    memory: Pooled,
 }
 
-impl<'a> WideActs<'a> {
+impl WideActs {
     /// Rows whose blocks all have to be packed.
-    pub(crate) fn new(n_rows: usize, cols: usize, pool: &'a ActPool) -> Self {
+    pub(crate) fn new(n_rows: usize, cols: usize, pool: &Arc<ActPool>) -> Self {
         let n_steps = cols.div_ceil(STEP_COLS);
         let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * (n_steps * 2 * TILE_BYTES + GAP_BYTES);
         Self { n_rows, n_steps, memory: Pooled::new(n_bytes, pool) }
@@ -115,5 +126,52 @@ impl<'a> WideActs<'a> {
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         self.memory.bytes_mut()
+    }
+
+    /// The lines of all rows, to be put there one by one; rows that the last block has too many become zeros.
+    pub(crate) fn lines(&mut self) -> WideLines<'_> {
+        let (block_bytes, n_rows, n_steps) = (self.block_bytes().1, self.n_rows, self.n_steps);
+        let lines = WideLines { block_bytes, bytes: Disjoint::new(self.bytes_mut()) };
+        for row in n_rows..n_rows.next_multiple_of(BLOCK_ROWS) {
+            for step in 0..n_steps {
+                let at = line_at(block_bytes, row, step);
+                // SAFETY: nobody else has a part.
+                unsafe { lines.bytes.slice(at..at + LINE_BYTES) }.fill(0);
+            }
+        }
+        lines
+    }
+
+    /// Reads rows of `cols` values back.
+    pub(crate) fn unpack(&self, cols: usize, out: &mut [f32]) {
+        for (row, out) in out.chunks_exact_mut(cols.max(1)).take(self.n_rows).enumerate() {
+            for (step, out) in out.chunks_mut(STEP_COLS).enumerate() {
+                let line = &self.bytes()[line_at(self.block_bytes().1, row, step)..];
+                for (out, &bytes) in out.iter_mut().zip(line.as_chunks::<2>().0) {
+                    *out = half::bf16::from_le_bytes(bytes).to_f32();
+                }
+            }
+        }
+    }
+}
+
+/// Where the line of a row is that has the columns of a step.
+fn line_at(block_bytes: usize, row: usize, step: usize) -> usize {
+    row / BLOCK_ROWS * block_bytes + step * 2 * TILE_BYTES + row % BLOCK_ROWS * LINE_BYTES
+}
+
+/// [`WideActs`] that threads put rows into.
+pub(crate) struct WideLines<'a> {
+    block_bytes: usize,
+    bytes: Disjoint<'a, u8>,
+}
+
+impl WideLines<'_> {
+    /// Where the first line is of some columns of a row, whole steps; the next ones are two tiles apart. Writing there is
+    /// subject to what [`Disjoint::slice`] asks for.
+    pub(crate) fn at(&self, row: usize, columns: Range<usize>) -> *mut u8 {
+        let (first, end) = (columns.start / STEP_COLS, columns.end / STEP_COLS);
+        let last = line_at(self.block_bytes, row, end - 1);
+        self.bytes.at(line_at(self.block_bytes, row, first)..last + LINE_BYTES)
     }
 }

@@ -14,6 +14,7 @@
 mod acts;
 mod attention;
 mod backend;
+mod barriers;
 mod batch;
 mod bindings;
 mod buffers;

@@ -3,6 +3,7 @@
 //! Compiling takes a driver some tenths of a second for the largest; dispatches are recorded before it is done.
 
 use std::any::{Any, TypeId};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use serde::Serialize;
 
+use crate::barriers;
 use crate::device::{Gpu, GpuError, IMMEDIATE_BYTES};
 use crate::pipeline_cache::PipelineCache;
 
@@ -210,8 +212,12 @@ impl Pipelines {
         *n_pipelines += 1;
         map.insert(*spec, pipeline.clone());
         drop(known);
-        let job =
-            Compiling { device: gpu.device.clone(), cache: self.cache.clone(), pipeline: pipeline.clone() };
+        let job = Compiling {
+            device: gpu.device.clone(),
+            is_vulkan: gpu.info.api == "vulkan",
+            cache: self.cache.clone(),
+            pipeline: pipeline.clone(),
+        };
         // A thread that cannot be had is the same as one that ends at once: this one compiles.
         let source = Arc::new(source);
         let (of_thread, beside) = (source.clone(), job.clone());
@@ -232,6 +238,7 @@ impl Pipelines {
 #[derive(Clone)]
 struct Compiling {
     device: wgpu::Device,
+    is_vulkan: bool,
     cache: Option<Arc<PipelineCache>>,
     pipeline: Arc<Pipeline>,
 }
@@ -250,11 +257,15 @@ impl Compiling {
     }
 
     fn compile(&self, source: &str) -> Result<wgpu::ComputePipeline, String> {
-        let Compiling { device, cache, pipeline } = self;
+        let Compiling { device, is_vulkan, cache, pipeline } = self;
         let label = Some(pipeline.kernel);
+        let source = if *is_vulkan && source.contains("subgroupBarrier") {
+            wgpu::ShaderSource::Naga(Cow::Owned(barriers::ordered(source)?))
+        } else {
+            wgpu::ShaderSource::Wgsl(source.into())
+        };
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let descriptor =
-            wgpu::ShaderModuleDescriptor { label, source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let descriptor = wgpu::ShaderModuleDescriptor { label, source };
         let module = if cfg!(debug_assertions) {
             device.create_shader_module(descriptor)
         } else {

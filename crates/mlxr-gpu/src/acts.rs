@@ -12,6 +12,7 @@ use crate::few::are_few_rows;
 use crate::half::{K_TILE, min_half_rows, padded_rows};
 use crate::kernels::{FloatRows, HalfRows, QuantiseRows, ScaleRows};
 use crate::layout::CODES_CHUNK;
+use crate::ops::row_tile;
 use crate::params::ScaleRowsParams;
 use crate::recorder::Grid;
 
@@ -107,7 +108,7 @@ impl GpuBackend {
     ) -> Act {
         let values = self.take_or_fail(rows * cols * 4);
         let is_wanted = self.wants_codes.load(Ordering::Relaxed) && run.is_multiple_of(CODES_CHUNK);
-        let made = if is_wanted { self.act_codes(rows * cols).map(Some) } else { Ok(None) };
+        let made = if is_wanted { self.act_codes(rows, cols).map(Some) } else { Ok(None) };
         let filled = made.and_then(|codes| {
             fill(values.bound(), codes.as_ref().map(ActCodes::bound))?;
             Ok(codes.map_or_else(OnceLock::new, OnceLock::from))
@@ -187,10 +188,10 @@ impl GpuBackend {
         Act::new(rows, cols, GpuAct::of_halves(halves))
     }
 
-    /// Room for `n` values in eight bits.
-    fn act_codes(&self, n: usize) -> Result<ActCodes, TensorError> {
+    /// Room for rows in eight bits, as many as products read of them.
+    fn act_codes(&self, rows: usize, cols: usize) -> Result<ActCodes, TensorError> {
         // In groups of 32 chunks.
-        let n = n.next_multiple_of(32 * CODES_CHUNK);
+        let n = (rows.next_multiple_of(row_tile(rows) as usize) * cols).next_multiple_of(32 * CODES_CHUNK);
         Ok(ActCodes { codes: self.take(n)?, scales: self.take(n / CODES_CHUNK * 16)? })
     }
 
@@ -199,7 +200,7 @@ impl GpuBackend {
         let known = &x.handle::<GpuAct>().codes;
         if known.get().is_none() {
             let n = x.rows() * x.cols();
-            let made = self.act_codes(n)?;
+            let made = self.act_codes(x.rows(), x.cols())?;
             let [codes, scales] = made.bound();
             let n_quads = n / 4;
             let grid = Grid::flat(n_quads.div_ceil(256));

@@ -23,7 +23,7 @@ use crate::ops::{Matvec, Product};
 use crate::weight::Numbered;
 
 /// Changes when kernels do, so that what was measured of the old ones is not used for the new.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Bytes of weights read in turn while a division is measured, so that none is still in a cache.
 const MEASURED_BYTES: u64 = 256 << 20;
 const MAX_COPIES: u64 = 32;

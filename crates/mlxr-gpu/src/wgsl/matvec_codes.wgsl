@@ -54,13 +54,22 @@ fn number(sum: i32) -> f32 {
     var sum{{ o * n_rows + n }} = 0.0;
     //# endfor
     //# endfor
+    // Rows of whole groups of chunks are as far from each other as the kernel knows; there is room for all that it meets.
+    //# set has_groups = n_rows > 2 and not is_routed and n_chunks % 32 == 0
     //# include "matvec_loop.wgsl"
         //# for u in range(n_ahead)
+        //# if has_groups
+        let place{{ u }} = first_row * {{ 2 * n_chunks }}u + (c{{ u }} >> 5u) * 64u + (c{{ u }} & 31u);
+        //# endif
         //# for n in range(n_rows)
         {
-            let at = x_row{{ n }} * {{ n_chunks }}u + c{{ u }};
             // See quantise.wgsl.
+            //# if has_groups
+            let place = place{{ u }} + {{ n * 2 * n_chunks }}u;
+            //# else
+            let at = x_row{{ n }} * {{ n_chunks }}u + c{{ u }};
             let place = (at >> 5u) * 64u + (at & 31u);
+            //# endif
             let low = x_codes[place];
             let high = x_codes[place + 32u];
             let s = x_scales[place]{{ " * factor%d"|format(n) if is_unscaled else "" }};

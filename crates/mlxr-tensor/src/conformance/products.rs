@@ -88,6 +88,11 @@ pub(super) fn ragged(backend: &dyn Backend) {
             check_linear(backend, &tensor, 6, true);
         }
     }
+    // Whole runs of 1024 columns, and more rows than are computed together.
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K] {
+        let tensor = data::tensor(Format::Plain(dtype), &[6, 1024], &mut Noise::new(6));
+        check_linear(backend, &tensor, 19, true);
+    }
 }
 
 pub(super) fn several(backend: &dyn Backend) {

@@ -118,6 +118,7 @@ pub(crate) struct AttendKernels {
 
 /// Scores of some queries, laid out as [`Scores`] gives them, of which each sees some positions, and by what they are
 /// multiplied.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has kernels for them"))]
 pub(crate) struct Seen<'a> {
     pub(crate) scores: &'a [f32],
     pub(crate) visible: &'a dyn Fn(usize) -> Range<usize>,
@@ -125,6 +126,7 @@ pub(crate) struct Seen<'a> {
 }
 
 /// For each query the largest score, the sum of `exp(score - largest)`, and what weighted values are added to.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has kernels for them"))]
 pub(crate) struct Softened<'a> {
     pub(crate) max: &'a mut [f32],
     pub(crate) sum: &'a mut [f32],

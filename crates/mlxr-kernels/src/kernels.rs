@@ -68,7 +68,10 @@ pub(crate) enum CodeKernels {
     /// A few rows at a time, after unpacking.
     Rows(DotCodes),
     /// Many rows at a time: in tile order where the format has one, after unpacking elsewhere.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 has tile kernels"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "plain Rust has no tile kernels")
+    )]
     Tiles {
         /// A format that one of these three knows is put in tile order.
         tiled: fn(Format) -> Option<DotTiles>,

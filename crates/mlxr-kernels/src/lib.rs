@@ -29,7 +29,10 @@ mod equivalence;
 mod kernels;
 mod kv;
 mod lanes;
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 has tile kernels"))]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "only x86-64 has kernels for packed rows")
+)]
 mod linear;
 mod moe;
 #[cfg(target_arch = "aarch64")]

@@ -1,4 +1,4 @@
-//! From a tile of any size to micro-kernels of fixed sizes.
+//! From a tile of any size to micro-kernels of fixed sizes, and loops whose numbers are constants.
 
 /// Calls `$micro::<W, X>(..)` over a tile of `$weights` by `$xs` rows: 4 by 4 where it is full, smaller elsewhere.
 /// `$micro` must compute each product the same way for all sizes.
@@ -27,3 +27,22 @@ macro_rules! for_micro_tiles {
     }};
 }
 pub(crate) use for_micro_tiles;
+
+/// `$body` once for each number below the first, which is at most eight, as a constant.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! each_line {
+    (2, |$line:ident| $body:expr) => { $crate::tiles::each_line!(@ $line, $body, 0 1) };
+    (4, |$line:ident| $body:expr) => { $crate::tiles::each_line!(@ $line, $body, 0 1 2 3) };
+    (8, |$line:ident| $body:expr) => { $crate::tiles::each_line!(@ $line, $body, 0 1 2 3 4 5 6 7) };
+    ($n:expr, |$line:ident| $body:expr) => {
+        $crate::tiles::each_line!(8, |$line| if $line < $n { $body })
+    };
+    (@ $line:ident, $body:expr, $($number:literal)*) => {
+        $({
+            const $line: usize = $number;
+            $body
+        })*
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use each_line;

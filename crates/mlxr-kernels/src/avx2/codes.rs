@@ -7,13 +7,14 @@
 use core::arch::x86_64::*;
 use core::ops::Range;
 
-use super::dots::{Dots, each_line, word};
+use super::dots::{Dots, word};
 use super::rows::LANES;
 use super::tile::{MAX_BLOCK, store};
 use crate::aligned::{AlignedBytes, as_bytes};
 use crate::kernels::TILE_ROWS;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
+use crate::tiles::each_line;
 
 /// Columns that are side by side at a time: those of all rows of a call stay in the first-level cache.
 const PANEL_COLS: usize = 512;

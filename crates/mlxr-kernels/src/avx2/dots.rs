@@ -168,15 +168,3 @@ impl Dots for Vnni {
         unsafe { _mm256_add_epi32(sum, _mm256_mullo_epi32(steps, factor)) }
     }
 }
-
-/// `$body` once for each number below `$n`, which is at most eight, as a constant.
-macro_rules! each_line {
-    ($n:expr, |$line:ident| $body:expr) => { $crate::avx2::dots::each_line!(@ $n, $line, $body, 0 1 2 3 4 5 6 7) };
-    (@ $n:expr, $line:ident, $body:expr, $($number:literal)*) => {
-        $(if $number < $n {
-            const $line: usize = $number;
-            $body
-        })*
-    };
-}
-pub(super) use each_line;

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::linear::tiled::{BlockCut, HALVES_BYTES, LINE_BYTES, N_ROWS, Tiles};
+use crate::linear::tiled::{self, BlockCut, HALVES_BYTES, LINE_BYTES, N_ROWS, Tiles};
 
 /// Rows of a vector.
 pub(super) const LANES: usize = 8;
@@ -70,46 +70,23 @@ pub(super) unsafe fn bits(lanes: __m256i, n: u32, mask: i32) -> __m256i {
 /// Puts sixteen stored rows in tile order.
 #[target_feature(enable = "avx2")]
 pub(super) fn put_in_order(cut: BlockCut, rows: &[u8], lines: &mut [u8], halves: &mut [u8]) {
-    let (stride, block_bytes) = (rows.len() / N_ROWS, cut.block_bytes());
-    let n_blocks = stride / block_bytes;
-    assert!(rows.len() == N_ROWS * n_blocks * block_bytes && cut.n_words().is_multiple_of(4), "whole blocks");
-    let blocks = lines.chunks_exact_mut(cut.n_words() * LINE_BYTES).enumerate();
-    for (block, lines) in blocks.take(n_blocks) {
-        for (i, lines) in lines.chunks_exact_mut(4 * LINE_BYTES).enumerate() {
-            let at = block * block_bytes + cut.words_at() + 16 * i;
-            for four in 0..N_ROWS / 4 {
-                let words = four_by_four(std::array::from_fn(|row| &rows[(4 * four + row) * stride + at..]));
-                for (line, words) in lines.chunks_exact_mut(LINE_BYTES).zip(words) {
-                    let line = &mut line[16 * four..16 * four + 16];
-                    // SAFETY: there is room for sixteen bytes; the store needs no alignment.
-                    unsafe { _mm_storeu_si128(line.as_mut_ptr().cast(), words) };
-                }
-            }
+    tiled::put_in_order(cut, rows, lines, halves, |rows| {
+        // SAFETY: this function is compiled for AVX2; sixteen bytes are loaded from and stored to arrays of as many, unaligned.
+        unsafe {
+            let [a, b, c, d] = rows.map(|row| _mm_loadu_si128(row.as_ptr().cast()));
+            let (low_ab, high_ab) = (_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
+            let (low_cd, high_cd) = (_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
+            let words = [
+                _mm_unpacklo_epi64(low_ab, low_cd),
+                _mm_unpackhi_epi64(low_ab, low_cd),
+                _mm_unpacklo_epi64(high_ab, high_cd),
+                _mm_unpackhi_epi64(high_ab, high_cd),
+            ];
+            words.map(|words| {
+                let mut out = [0u8; 16];
+                _mm_storeu_si128(out.as_mut_ptr().cast(), words);
+                out
+            })
         }
-    }
-    let Some(half_at) = cut.half_at() else { return };
-    for (block, halves) in halves.chunks_exact_mut(HALVES_BYTES).take(n_blocks).enumerate() {
-        for (half, row) in halves.chunks_exact_mut(2).zip(rows.chunks_exact(stride)) {
-            half.copy_from_slice(&row[block * block_bytes + half_at..][..2]);
-        }
-    }
-}
-
-/// Word `j` of each of four rows, as vector `j`.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn four_by_four(rows: [&[u8]; 4]) -> [__m128i; 4] {
-    let [a, b, c, d] = rows.map(|row| {
-        let row = &row[..16];
-        // SAFETY: sixteen bytes are in bounds; the load needs no alignment.
-        unsafe { _mm_loadu_si128(row.as_ptr().cast()) }
     });
-    let (low_ab, high_ab) = (_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b));
-    let (low_cd, high_cd) = (_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d));
-    [
-        _mm_unpacklo_epi64(low_ab, low_cd),
-        _mm_unpackhi_epi64(low_ab, low_cd),
-        _mm_unpacklo_epi64(high_ab, high_cd),
-        _mm_unpackhi_epi64(high_ab, high_cd),
-    ]
 }

@@ -3,12 +3,13 @@
 
 use core::arch::x86_64::*;
 
-use super::dots::{Dots, each_line, word};
+use super::dots::{Dots, word};
 use super::rows::{EightRows, LANES, bits};
 use super::tile::{LOW_NIBBLES, MAX_BLOCK, fetch, for_parts, store};
 use crate::kernels::TILE_ROWS;
 use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, BlockRows, SCALE_AT, SUMS16_AT, SUMS32_AT};
 use crate::linear::tiled::{N_ROWS, Tiles};
+use crate::tiles::each_line;
 
 /// What belongs to all columns of a super-block of eight rows.
 pub(super) struct Heads {

@@ -6,12 +6,13 @@
 
 use core::arch::x86_64::*;
 
-use super::dots::{Dots, each_line, word};
+use super::dots::{Dots, word};
 use super::rows::{EightRows, LANES, bits};
 use crate::kernels::TILE_ROWS;
 use crate::linear::codes::QuantRow;
 use crate::linear::tile::ActRows;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
+use crate::tiles::each_line;
 
 /// Activation rows that meet codes in registers at once.
 pub(super) const MAX_BLOCK: usize = 4;

@@ -1,6 +1,6 @@
 //! Activations to 8-bit codes: one scale per 32 columns, the largest magnitude at 127.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, SCALE_AT, SUMS16_AT, SUMS32_AT, place_of_sum};
 use crate::linear::codes::{ACT_GROUP, QuantRowMut};
 
@@ -44,7 +44,7 @@ fn quantise_group(g: usize, group: &[f32; ACT_GROUP], out: &mut QuantRowMut<'_>)
 }
 
 /// Quantises whole blocks of 256 columns, see [`crate::linear::blocks`]; NaNs become 0.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 pub(crate) fn quantise_blocks(x: &[f32], out: &mut [u8]) {
     assert_eq!(x.len() / BLOCK_COLS * BLOCK_BYTES, out.len(), "a block for each 256 columns");

@@ -80,6 +80,41 @@ impl BlockCut {
 /// Puts sixteen rows, one after the other, in tile order: lines, then halves.
 pub(crate) type PutInOrder = unsafe fn(BlockCut, rows: &[u8], lines: &mut [u8], halves: &mut [u8]);
 
+/// [`PutInOrder`] by `transpose`, which makes of four words of each of four rows a word of each, four times.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(crate) fn put_in_order(
+    cut: BlockCut,
+    rows: &[u8],
+    lines: &mut [u8],
+    halves: &mut [u8],
+    transpose: impl Fn([&[u8; 16]; 4]) -> [[u8; 16]; 4],
+) {
+    let (stride, block_bytes) = (rows.len() / N_ROWS, cut.block_bytes());
+    let n_blocks = stride / block_bytes;
+    assert!(rows.len() == N_ROWS * n_blocks * block_bytes && cut.n_words().is_multiple_of(4), "whole blocks");
+    let blocks = lines.chunks_exact_mut(cut.n_words() * LINE_BYTES).enumerate();
+    for (block, lines) in blocks.take(n_blocks) {
+        for (i, lines) in lines.chunks_exact_mut(4 * LINE_BYTES).enumerate() {
+            let at = block * block_bytes + cut.words_at() + 16 * i;
+            for four in 0..N_ROWS / 4 {
+                let words = transpose(std::array::from_fn(|row| {
+                    rows[(4 * four + row) * stride + at..].first_chunk().expect("four words")
+                }));
+                for (line, words) in lines.chunks_exact_mut(LINE_BYTES).zip(words) {
+                    line[16 * four..16 * four + 16].copy_from_slice(&words);
+                }
+            }
+        }
+    }
+    let Some(half_at) = cut.half_at() else { return };
+    for (block, halves) in halves.chunks_exact_mut(HALVES_BYTES).take(n_blocks).enumerate() {
+        for (half, row) in halves.chunks_exact_mut(2).zip(rows.chunks_exact(stride)) {
+            half.copy_from_slice(&row[block * block_bytes + half_at..][..2]);
+        }
+    }
+}
+
 /// A matrix in tile order.
 pub(crate) struct TiledMatrix {
     cut: BlockCut,

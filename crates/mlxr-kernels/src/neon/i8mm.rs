@@ -2,17 +2,29 @@
 
 use core::arch::aarch64::*;
 
-use super::dot::{add_offsets, load_codes};
-use crate::kernels::TILE;
+use super::codes::{add_offsets, for_few_rows, load_codes};
+use super::dots::multiply;
+use crate::kernels::{TILE, TILE_ROWS};
 use crate::linear::codes::{ACT_GROUP, CodeKind, CodeRow, QuantRow};
+use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
 
 #[target_feature(enable = "neon,dotprod,i8mm")]
-pub(crate) fn dot_codes(kind: CodeKind, weights: &[CodeRow<'_>], xs: &[QuantRow<'_>], out: &mut [f32]) {
-    if kind.group == 32 {
-        by_pairs::<32>(kind.offsets, weights, xs, out);
-    } else {
-        by_pairs::<16>(kind.offsets, weights, xs, out);
-    }
+pub(super) fn dot_unpacked(
+    kind: CodeKind,
+    weights: &UnpackedTile<'_>,
+    xs: &ActRows<'_>,
+    _: &mut TileScratch,
+    out: &mut [f32],
+) {
+    for_few_rows(weights, |first, weights| {
+        for (xs, out) in xs.rows.chunks(TILE).zip(out[first..].chunks_mut(TILE * TILE_ROWS)) {
+            if kind.group == 32 {
+                by_pairs::<32>(kind.offsets, weights, xs, out);
+            } else {
+                by_pairs::<16>(kind.offsets, weights, xs, out);
+            }
+        }
+    });
 }
 
 #[inline]
@@ -81,7 +93,7 @@ fn micro<const W: usize, const X: usize, const GROUP: usize>(
             if offsets {
                 sum += vaddvq_f32(add_offsets(vdupq_n_f32(0.0), row.offsets, x.sums(GROUP)));
             }
-            out[i * TILE + j] = sum;
+            out[i * TILE_ROWS + j] = sum;
         }
     }
 }
@@ -109,23 +121,4 @@ fn pair(first: f32, second: f32) -> float32x2_t {
 #[target_feature(enable = "neon")]
 fn add_scaled(acc: float32x4_t, sums: int32x4_t, scales: float32x4_t) -> float32x4_t {
     vfmaq_f32(acc, vcvtq_f32_s32(sums), scales)
-}
-
-/// `sums + ` the products of two rows of eight codes with two others. The intrinsic of `smmla` is not stable, the
-/// instruction is.
-#[inline]
-#[target_feature(enable = "neon,i8mm")]
-pub(super) fn multiply(sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    let mut result = sums;
-    // SAFETY: one register instruction without memory access, available by the function's target features.
-    unsafe {
-        core::arch::asm!(
-            "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
-            inlateout(vreg) result,
-            in(vreg) a,
-            in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    result
 }

@@ -1,17 +1,46 @@
 //! AArch64 with NEON and the dot product extension (Armv8.2 and later: every Apple silicon, Graviton 2 and up), and
 //! with the 8-bit matrix products of I8MM (Armv8.6: Apple M2, Graviton 3 and up).
 
+mod codes;
 mod dot;
+mod dots;
+mod halves;
 mod i8mm;
 mod peak;
+mod rows;
+mod super_tile;
+mod tile;
 
-use crate::kernels::{CodeKernels, Isa, Kernels, PeakLoops};
+use core::arch::aarch64::{vld1q_s8, vld1q_u8, vqtbl1q_s8, vreinterpretq_u8_s8, vst1q_u8};
+
+use crate::kernels::{Isa, Kernels, PeakLoops};
 use crate::lanes::{self, lane_table};
-use crate::scalar;
-use crate::unpack::{Portable, unpack_table};
+use crate::unpack::{Primitives, unpack_table};
 
 lane_table!(lanes::Fused, "neon");
-unpack_table!(Portable, "neon");
+unpack_table!(NeonPrimitives, "neon");
+
+/// Widening by `fcvt`, look-up by `tbl`.
+struct NeonPrimitives;
+
+impl Primitives for NeonPrimitives {
+    #[inline(always)]
+    fn to_f32(bits: u16) -> f32 {
+        // SAFETY: used by kernels compiled with NEON only.
+        unsafe { halves::one_widened(bits) }
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[i8; 16], codes: [u8; 16]) -> [u8; 16] {
+        let mut out = [0u8; 16];
+        // SAFETY: 16 bytes are loaded from and stored to arrays of 16; used by kernels compiled with NEON only.
+        unsafe {
+            let (table, codes) = (vld1q_s8(table.as_ptr()), vld1q_u8(codes.as_ptr()));
+            vst1q_u8(out.as_mut_ptr(), vreinterpretq_u8_s8(vqtbl1q_s8(table, codes)));
+        }
+        out
+    }
+}
 
 /// Whether this CPU runs the table.
 pub(crate) fn is_available() -> bool {
@@ -23,10 +52,81 @@ pub(crate) fn has_i8mm() -> bool {
     is_available() && std::arch::is_aarch64_feature_detected!("i8mm")
 }
 
+#[target_feature(enable = "neon")]
+fn quantise_blocks(x: &[f32], out: &mut [u8]) {
+    lanes::quantise::quantise_blocks(x, out);
+}
+
+/// Makes the module `$module` with `CODES`, the kernels that multiply by `$dots`.
+macro_rules! code_kernels {
+    ($module:ident, $features:literal, $dots:ident, $unpacked:expr) => {
+        mod $module {
+            use mlxr_tensor::{DType, Format};
+
+            use super::dots::$dots;
+            use super::{rows, super_tile, tile};
+            use crate::kernels::{BlockKernels, CodeKernels, DotBlocks, DotTiles};
+            use crate::linear::blocks::BlockRows;
+            use crate::linear::tile::{ActRows, TileScratch};
+            use crate::linear::tiled::Tiles;
+
+            pub(super) const CODES: CodeKernels = CodeKernels::Tiles {
+                tiled,
+                blocks: BlockKernels {
+                    tiled: blocks,
+                    quantise: super::quantise_blocks,
+                    packs_from: usize::MAX,
+                },
+                floats: |_| None,
+                put_in_order: rows::put_in_order,
+                unpacked: $unpacked,
+                packs_from: usize::MAX,
+            };
+
+            macro_rules! kernel {
+                ($run:expr, $xs:ident) => {{
+                    #[target_feature(enable = $features)]
+                    fn kernel(tiles: &Tiles<'_>, xs: &$xs<'_>, _: &mut TileScratch, out: &mut [f32]) {
+                        // SAFETY: this is compiled for what the products need.
+                        unsafe { $run(tiles, xs, out) }
+                    }
+                    Some(kernel)
+                }};
+            }
+
+            fn tiled(format: Format) -> Option<DotTiles> {
+                match format {
+                    Format::Plain(DType::Q4_0) => kernel!(tile::dot::<tile::Q4_0, $dots>, ActRows),
+                    Format::Plain(DType::Q8_0) => kernel!(tile::dot::<tile::Q8_0, $dots>, ActRows),
+                    _ => None,
+                }
+            }
+
+            fn blocks(format: Format) -> Option<DotBlocks> {
+                match format {
+                    Format::Plain(DType::Q4_K) => {
+                        kernel!(super_tile::dot::<super_tile::Q4K, $dots, 8>, BlockRows)
+                    }
+                    Format::Plain(DType::Q5_K) => {
+                        kernel!(super_tile::dot::<super_tile::Q5K, $dots, 8>, BlockRows)
+                    }
+                    Format::Plain(DType::Q6_K) => {
+                        kernel!(super_tile::dot::<super_tile::Q6K, $dots, 16>, BlockRows)
+                    }
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+code_kernels!(by_sdot, "neon,dotprod", Sdot, super::codes::dot_unpacked);
+code_kernels!(by_smmla, "neon,dotprod,i8mm", Smmla, super::i8mm::dot_unpacked);
+
 /// As [`TABLE`], with twice the 8-bit products per instruction.
 pub(crate) const I8MM: Kernels = Kernels {
     isa: Isa::NeonI8mm,
-    codes: CodeKernels::Rows(i8mm::dot_codes),
+    codes: by_smmla::CODES,
     peaks: Some(PeakLoops { codes: peak::codes_i8mm, floats: peak::floats }),
     ..TABLE
 };
@@ -36,9 +136,9 @@ pub(crate) const TABLE: Kernels = Kernels {
     dot_f32: dot::dot_f32,
     dot_f16: dot::dot_f16,
     dot_bf16: dot::dot_bf16,
-    widen_f16: scalar::halves::widen,
-    narrow_f16: scalar::halves::narrow,
-    codes: CodeKernels::Rows(dot::dot_codes),
+    widen_f16: halves::widen,
+    narrow_f16: halves::narrow,
+    codes: by_sdot::CODES,
     wide: None,
     attend: None,
     unpack,

@@ -2,8 +2,7 @@
 
 use core::arch::aarch64::*;
 
-use super::dot::dot_4;
-use super::i8mm::multiply;
+use super::dots::{dot_4, multiply};
 use crate::peak::peak_loop;
 
 peak_loop! { codes, "neon,dotprod", 32, (vdupq_n_s32(0), vdupq_n_s8(1)), |sum, x| dot_4(sum, x, x) }

@@ -26,6 +26,8 @@ python_env() {
 # the script, which fails if the server does; its log is shown after any failure.
 serve() {
   run=$(mktemp -d)
+  # They are read at once, perhaps before the server's process has them.
+  touch "$run/out" "$run/log"
   # Settings of the user's own decide nothing, and none are written.
   XDG_CONFIG_HOME=$run/config "$mlxr" serve --port 0 --socket "$run/mlxr.sock" --data-dir "$run/data" "$@" >"$run/out" 2>"$run/log" &
   server=$!

@@ -259,7 +259,7 @@ impl Compiling {
     fn compile(&self, source: &str) -> Result<wgpu::ComputePipeline, String> {
         let Compiling { device, is_vulkan, cache, pipeline } = self;
         let label = Some(pipeline.kernel);
-        let source = if *is_vulkan && source.contains("subgroupBarrier") {
+        let source = if *is_vulkan && barriers::are_told(pipeline.kernel, source) {
             wgpu::ShaderSource::Naga(Cow::Owned(barriers::ordered(source)?))
         } else {
             wgpu::ShaderSource::Wgsl(source.into())

@@ -184,7 +184,7 @@ impl Attention<'_> {
             n_tiles: (spec.n_heads / n_heads) as u32,
             tiles_per_kv: (group / n_heads) as u32,
             split: split as u32,
-            n_subgroups: split as u32 / backend.subgroup(),
+            subgroup: backend.subgroup(),
             is_single,
             n_rounds: ROUNDS,
         };

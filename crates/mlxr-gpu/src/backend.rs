@@ -93,7 +93,7 @@ impl GpuBackend {
         Self::of(gpu.clone(), Buffers::default()).map_err(failed)
     }
 
-    fn of(gpu: Arc<Gpu>, buffers: Buffers) -> Result<Self, TensorError> {
+    pub(crate) fn of(gpu: Arc<Gpu>, buffers: Buffers) -> Result<Self, TensorError> {
         let buffers = Arc::new(buffers);
         let none = Numbered::empty(&gpu, &buffers, "none", 16)?;
         let arrivals = Numbered::new(&gpu, &buffers, "arrivals", &vec![0; 4 * MAX_JOINED])?;
@@ -290,12 +290,7 @@ impl GpuBackend {
         let has_quads = cols.is_multiple_of(CODES_CHUNK);
         let n_items = if has_quads { cols / 4 } else { cols } as u32;
         let lanes = n_items.next_power_of_two().clamp(64, self.max_lanes());
-        NormShape {
-            lanes,
-            n_subgroups: lanes / self.gpu.subgroup,
-            has_quads,
-            per_lane: n_items.div_ceil(lanes),
-        }
+        NormShape { lanes, subgroup: self.gpu.subgroup, has_quads, per_lane: n_items.div_ceil(lanes) }
     }
 }
 
@@ -543,7 +538,7 @@ impl Backend for GpuBackend {
             let (n_rows, cols) = (x.rows() as u32, x.cols() as u32);
             let params = LayerNormParams { n_rows, cols, eps, has_bias: bias.is_some().into() };
             let bound = [self.floats(x), self.values(weight)?, bias_bound, y];
-            let kernel = LayerNorm { lanes, n_subgroups: lanes / self.gpu.subgroup };
+            let kernel = LayerNorm { lanes, subgroup: self.gpu.subgroup };
             self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
         })
     }

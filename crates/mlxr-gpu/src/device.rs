@@ -53,7 +53,7 @@ pub struct AdapterInfo {
     pub is_software: bool,
     /// `None` where the driver does not say.
     pub memory: Option<DeviceMemory>,
-    /// Lanes of a subgroup.
+    /// Lanes that kernels take for a subgroup; the driver's may have more.
     pub subgroup: u32,
     /// What it can do beyond what every adapter must.
     pub features: Vec<&'static str>,
@@ -91,7 +91,7 @@ pub(crate) struct Gpu {
     pub(crate) limits: Limits,
     /// Whether it multiplies matrices of f16, 16 by 16, with sums in f32.
     pub(crate) has_matrices: bool,
-    /// Lanes of a subgroup; kernels are compiled for it.
+    /// Lanes that kernels are compiled to take for a subgroup.
     pub(crate) subgroup: u32,
     /// Whether weights lie in memory that the host shares with it, see `unified.rs`.
     pub(crate) is_unified: bool,
@@ -144,17 +144,9 @@ fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo
         wgpu::Backend::Metal => "metal",
         _ => "vulkan",
     };
-    let unusable = if missing.is_some() {
-        missing
-    } else if info.subgroup_min_size != info.subgroup_max_size && api == "vulkan" {
-        // A kernel is compiled for one size, and its results would be wrong with another.
-        let (least, most) = (info.subgroup_min_size, info.subgroup_max_size);
-        Some(format!("its driver chooses subgroups of {least} to {most} lanes as it likes"))
-    } else if info.subgroup_max_size < 8 {
-        Some(format!("its subgroups have {} lanes, fewer than 8", info.subgroup_max_size))
-    } else {
-        None
-    };
+    let subgroup = subgroup_lanes(&info);
+    let is_small = || (subgroup < 8).then(|| format!("its subgroups have {subgroup} lanes, fewer than 8"));
+    let unusable = missing.or_else(is_small);
     let has = |(feature, name): (Features, _)| adapter.features().contains(feature).then_some(name);
     let described = AdapterInfo {
         index,
@@ -163,12 +155,20 @@ fn describe(index: usize, adapter: wgpu::Adapter) -> (wgpu::Adapter, AdapterInfo
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         is_software: info.device_type == wgpu::DeviceType::Cpu,
         memory: memory::of(&adapter),
-        subgroup: info.subgroup_max_size.min(32),
+        subgroup,
         features: REPORTED.into_iter().filter_map(has).collect(),
         is_best: false,
         unusable,
     };
     (adapter, described)
+}
+
+/// Lanes that every subgroup has which the driver may choose, and as many of a larger one as kernels know. Subgroups are runs
+/// of a workgroup's lanes, so that a part of one begins where kernels think that it does.
+fn subgroup_lanes(info: &wgpu::AdapterInfo) -> u32 {
+    // What wgpu says of Metal holds for all of its devices; Apple's have 32.
+    let least = if info.backend == wgpu::Backend::Metal { 32 } else { info.subgroup_min_size };
+    least.min(32)
 }
 
 /// What kernels need and an adapter does not offer.
@@ -193,9 +193,12 @@ fn lacking(features: Features, limits: &Limits) -> Option<String> {
     short.map(|(what, needed, offered)| format!("{offered} {what} are too few: {needed} are needed"))
 }
 
+/// Whether there are matrices, which whole subgroups have, of the size that kernels are compiled for.
 fn has_matrices(adapter: &wgpu::Adapter) -> bool {
     use wgpu::CooperativeScalarType::{F16, F32};
-    adapter.features().contains(MATRICES)
+    let info = adapter.get_info();
+    [info.subgroup_min_size, info.subgroup_max_size] == [subgroup_lanes(&info); 2]
+        && adapter.features().contains(MATRICES)
         && adapter.features().contains(Features::SUBGROUP_BARRIER)
         && adapter.cooperative_matrix_properties().iter().any(|matrix| {
             let sizes = [matrix.m_size, matrix.n_size, matrix.k_size];
@@ -376,8 +379,15 @@ fn best(all: &[(wgpu::Adapter, AdapterInfo)], choice: AdapterChoice) -> Option<u
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that meets an unexpected None or Err should stop there")]
 mod tests {
+    use std::process::Command;
+
+    use mlxr_tensor::conformance;
+
     use super::*;
+    use crate::GpuBackend;
+    use crate::buffers::Buffers;
 
     #[test]
     fn an_adapter_that_offers_too_little_is_said_to_lack_it() {
@@ -391,5 +401,30 @@ mod tests {
         assert_eq!(lacks(REQUIRED, &few), "8 buffers a kernel binds are too few: 11 are needed");
         let small = Limits { max_compute_workgroup_storage_size: 16 << 10, ..offered };
         assert_eq!(lacks(REQUIRED, &small), "16384 bytes of workgroup memory are too few: 32768 are needed");
+    }
+
+    /// Lavapipe has subgroups as wide as the vectors it is told to use, here sixteen lanes.
+    #[test]
+    fn kernels_for_fewer_lanes_than_subgroups_have_compute_the_same() {
+        if Gpu::new(AdapterChoice::BestOrSoftware).is_err() {
+            assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "no GPU");
+            return;
+        }
+        let of_parts = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "device::tests::parts_of_subgroups"])
+            .env("LP_NATIVE_VECTOR_WIDTH", "512")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&of_parts.stdout);
+        assert!(of_parts.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    #[ignore = "run by the test above, which prepares a software driver"]
+    fn parts_of_subgroups() {
+        let mut gpu = Gpu::new(AdapterChoice::BestOrSoftware).unwrap();
+        assert!(gpu.subgroup > 8, "subgroups of {} lanes have no parts", gpu.subgroup);
+        gpu.subgroup = 8;
+        conformance::run(&GpuBackend::of(Arc::new(gpu), Buffers::default()).unwrap());
     }
 }

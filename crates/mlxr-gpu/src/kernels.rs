@@ -71,15 +71,15 @@ kernels! {
     }
     /// `x, squares, y`
     ScaleRows = "scale_rows.wgsl" [Read, Read, Write] { lanes: u32, subgroup: u32, n_squares: u32 }
-    LayerNorm = "layer_norm.wgsl" [Read, Read, Read, Write] { lanes: u32, n_subgroups: u32 }
+    LayerNorm = "layer_norm.wgsl" [Read, Read, Read, Write] { lanes: u32, subgroup: u32 }
     RotateHeads = "rope.wgsl" [Read, Write] { is_interleaved: bool }
     Argmax = "argmax.wgsl" [Read, Write] { lanes: u32 }
     Largest = "largest.wgsl" [Read, Write] { lanes: u32 }
-    ExpSum = "exp_sum.wgsl" [Read, Write] { lanes: u32, n_subgroups: u32 }
+    ExpSum = "exp_sum.wgsl" [Read, Write] { lanes: u32, subgroup: u32 }
     /// `found, guesses, tokens`
     GuessTokens = "guess.wgsl" [Read, Read, Write] {}
     /// `x, guesses, tokens`
-    DrawTokens = "draw.wgsl" [Read, Read, Write] { lanes: u32, subgroup: u32, n_subgroups: u32 }
+    DrawTokens = "draw.wgsl" [Read, Read, Write] { lanes: u32, subgroup: u32 }
     /// `pairs, chosen, tokens`
     FeedTokens = "feed_tokens.wgsl" [Read, Read, Write] {}
     Route = "route.wgsl" [Read, Write, Write] { softmax_over_all: bool }
@@ -282,7 +282,7 @@ impl Kernel for Attend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub(crate) struct NormShape {
     pub(crate) lanes: u32,
-    pub(crate) n_subgroups: u32,
+    pub(crate) subgroup: u32,
     /// Whether columns go by fours.
     pub(crate) has_quads: bool,
     /// Columns, or fours of them, of a lane.
@@ -471,7 +471,7 @@ pub(crate) struct AttentionShape {
     pub(crate) tiles_per_kv: u32,
     /// Tokens of a split, and lanes of a workgroup.
     pub(crate) split: u32,
-    pub(crate) n_subgroups: u32,
+    pub(crate) subgroup: u32,
     /// Whether the rows it serves have one split.
     pub(crate) is_single: bool,
     /// Rounds over keys and values where its code should be short.

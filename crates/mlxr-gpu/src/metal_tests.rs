@@ -67,9 +67,9 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &CopyWords {});
     printed.print(pipelines, &Argmax { lanes: 1024 });
     printed.print(pipelines, &Largest { lanes: 1024 });
-    printed.print(pipelines, &ExpSum { lanes: 1024, n_subgroups: 32 });
+    printed.print(pipelines, &ExpSum { lanes: 1024, subgroup: SUBGROUP });
     printed.print(pipelines, &GuessTokens {});
-    printed.print(pipelines, &DrawTokens { lanes: 1024, subgroup: SUBGROUP, n_subgroups: 32 });
+    printed.print(pipelines, &DrawTokens { lanes: 1024, subgroup: SUBGROUP });
     printed.print(pipelines, &FeedTokens {});
     printed.print(pipelines, &Combine {});
     printed.print(pipelines, &Group { n_experts: 128, tile: 16 });
@@ -103,10 +103,9 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         printed.print(pipelines, &Route { softmax_over_all: either });
     }
     for lanes in [64, 1024] {
-        let n_subgroups = lanes / SUBGROUP;
-        printed.print(pipelines, &LayerNorm { lanes, n_subgroups });
+        printed.print(pipelines, &LayerNorm { lanes, subgroup: SUBGROUP });
         for (has_quads, is_quantising) in [(false, false), (true, false), (true, true)] {
-            let shape = NormShape { lanes, n_subgroups, has_quads, per_lane: 2 };
+            let shape = NormShape { lanes, subgroup: SUBGROUP, has_quads, per_lane: 2 };
             let is_half = false;
             printed.print(pipelines, &RmsNorm { kind: "out_of_place", is_half, is_quantising, shape });
             printed
@@ -202,8 +201,15 @@ fn cache_kernels(pipelines: &Pipelines, printed: &mut Printed) {
 }
 
 fn shape(n_heads: u32, split: u32) -> AttentionShape {
-    let n_subgroups = split / SUBGROUP;
-    AttentionShape { n_heads, n_tiles: 8, tiles_per_kv: 1, split, n_subgroups, is_single: false, n_rounds: 2 }
+    AttentionShape {
+        n_heads,
+        n_tiles: 8,
+        tiles_per_kv: 1,
+        split,
+        subgroup: SUBGROUP,
+        is_single: false,
+        n_rounds: 2,
+    }
 }
 
 fn attend(heads: KvShape, shape: AttentionShape) -> Attend {

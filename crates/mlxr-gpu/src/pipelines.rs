@@ -70,6 +70,7 @@ sources!(
     "half_bits.wgsl",
     "half_rows.wgsl",
     "kv_types.wgsl",
+    "lanes.wgsl",
     "largest.wgsl",
     "layer_norm.wgsl",
     "matmul.wgsl",

@@ -52,8 +52,7 @@ impl Ahead for GpuBackend {
         self.run(&GuessTokens {}, &bound, &params, Grid::flat(n_rows))?;
         if guesses.iter().any(|guess| guess.is_whole) {
             let lanes = self.max_lanes();
-            let subgroup = self.subgroup();
-            let kernel = DrawTokens { lanes, subgroup, n_subgroups: lanes / subgroup };
+            let kernel = DrawTokens { lanes, subgroup: self.subgroup() };
             let params = [n_rows as u32, x.cols() as u32, DRAW_TOLERANCE.to_bits()];
             let bound = [self.floats(x), packed.bound(), tokens.bound()];
             self.run(&kernel, &bound, &params, Grid::flat(n_rows))?;
@@ -174,7 +173,7 @@ impl GpuBackend {
         let n_all = n_bytes + x.rows() * 4;
         let found = self.record_largest(x, n, n_all)?;
         let lanes = self.max_lanes();
-        let kernel = ExpSum { lanes, n_subgroups: lanes / self.subgroup() };
+        let kernel = ExpSum { lanes, subgroup: self.subgroup() };
         let params = [x.rows() as u32, x.cols() as u32, (n_bytes / 4) as u32];
         self.run(&kernel, &[self.floats(x), found.bound()], &params, Grid::flat(x.rows()))?;
         Ok((found, n_all))

@@ -13,6 +13,7 @@
 //# include "kv_types.wgsl"
 //# include "functions.wgsl"
 //# include "grid.wgsl"
+//# include "lanes.wgsl"
 //# include "reach.wgsl"
 
 //# set has_scales = dtype in ["q8_0", "q4_0"]
@@ -65,8 +66,8 @@
 //# set own_octets = k_octets + v_octets if n_pairs else 0
 var<workgroup> queries: array<vec4<f32>, {{ n_heads * k_dim // 4 }}>;
 // A subgroup is a unit that needs no other until the end, and has a token for each of its lanes.
-//# set unit = split // n_subgroups
-//# set n_units = n_subgroups
+//# set unit = subgroup
+//# set n_units = split // subgroup
 // Lanes that share the keys of as many tokens, so that a query that is read serves all of these; octets of each share, and
 // tokens that lie between those of a lane.
 //# set n_shares = 4 if k_octets % 4 == 0 else 2 if k_octets % 2 == 0 else 1
@@ -151,9 +152,9 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_invocation_id) sublane: u32,
 ) {
+    let subgroup = lane / {{ unit }}u;
+    let sublane = lane % {{ unit }}u;
     let place = workgroup_index(wg, n_wg);
     if (place >= p.n_rows * {{ n_tiles }}u) {
         return;

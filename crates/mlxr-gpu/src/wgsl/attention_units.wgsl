@@ -86,11 +86,11 @@
         score{{ h }} = p.softcap * tanh_stable(score{{ h }} / p.softcap);
     }
     score{{ h }} = select(-3.0e38, score{{ h }}, is_seen);
-    let largest{{ h }} = subgroupMax(score{{ h }});
+    let largest{{ h }} = lanes_max(score{{ h }});
     //# endfor
     //# for h in range(n_heads)
     let weight{{ h }} = select(0.0, exp(score{{ h }} - largest{{ h }}), is_seen);
-    let total{{ h }} = subgroupAdd(weight{{ h }});
+    let total{{ h }} = lanes_add(weight{{ h }});
     //# endfor
     //# for i in range(n_heads // w_vec)
     //# if w_vec == 1

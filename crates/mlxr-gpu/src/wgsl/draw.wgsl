@@ -14,10 +14,11 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> tokens: array<u32>;
 
 // Of each subgroup's run.
-var<workgroup> sums: array<f32, {{ n_subgroups }}>;
+var<workgroup> sums: array<f32, {{ lanes // subgroup }}>;
 var<workgroup> left_out: array<u32, 8>;
 
 //# include "grid.wgsl"
+//# include "lanes.wgsl"
 //# include "guess_rows.wgsl"
 //# include "workgroup_max.wgsl"
 
@@ -46,14 +47,38 @@ fn weight(value: f32, best: f32, temperature: f32) -> f32 {
     return 0.0;
 }
 
+// The sum of what a lane and those below it have.
+fn lanes_upto(value: f32, sublane: u32) -> f32 {
+    var sum = value;
+    //# for delta in [1, 2, 4, 8, 16]
+    //# if delta < subgroup
+    {
+        let below = subgroupShuffleUp(sum, {{ delta }}u);
+        sum += select(0.0, below, sublane >= {{ delta }}u);
+    }
+    //# endif
+    //# endfor
+    return sum;
+}
+
+fn lanes_min(value: u32) -> u32 {
+    var least = value;
+    //# for mask in [16, 8, 4, 2, 1]
+    //# if mask < subgroup
+    least = min(least, subgroupShuffleXor(least, {{ mask }}u));
+    //# endif
+    //# endfor
+    return least;
+}
+
 @compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_invocation_id) sublane: u32,
 ) {
+    let subgroup = lane / {{ subgroup }}u;
+    let sublane = lane % {{ subgroup }}u;
     let row = workgroup_index(wg, n_wg);
     if (row >= p.n_rows) {
         return;
@@ -76,7 +101,7 @@ fn main(
         temperature = bitcast<f32>(guesses[GUESS * row + 1u].x);
     }
     let start = row * p.cols;
-    let run = ({{ n_subgroups * subgroup - 1 }}u + p.cols) / {{ n_subgroups * subgroup }}u * {{ subgroup }}u;
+    let run = ({{ lanes - 1 }}u + p.cols) / {{ lanes }}u * {{ subgroup }}u;
     let first = subgroup * run;
     let end = min(first + run, p.cols);
     var best = LOWEST;
@@ -91,14 +116,14 @@ fn main(
     for (var c = first + sublane; c < first + run; c += {{ subgroup }}u) {
         sum += weight(value_at(start, c, end, changes.y), best, temperature);
     }
-    sum = subgroupAdd(sum);
+    sum = lanes_add(sum);
     if (sublane == 0u) {
         sums[subgroup] = sum;
     }
     workgroupBarrier();
     var total = 0.0;
     var before = 0.0;
-    for (var i = 0u; i < {{ n_subgroups }}u; i += 1u) {
+    for (var i = 0u; i < {{ lanes // subgroup }}u; i += 1u) {
         if (i == subgroup) {
             before = total;
         }
@@ -114,11 +139,10 @@ fn main(
     let tolerance = (p.tolerance + 1.2e-7 * (abs(best) / temperature + 16.0)) * total;
     for (var c = first; c < end; c += {{ subgroup }}u) {
         let own = weight(value_at(start, c + sublane, end, changes.y), best, temperature);
-        let upto = before + subgroupInclusiveAdd(own);
+        let upto = before + lanes_upto(own, sublane);
         // The first lane with a weight whose sum is above.
-        let n_below = subgroupAdd(u32(upto <= at || own == 0.0));
-        if (n_below < {{ subgroup }}u) {
-            let chosen = subgroupMin(select(NONE, sublane, upto > at && own > 0.0));
+        let chosen = lanes_min(select(NONE, sublane, upto > at && own > 0.0));
+        if (chosen != NONE) {
             if (sublane == chosen) {
                 tokens[row] = c + sublane;
                 let is_sure = at - (upto - own) > tolerance && upto - at > tolerance;
@@ -126,6 +150,6 @@ fn main(
             }
             return;
         }
-        before = before + subgroupAdd(own);
+        before = before + lanes_add(own);
     }
 }

@@ -12,6 +12,7 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;
 
 //# include "grid.wgsl"
+//# include "lanes.wgsl"
 //# include "workgroup_max.wgsl"
 //# include "workgroup_sum.wgsl"
 
@@ -20,9 +21,9 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_invocation_id) sublane: u32,
 ) {
+    let subgroup = lane / {{ subgroup }}u;
+    let sublane = lane % {{ subgroup }}u;
     let row = workgroup_index(wg, n_wg);
     if (row >= p.n_rows) {
         return;

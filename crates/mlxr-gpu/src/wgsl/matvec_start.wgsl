@@ -22,6 +22,7 @@ fn joined(set_idx: u32, i: u32) -> f32 {
 //# include "gate.wgsl"
 //# endif
 //# if is_unscaled or is_normed is defined
+//# include "lanes.wgsl"
 //# include "squares.wgsl"
 //# endif
 //# if is_quantising is defined and is_quantising
@@ -33,9 +34,9 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) index: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_invocation_id) sublane: u32,
 ) {
+    let subgroup = index / {{ subgroup }}u;
+    let sublane = index % {{ subgroup }}u;
     //# if is_grouped
     // See group.wgsl.
     let tile = wg.z * {{ n_rows + 1 }}u;

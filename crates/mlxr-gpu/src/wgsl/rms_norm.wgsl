@@ -39,6 +39,7 @@ alias Item = f32;
 //# include "half_bits.wgsl"
 //# endif
 //# include "grid.wgsl"
+//# include "lanes.wgsl"
 //# if has_quads
 //# include "squares.wgsl"
 var<workgroup> squares: array<f32, {{ per_lane * lanes // 8 }}>;
@@ -51,9 +52,9 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) n_wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(subgroup_invocation_id) sublane: u32,
 ) {
+    let subgroup = lane / {{ subgroup }}u;
+    let sublane = lane % {{ subgroup }}u;
     let row = workgroup_index(wg, n_wg);
     if (row >= p.n_groups) {
         return;
@@ -96,7 +97,7 @@ fn main(
     //# if has_quads
     workgroupBarrier();
     var sum = 0.0;
-    for (var i = sublane; i < p.n_items / 8u; i += {{ lanes // n_subgroups }}u) {
+    for (var i = sublane; i < p.n_items / 8u; i += {{ subgroup }}u) {
         sum += squares[i];
     }
     let factor = row_factor(sum, p.cols, p.eps);

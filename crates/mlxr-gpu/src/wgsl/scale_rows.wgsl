@@ -11,14 +11,15 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> x_squares: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
 
+//# include "lanes.wgsl"
 //# include "squares.wgsl"
 
 @compute @workgroup_size({{ lanes }})
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
-    @builtin(subgroup_invocation_id) sublane: u32,
 ) {
+    let sublane = lane % {{ subgroup }}u;
     //# set row = "wg.x"
     //# set n = 0
     //# include "row_factor.wgsl"

@@ -11,5 +11,5 @@ fn chunk_squares(v: vec4<f32>) -> f32 {
 
 // What scales a row, from the squares that a lane has added.
 fn row_factor(squares: f32, cols: f32, eps: f32) -> f32 {
-    return 1.0 / sqrt(subgroupAdd(squares) / cols + eps);
+    return 1.0 / sqrt(lanes_add(squares) / cols + eps);
 }

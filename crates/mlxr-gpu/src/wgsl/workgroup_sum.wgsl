@@ -1,9 +1,9 @@
 // The sum of a value over the workgroup, the same on every lane.
 
-var<workgroup> partial: array<f32, {{ n_subgroups }}>;
+var<workgroup> partial: array<f32, {{ lanes // subgroup }}>;
 
 fn workgroup_sum(value: f32, subgroup: u32, sublane: u32) -> f32 {
-    let of_subgroup = subgroupAdd(value);
+    let of_subgroup = lanes_add(value);
     // The sum before may still be being read.
     workgroupBarrier();
     if (sublane == 0u) {
@@ -11,8 +11,8 @@ fn workgroup_sum(value: f32, subgroup: u32, sublane: u32) -> f32 {
     }
     workgroupBarrier();
     var total = 0.0;
-    for (var i = sublane; i < {{ n_subgroups }}u; i += {{ lanes // n_subgroups }}u) {
+    for (var i = sublane; i < {{ lanes // subgroup }}u; i += {{ subgroup }}u) {
         total += partial[i];
     }
-    return subgroupAdd(total);
+    return lanes_add(total);
 }

@@ -171,7 +171,6 @@ pub(crate) fn as_bytes(values: &[f32]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len() * 4) }
 }
 
-#[cfg(target_arch = "x86_64")]
 pub(crate) fn as_bytes_mut(values: &mut [f32]) -> &mut [u8] {
     // SAFETY: as in `as_bytes`, any four bytes are a float, and the borrow stays exclusive.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), values.len() * 4) }

@@ -1,28 +1,28 @@
 //! Ops that bf16 products join, against the ops they stand for.
 
+use std::sync::Arc;
+
 use mlxr_tensor::conformance::data::{self, Noise};
 use mlxr_tensor::{
     Act, AttentionSpec, Backend, Batch, DType, Format, Gate, KvLayerSpec, KvSpec, Reach, Rope, RopePairing,
     Weight,
 };
 
+use crate::acts::ActPool;
 use crate::backend::{CpuBackend, CpuOptions};
+use crate::equivalence::with_wide_products;
 use crate::kernels::{DotWide, Kernels};
 use crate::linear::codes::CodeKind;
+use crate::linear::tiled::N_ROWS;
+use crate::linear::wide::{BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, TILE_BYTES, WideActs, sums_at};
 
 /// Rows from which on products are in bf16.
 const FROM: usize = 32;
 
-/// Backends that multiply floats in bf16; the tests have no other weights.
-fn backends() -> Vec<CpuBackend> {
+/// Backends that multiply floats in bf16, of some tables; the tests have no other weights.
+fn backends(suits: impl Fn(&Kernels) -> bool) -> Vec<CpuBackend> {
     fn no_codes(_: CodeKind) -> DotWide {
         unreachable!("weights of floats")
-    }
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "only AVX-512 has slow ones"))]
-    let mut tables = Kernels::available();
-    #[cfg(target_arch = "x86_64")]
-    for kernels in tables.iter_mut().filter(|kernels| kernels.isa() == crate::Isa::Avx512) {
-        kernels.wide = crate::avx512::wide_if_any();
     }
     let backend = |mut kernels: Kernels| {
         let wide = kernels.wide.as_mut()?;
@@ -31,7 +31,7 @@ fn backends() -> Vec<CpuBackend> {
             CpuBackend::new(CpuOptions { n_threads: Some(2), isa: Some(kernels.isa()) }).expect("a table");
         Some(backend.with_kernels(kernels))
     };
-    tables.into_iter().filter_map(backend).collect()
+    with_wide_products().into_iter().filter(suits).filter_map(backend).collect()
 }
 
 fn weight(backend: &CpuBackend, dtype: DType, shape: &[usize], seed: u64) -> Weight {
@@ -54,8 +54,54 @@ fn assert_rounded(got: &[f32], expected: &[f32], what: &str) {
 }
 
 #[test]
+fn rows_and_sums_are_packed_as_blocks_are() {
+    for kernels in with_wide_products() {
+        let (wide, memory) = (kernels.wide.expect("products in bf16"), Arc::<ActPool>::default());
+        // A last row that shares its lines with none.
+        let (n_rows, cols) = (BLOCK_ROWS - 1, 3 * STEP_COLS);
+        let mut rows = Noise::new(6).values(BLOCK_ROWS * cols);
+        rows[n_rows * cols..].fill(0.0);
+        let rounded: Vec<f32> = rows.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect();
+        let acts = || {
+            let mut acts = WideActs::new(n_rows, cols, &memory);
+            acts.bytes_mut().fill(0xff);
+            acts
+        };
+        let (mut block, mut by_rows, mut by_sums) = (acts(), acts(), acts());
+        let n = block.block_bytes().0;
+        let some: Vec<&[f32]> = rows.chunks_exact(cols).take(n_rows).collect();
+        // SAFETY: the table came from `Kernels::available`; a row at a time, and each has its lines.
+        unsafe {
+            (wide.pack)(&some, &mut block.bytes_mut()[..n]);
+            let lines = by_rows.lines();
+            for (i, row) in some.iter().enumerate() {
+                (wide.pack_row)(&row[STEP_COLS..], lines.at(i, STEP_COLS..cols));
+                (wide.pack_row)(&row[..STEP_COLS], lines.at(i, 0..STEP_COLS));
+            }
+            for (step, out) in by_sums.bytes_mut()[..n].chunks_exact_mut(2 * TILE_BYTES).enumerate() {
+                let mut sums = [0f32; BLOCK_FLOATS];
+                for (i, row) in rows.chunks_exact(cols).enumerate() {
+                    for (col, &value) in row[step * STEP_COLS..][..STEP_COLS].iter().enumerate() {
+                        sums[sums_at(1, i, col / N_ROWS) + col % N_ROWS] = value;
+                    }
+                }
+                (wide.pack_sums)(&sums, out);
+            }
+        }
+        for acts in [&block, &by_rows, &by_sums] {
+            let mut read = vec![0f32; n_rows * cols];
+            acts.unpack(cols, &mut read);
+            assert_eq!(read, rounded[..n_rows * cols], "{kernels:?}");
+            assert_eq!(acts.bytes()[..n], block.bytes()[..n], "{kernels:?}");
+        }
+    }
+}
+
+#[test]
 fn gate_and_up_in_bf16_are_joined_as_they_are_apart() {
-    for backend in backends() {
+    // They are joined tile by tile.
+    let has_tiles = |kernels: &Kernels| kernels.codes.put_in_order(Format::Plain(DType::F16)).is_some();
+    for backend in backends(has_tiles) {
         for (dtype, n_out, cols, rows) in
             [(DType::F16, 96, 64, FROM), (DType::F32, 32, 2080, 45), (DType::BF16, 320, 96, 130)]
         {
@@ -88,8 +134,8 @@ fn gate_and_up_in_bf16_are_joined_as_they_are_apart() {
 
 #[test]
 fn products_in_bf16_are_added_to_the_residual_and_normalised() {
-    for backend in backends() {
-        for (n_out, cols, rows) in [(64, 32, FROM), (101, 2080, 33), (288, 1056, 96)] {
+    for backend in backends(|_| true) {
+        for (n_out, cols, rows) in [(64, 32, FROM), (101, 2080, 33), (288, 1056, 64)] {
             let layer = weight(&backend, DType::F16, &[n_out, cols], 1);
             let norm = weight(&backend, DType::F32, &[n_out], 2);
             let x = backend.act(rows, cols, &Noise::new(3).values(rows * cols));
@@ -113,10 +159,10 @@ fn products_in_bf16_are_added_to_the_residual_and_normalised() {
 
 #[test]
 fn attention_in_bf16_rotates_queries_and_packs_results_as_it_does_apart() {
-    for backend in backends() {
+    for backend in backends(|_| true) {
         // Heads of one KV head that are a whole number of steps of columns, and ones that are not.
         for (n_heads, n_kv_heads, dim, rows) in
-            [(8, 1, 64, 70), (4, 4, 32, 33), (2, 2, 48, 40), (32, 4, 64, 300)]
+            [(8, 1, 64, 70), (4, 4, 32, 33), (2, 2, 48, 40), (16, 2, 32, 290)]
         {
             let spec = KvSpec {
                 n_blocks: rows / 16 + 2,

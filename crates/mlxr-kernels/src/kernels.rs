@@ -121,7 +121,10 @@ pub(crate) struct AttendKernels {
 
 /// Scores of some queries, laid out as [`Scores`] gives them, of which each sees some positions, and by what they are
 /// multiplied.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has kernels for them"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "plain Rust has no kernels for them")
+)]
 pub(crate) struct Seen<'a> {
     pub(crate) scores: &'a [f32],
     pub(crate) visible: &'a dyn Fn(usize) -> Range<usize>,
@@ -129,7 +132,10 @@ pub(crate) struct Seen<'a> {
 }
 
 /// For each query the largest score, the sum of `exp(score - largest)`, and what weighted values are added to.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has kernels for them"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "plain Rust has no kernels for them")
+)]
 pub(crate) struct Softened<'a> {
     pub(crate) max: &'a mut [f32],
     pub(crate) sum: &'a mut [f32],
@@ -149,7 +155,10 @@ pub(crate) struct WideAttend {
 impl Units<'_> {
     /// # Panics
     /// When the sizes are not what the documentation says.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AVX-512 has kernels for them"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "plain Rust has no kernels for them")
+    )]
     pub(crate) fn check(&self) {
         assert!(self.dim > 0 && self.dim.is_multiple_of(UNIT_TOKENS), "whole vectors of columns");
         let row = self.dim * self.dtype.block_bytes();
@@ -178,7 +187,7 @@ pub(crate) struct WideKernels {
     pub(crate) unpacked: Option<fn(CodeKind) -> DotWide>,
     /// Puts up to `BLOCK_ROWS` rows in a block of [`WideActs`].
     pub(crate) pack: unsafe fn(&[&[f32]], &mut [u8]),
-    /// Puts a row, of whole steps of columns, in a block of [`WideActs`]: in a line of each step, of which the first is given.
+    /// Puts a row, of whole steps of columns, in a block of [`WideActs`]: where its columns begin is given.
     pub(crate) pack_row: unsafe fn(&[f32], *mut u8),
     /// Puts a block's sums, four tiles one after the other, in the step of [`WideActs`] that their columns are.
     pub(crate) pack_sums: unsafe fn(&[f32; BLOCK_FLOATS], &mut [u8]),
@@ -271,7 +280,8 @@ pub enum Products {
     #[default]
     Alike,
     /// In bf16 from 32 rows on, where the CPU multiplies that faster: plain floats with AVX-512 BF16 (but not on Intel's
-    /// CPUs), all weights with AMX; attention of many queries likewise. Rounded to other bits than products of fewer rows.
+    /// CPUs) and with AArch64's BF16, all weights with AMX; attention of many queries likewise. Rounded to other bits than
+    /// products of fewer rows.
     Bf16,
 }
 
@@ -369,9 +379,9 @@ impl Kernels {
         }
         #[cfg(target_arch = "aarch64")]
         if neon::is_available() {
-            tables.push(neon::TABLE);
+            tables.push(Kernels { wide: neon::wide(), ..neon::TABLE });
             if neon::has_i8mm() {
-                tables.push(neon::I8MM);
+                tables.push(Kernels { wide: neon::wide(), ..neon::I8MM });
             }
         }
         tables

@@ -10,12 +10,12 @@ use crate::avx512::attend_bf16;
 use crate::avx512::layouts::Unpacked;
 use crate::avx512::super_tile::block_kernels;
 use crate::avx512::tile::tiled_kernels;
-use crate::avx512::wide::{self, Met, PANEL_TILE, Sums, Unit, wide_floats, wide_kernels};
+use crate::avx512::wide::{self, Met, PANEL_TILE, Unit, wide_floats, wide_kernels};
 use crate::avx512::wide_half::{self, HalfBlocks, HalfSuperBlocks};
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::codes::CodeKind;
 use crate::linear::tile::TileScratch;
-use crate::linear::wide::{TILE_BYTES, WideActs, WideOut, WideRows};
+use crate::linear::wide::{Sums, TILE_BYTES, WideActs, WideOut, WideRows};
 
 /// Activation rows from which on unpacking to bf16 pays.
 const WIDE_FROM: usize = 32;

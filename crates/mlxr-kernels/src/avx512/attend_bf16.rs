@@ -11,11 +11,10 @@ use mlxr_tensor::DType;
 
 use super::dot::{Bf16, Element, F16, F32};
 use super::tile::load;
-use super::wide::{self, Floats, PANEL_TILE, Source, Sums, Unit, paired, store};
-use crate::aligned::as_bytes_mut;
+use super::wide::{self, Floats, PANEL_TILE, Source, Unit, paired, store};
 use crate::kernels::{Seen, Softened, UNIT_TOKENS, Units, WIDE_COLS, WideAttend};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
-use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, WideRows};
+use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, WideRows, each_block, rooms};
 
 /// Columns of a pair of tiles.
 const PAIR: usize = 2 * N_ROWS;
@@ -33,7 +32,7 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
     keys.check();
     let row_bytes = keys.dim * keys.dtype.block_bytes();
     let n_steps = keys.dim.div_ceil(STEP_COLS);
-    let (acts, panel) = rooms(scratch, queries.len(), n_steps);
+    let (acts, panel) = rooms(scratch, queries.len(), n_steps, 2 * PANEL_TILE);
     pack(queries.iter().copied(), acts, n_steps);
     // SAFETY: a unit's table is only used where the unit is there.
     unsafe { U::begin() };
@@ -66,7 +65,7 @@ fn add_softened<U: Unit>(values: &Units<'_>, seen: Seen<'_>, scratch: &mut Vec<f
     assert!(stride <= WIDE_COLS, "positions of a panel");
     values.check();
     let n_steps = stride.div_ceil(STEP_COLS);
-    let (acts, panel) = rooms(scratch, n_queries, n_steps);
+    let (acts, panel) = rooms(scratch, n_queries, n_steps, 2 * PANEL_TILE);
     let block_bytes = n_steps * 2 * TILE_BYTES;
     let states = state.max.iter_mut().zip(state.sum);
     for (query, (scores, (max, sum))) in seen.scores.chunks_exact(stride).zip(states).enumerate() {
@@ -153,14 +152,6 @@ fn exp2(lanes: __mmask16, x: __m512) -> __m512 {
     _mm512_maskz_scalef_ps(lanes, p, n)
 }
 
-/// Memory for packed rows, and for a panel of two tiles a step.
-fn rooms(scratch: &mut Vec<f32>, n_rows: usize, n_steps: usize) -> (&mut [u8], &mut [u8]) {
-    assert!(n_steps * STEP_COLS <= WIDE_COLS, "columns of a panel");
-    let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * n_steps * 2 * TILE_BYTES;
-    scratch.resize((n_bytes + 2 * PANEL_TILE) / 4, 0.0);
-    as_bytes_mut(scratch).split_at_mut(n_bytes)
-}
-
 /// Rounds rows, and puts them in blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pack<'a>(rows: impl Iterator<Item = &'a [f32]>, acts: &mut [u8], n_steps: usize) {
@@ -199,27 +190,12 @@ fn multiply<U: Unit>(
     acts: &[u8],
     panel: &[u8],
     n_steps: usize,
-    (out, stride): (&mut [f32], usize),
+    out: (&mut [f32], usize),
     columns: Range<usize>,
     add: bool,
 ) {
-    let blocks = acts.chunks_exact(n_steps * 2 * TILE_BYTES).zip(out.chunks_mut(BLOCK_ROWS * stride));
-    for (acts, out) in blocks {
-        if out.len() == BLOCK_ROWS * stride && columns.len() == PAIR {
-            let sums = Sums::in_rows(out[columns.start..].as_mut_ptr(), stride);
-            // SAFETY: `n_steps` tiles of both kinds are in bounds, and 32 by 32 sums; the unit is set up.
-            unsafe { U::two_by_two(acts, panel, n_steps, add.then_some(sums), sums) };
-            continue;
-        }
-        let mut whole = [[0f32; PAIR]; BLOCK_ROWS];
-        for (whole, row) in whole.iter_mut().zip(out.chunks_exact(stride)) {
-            whole[..columns.len()].copy_from_slice(&row[columns.clone()]);
-        }
-        let sums = Sums::in_rows(whole.as_mut_ptr().cast(), PAIR);
-        // SAFETY: as above.
-        unsafe { U::two_by_two(acts, panel, n_steps, add.then_some(sums), sums) };
-        for (whole, row) in whole.iter().zip(out.chunks_exact_mut(stride)) {
-            row[columns.clone()].copy_from_slice(&whole[..columns.len()]);
-        }
-    }
+    each_block((acts, n_steps), out, columns, add, |acts, from, to| {
+        // SAFETY: `n_steps` tiles of both kinds are in bounds, and 32 by 32 sums; the unit is set up.
+        unsafe { U::two_by_two(acts, panel, n_steps, from, to) };
+    });
 }

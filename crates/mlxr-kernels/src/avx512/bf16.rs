@@ -6,12 +6,12 @@ use core::arch::x86_64::*;
 
 use mlxr_tensor::{DType, Format};
 
-use super::wide::{self, PANEL_TILE, Sums, Unit, wide_floats, wide_kernels};
+use super::wide::{self, PANEL_TILE, Unit, wide_floats, wide_kernels};
 use super::{attend_bf16, peak};
 use crate::kernels::{DotWide, WideKernels};
 use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
-use crate::linear::wide::{BLOCK_ROWS, TILE_BYTES, WideActs, WideOut, WideRows};
+use crate::linear::wide::{BLOCK_ROWS, Sums, TILE_BYTES, WideActs, WideOut, WideRows};
 
 /// Activation rows from which on rounding to bf16 pays.
 const WIDE_FROM: usize = 32;

@@ -18,7 +18,8 @@ use crate::linear::blocks::BLOCK_COLS;
 use crate::linear::tile::{TileScratch, UnpackedTile};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
 use crate::linear::wide::{
-    BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, TILE_BYTES, TILE_FLOATS, WIDE_ROWS, WideActs, WideOut, WideRows,
+    BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, Sums, TILE_BYTES, TILE_FLOATS, WIDE_ROWS, WideActs, WideOut,
+    WideRows,
 };
 
 /// Columns of a panel at most.
@@ -172,28 +173,6 @@ impl Met {
 pub(crate) fn fetch_for_writing(line: *const f32) {
     // SAFETY: a hint, on a processor that does not know it an instruction that does nothing; any address may be given.
     unsafe { asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) };
-}
-
-/// Where two by two tiles of sums are, and how many floats apart: rows of a tile, tiles of the same activations, and of the
-/// same weights.
-#[derive(Clone, Copy)]
-pub(crate) struct Sums {
-    pub(crate) at: *mut f32,
-    pub(crate) stride: usize,
-    pub(crate) right: usize,
-    pub(crate) low: usize,
-}
-
-impl Sums {
-    /// In 32 rows.
-    pub(crate) fn in_rows(at: *mut f32, stride: usize) -> Self {
-        Self { at, stride, right: N_ROWS, low: N_ROWS * stride }
-    }
-
-    /// Tile by tile.
-    fn in_tiles(at: *mut f32) -> Self {
-        Self { at, stride: N_ROWS, right: TILE_FLOATS, low: 2 * TILE_FLOATS }
-    }
 }
 
 /// Names the kernels of a unit.

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::acts::{ActPool, Pooled};
+use crate::aligned::as_bytes_mut;
 use crate::disjoint::Disjoint;
+use crate::kernels::WIDE_COLS;
 use crate::linear::tile::UnpackedTile;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 
@@ -65,6 +67,15 @@ pub(crate) const STEP_COLS: usize = 32;
 /// Bytes of a tile.
 pub(crate) const TILE_BYTES: usize = 1024;
 
+/// Columns that AArch64's products take at once.
+pub(crate) const QUAD_COLS: usize = 4;
+
+/// Rows whose quads of columns take turns in the lines of both, since AArch64's products take two rows at once.
+pub(crate) const ROWS_TOGETHER: usize = if cfg!(target_arch = "aarch64") { 2 } else { 1 };
+
+/// Bytes from a quad of a row to the next.
+pub(crate) const QUAD_STRIDE: usize = ROWS_TOGETHER * QUAD_COLS * 2;
+
 /// Weight rows met at once.
 pub(crate) const WIDE_ROWS: usize = 256;
 
@@ -90,7 +101,8 @@ impl WideRows<'_> {
     }
 }
 
-/// Blocks of [`BLOCK_ROWS`] rows: for every [`STEP_COLS`] columns two tiles, each of sixteen rows of 64 bytes.
+/// Blocks of [`BLOCK_ROWS`] rows: for every [`STEP_COLS`] columns two tiles, each of sixteen rows of 64 bytes, or of so many
+/// pairs of rows ([`ROWS_TOGETHER`]) with 128.
 pub(crate) struct WideActs {
     n_rows: usize,
     n_steps: usize,
@@ -132,7 +144,8 @@ impl WideActs {
     pub(crate) fn lines(&mut self) -> WideLines<'_> {
         let (block_bytes, n_rows, n_steps) = (self.block_bytes().1, self.n_rows, self.n_steps);
         let lines = WideLines { block_bytes, bytes: Disjoint::new(self.bytes_mut()) };
-        for row in n_rows..n_rows.next_multiple_of(BLOCK_ROWS) {
+        // Also what the last row shares with one that is not there.
+        for row in n_rows / ROWS_TOGETHER * ROWS_TOGETHER..n_rows.next_multiple_of(BLOCK_ROWS) {
             for step in 0..n_steps {
                 let at = line_at(block_bytes, row, step);
                 // SAFETY: nobody else has a part.
@@ -146,18 +159,26 @@ impl WideActs {
     pub(crate) fn unpack(&self, cols: usize, out: &mut [f32]) {
         for (row, out) in out.chunks_exact_mut(cols.max(1)).take(self.n_rows).enumerate() {
             for (step, out) in out.chunks_mut(STEP_COLS).enumerate() {
-                let line = &self.bytes()[line_at(self.block_bytes().1, row, step)..];
-                for (out, &bytes) in out.iter_mut().zip(line.as_chunks::<2>().0) {
-                    *out = half::bf16::from_le_bytes(bytes).to_f32();
+                let quads = self.bytes()[quads_at(self.block_bytes().1, row, step)..].chunks(QUAD_STRIDE);
+                for (out, quad) in out.chunks_mut(QUAD_COLS).zip(quads) {
+                    for (out, &bytes) in out.iter_mut().zip(quad.as_chunks::<2>().0) {
+                        *out = half::bf16::from_le_bytes(bytes).to_f32();
+                    }
                 }
             }
         }
     }
 }
 
-/// Where the line of a row is that has the columns of a step.
+/// Where a line begins that has columns of a step: those of a row, or of the rows that share it.
 fn line_at(block_bytes: usize, row: usize, step: usize) -> usize {
     row / BLOCK_ROWS * block_bytes + step * 2 * TILE_BYTES + row % BLOCK_ROWS * LINE_BYTES
+}
+
+/// Where the columns of a step of a row begin.
+pub(crate) fn quads_at(block_bytes: usize, row: usize, step: usize) -> usize {
+    let first = row / ROWS_TOGETHER * ROWS_TOGETHER;
+    line_at(block_bytes, first, step) + (row - first) * QUAD_COLS * 2
 }
 
 /// [`WideActs`] that threads put rows into.
@@ -167,11 +188,77 @@ pub(crate) struct WideLines<'a> {
 }
 
 impl WideLines<'_> {
-    /// Where the first line is of some columns of a row, whole steps; the next ones are two tiles apart. Writing there is
-    /// subject to what [`Disjoint::slice`] asks for.
+    /// Where some columns of a row begin, whole steps; those of the next step are two tiles on. Writing there is subject to
+    /// what [`Disjoint::slice`] asks for.
     pub(crate) fn at(&self, row: usize, columns: Range<usize>) -> *mut u8 {
-        let (first, end) = (columns.start / STEP_COLS, columns.end / STEP_COLS);
-        let last = line_at(self.block_bytes, row, end - 1);
-        self.bytes.at(line_at(self.block_bytes, row, first)..last + LINE_BYTES)
+        const LAST_QUAD: usize = (STEP_COLS / QUAD_COLS - 1) * QUAD_STRIDE;
+        let at = |step: usize| quads_at(self.block_bytes, row, step);
+        let last = at(columns.end / STEP_COLS - 1) + LAST_QUAD;
+        self.bytes.at(at(columns.start / STEP_COLS)..last + QUAD_COLS * 2)
     }
+}
+
+/// Where two by two tiles of sums are, and how many floats apart: rows of a tile, tiles of the same activations, and of the
+/// same weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums {
+    pub(crate) at: *mut f32,
+    pub(crate) stride: usize,
+    pub(crate) right: usize,
+    pub(crate) low: usize,
+}
+
+impl Sums {
+    /// In 32 rows.
+    pub(crate) fn in_rows(at: *mut f32, stride: usize) -> Self {
+        Self { at, stride, right: N_ROWS, low: N_ROWS * stride }
+    }
+
+    /// Tile by tile.
+    pub(crate) fn in_tiles(at: *mut f32) -> Self {
+        Self { at, stride: N_ROWS, right: TILE_FLOATS, low: 2 * TILE_FLOATS }
+    }
+}
+
+/// Has each block of `n_steps` steps meet two tiles of weights: `meet` is told what its sums begin with and where they go,
+/// which is these columns of `out`, rows of `stride`, or room for whole tiles where there are fewer rows or columns.
+#[inline(always)]
+pub(crate) fn each_block(
+    (acts, n_steps): (&[u8], usize),
+    (out, stride): (&mut [f32], usize),
+    columns: Range<usize>,
+    add: bool,
+    mut meet: impl FnMut(&[u8], Option<Sums>, Sums),
+) {
+    const PAIR: usize = 2 * N_ROWS;
+    let blocks = acts.chunks_exact(n_steps * 2 * TILE_BYTES).zip(out.chunks_mut(BLOCK_ROWS * stride));
+    for (acts, out) in blocks {
+        if out.len() == BLOCK_ROWS * stride && columns.len() == PAIR {
+            let sums = Sums::in_rows(out[columns.start..].as_mut_ptr(), stride);
+            meet(acts, add.then_some(sums), sums);
+            continue;
+        }
+        let mut whole = [[0f32; PAIR]; BLOCK_ROWS];
+        for (whole, row) in whole.iter_mut().zip(out.chunks_exact(stride)) {
+            whole[..columns.len()].copy_from_slice(&row[columns.clone()]);
+        }
+        let sums = Sums::in_rows(whole.as_mut_ptr().cast(), PAIR);
+        meet(acts, add.then_some(sums), sums);
+        for (whole, row) in whole.iter().zip(out.chunks_exact_mut(stride)) {
+            row[columns.clone()].copy_from_slice(&whole[..columns.len()]);
+        }
+    }
+}
+
+/// Memory for so many rows in blocks, and for a panel of `panel_bytes`.
+pub(crate) fn rooms(
+    scratch: &mut Vec<f32>,
+    n_rows: usize,
+    n_steps: usize,
+    panel_bytes: usize,
+) -> (&mut [u8], &mut [u8]) {
+    assert!(n_steps * STEP_COLS <= WIDE_COLS, "columns of a panel");
+    let n_bytes = n_rows.div_ceil(BLOCK_ROWS) * n_steps * 2 * TILE_BYTES;
+    scratch.resize((n_bytes + panel_bytes) / 4, 0.0);
+    as_bytes_mut(scratch).split_at_mut(n_bytes)
 }

@@ -1,6 +1,7 @@
 //! AArch64 with NEON and the dot product extension (Armv8.2 and later: every Apple silicon, Graviton 2 and up), and
-//! with the 8-bit matrix products of I8MM (Armv8.6: Apple M2, Graviton 3 and up).
+//! with the 8-bit matrix products of I8MM (Armv8.6: Apple M2, Graviton 3 and up). Those CPUs also have products in bf16.
 
+mod attend_bf16;
 mod codes;
 mod dot;
 mod dots;
@@ -10,10 +11,11 @@ mod peak;
 mod rows;
 mod super_tile;
 mod tile;
+mod wide;
 
 use core::arch::aarch64::{vld1q_s8, vld1q_u8, vqtbl1q_s8, vreinterpretq_u8_s8, vst1q_u8};
 
-use crate::kernels::{Isa, Kernels, PeakLoops};
+use crate::kernels::{Isa, Kernels, PeakLoops, WideKernels};
 use crate::lanes::{self, lane_table};
 use crate::unpack::{Primitives, unpack_table};
 
@@ -50,6 +52,11 @@ pub(crate) fn is_available() -> bool {
 /// Whether this CPU runs [`I8MM`].
 pub(crate) fn has_i8mm() -> bool {
     is_available() && std::arch::is_aarch64_feature_detected!("i8mm")
+}
+
+/// Products in bf16, where the CPU has them.
+pub(crate) fn wide() -> Option<WideKernels> {
+    std::arch::is_aarch64_feature_detected!("bf16").then_some(wide::KERNELS)
 }
 
 #[target_feature(enable = "neon")]

@@ -9,7 +9,7 @@ use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
 use crate::avx512::attend_bf16;
 use crate::avx512::layouts::Unpacked;
 use crate::avx512::super_tile::block_kernels;
-use crate::avx512::tile::tiled_kernels;
+use crate::avx512::tile::{format_kernels, tiled_kernels};
 use crate::avx512::wide::{self, Met, PANEL_TILE, Unit, wide_floats, wide_kernels};
 use crate::avx512::wide_half::{self, HalfBlocks, HalfSuperBlocks};
 use crate::kernels::{DotWide, WideKernels};
@@ -34,8 +34,10 @@ pub(super) const KERNELS: WideKernels = WideKernels {
 
 /// The kernel of a format in tile order.
 fn tiled(format: Format) -> Option<DotWide> {
-    if wide_half::is_available() {
-        return half_blocks(format).or_else(|| half_super_blocks(format)).or_else(|| float_tiles(format));
+    if wide_half::is_available()
+        && let Some(dot) = half_blocks(format).or_else(|| half_super_blocks(format))
+    {
+        return Some(dot);
     }
     blocks(format).or_else(|| super_blocks(format)).or_else(|| float_tiles(format))
 }
@@ -52,7 +54,8 @@ block_kernels! {
         wide::dot::<wide::SuperBlocks<Blocks>, TileUnit>(weights, xs, scratch, out)
 }
 
-tiled_kernels! {
+format_kernels! {
+    layouts as Tiled, [Format::Plain(DType::Q4_0) => Q4_0, Format::Plain(DType::Q8_0) => Q8_0],
     fn half_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
     |weights: &[WideRows<'_>], xs: &WideActs, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<HalfBlocks<Tiled>, TileUnit>(weights, xs, scratch, out)

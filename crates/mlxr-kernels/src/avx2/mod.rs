@@ -4,6 +4,7 @@ mod codes;
 mod dot;
 mod dots;
 mod halves;
+mod layouts;
 mod peak;
 mod rows;
 mod super_tile;
@@ -82,10 +83,11 @@ fn quantise_blocks(x: &[f32], out: &mut [u8]) {
 macro_rules! code_kernels {
     ($module:ident, $features:literal, $dots:ident) => {
         mod $module {
-            use mlxr_tensor::{DType, Format};
+            use half::{bf16, f16};
+            use mlxr_tensor::{DType, Format, MlxFloat};
 
             use super::dots::$dots;
-            use super::{codes, rows, super_tile, tile};
+            use super::{codes, layouts, rows, super_tile, tile};
             use crate::kernels::{BlockKernels, CodeKernels, DotBlocks, DotTiles};
             use crate::linear::blocks::BlockRows;
             use crate::linear::codes::CodeKind;
@@ -116,10 +118,25 @@ macro_rules! code_kernels {
                 }};
             }
 
+            macro_rules! tiled {
+                ($layout:ty) => {
+                    kernel!(tile::dot::<$layout, $dots>, ActRows)
+                };
+            }
+
             fn tiled(format: Format) -> Option<DotTiles> {
                 match format {
-                    Format::Plain(DType::Q4_0) => kernel!(tile::dot::<tile::Q4_0, $dots>, ActRows),
-                    Format::Plain(DType::Q8_0) => kernel!(tile::dot::<tile::Q8_0, $dots>, ActRows),
+                    Format::Plain(DType::Q4_0) => tiled!(layouts::Q4_0),
+                    Format::Plain(DType::Q8_0) => tiled!(layouts::Q8_0),
+                    Format::MlxAffine { bits: 4, scale: DType::F16, .. } => tiled!(layouts::Mlx4<f16>),
+                    Format::MlxAffine { bits: 4, scale: DType::BF16, .. } => tiled!(layouts::Mlx4<bf16>),
+                    Format::MlxAffine { bits: 8, scale: DType::F16, .. } => tiled!(layouts::Mlx8<f16>),
+                    Format::MlxAffine { bits: 8, scale: DType::BF16, .. } => tiled!(layouts::Mlx8<bf16>),
+                    Format::Plain(DType::Q4_1) => tiled!(layouts::Q4_1),
+                    Format::Plain(DType::Q5_0) => tiled!(layouts::Q5_0),
+                    Format::Plain(DType::Q5_1) => tiled!(layouts::Q5_1),
+                    Format::Plain(DType::IQ4_NL) => tiled!(layouts::Iq4Nl),
+                    Format::Plain(DType::MXFP4) | Format::MlxFloat(MlxFloat::Mxfp4) => tiled!(layouts::Mxfp4),
                     _ => None,
                 }
             }

@@ -14,18 +14,23 @@ pub(super) const PARTS: usize = N_ROWS / LANES;
 #[derive(Clone, Copy)]
 pub(super) struct EightRows {
     lines: *const u8,
-    halves: *const u8,
+    /// What is behind the lines of all sixteen, and where in a line of two-byte numbers those of the eight are.
+    beside: *const u8,
+    halves_at: usize,
+    log2_shared: u32,
 }
 
 impl EightRows {
     /// Both parts of each tile, for as long as `tiles` lives.
     pub(super) fn of(tiles: &Tiles<'_>) -> impl Iterator<Item = [Self; PARTS]> {
-        let line_bytes = tiles.line_bytes;
+        let (line_bytes, log2_shared) = (tiles.line_bytes, tiles.log2_shared);
         tiles.bytes.chunks_exact(tiles.tile_bytes.max(1)).map(move |tile| {
-            let (lines, halves) = tile.split_at(line_bytes);
+            let (lines, beside) = tile.split_at(line_bytes);
             std::array::from_fn(|part| Self {
                 lines: lines.as_ptr().wrapping_add(part * LINE_BYTES / PARTS),
-                halves: halves.as_ptr().wrapping_add(part * HALVES_BYTES / PARTS),
+                beside: beside.as_ptr(),
+                halves_at: part * HALVES_BYTES / PARTS,
+                log2_shared,
             })
         })
     }
@@ -53,7 +58,39 @@ impl EightRows {
     #[inline(always)]
     pub(super) unsafe fn half(&self, block: usize) -> __m256 {
         // SAFETY: in bounds by the caller's promise; the load needs no alignment.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(self.halves.wrapping_add(block * HALVES_BYTES).cast())) }
+        unsafe { _mm256_cvtph_ps(self.halves(block * HALVES_BYTES)) }
+    }
+
+    /// The two-byte numbers of the line at `at`.
+    ///
+    /// # Safety
+    /// The tile has it.
+    #[inline(always)]
+    unsafe fn halves(&self, at: usize) -> __m128i {
+        // SAFETY: in bounds by the caller's promise; the load needs no alignment.
+        unsafe { _mm_loadu_si128(self.beside.wrapping_add(at + self.halves_at).cast()) }
+    }
+
+    /// The byte beside the words of block `block`.
+    ///
+    /// # Safety
+    /// The tile has that block, its blocks have such a number, and the CPU has AVX2.
+    #[inline(always)]
+    pub(super) unsafe fn byte(&self, block: usize) -> __m256i {
+        let at = self.beside.wrapping_add(block * N_ROWS + self.halves_at / 2);
+        // SAFETY: in bounds by the caller's promise; the load needs no alignment.
+        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())) }
+    }
+
+    /// The two-byte scale and bias of block `block`.
+    ///
+    /// # Safety
+    /// The tile has that block, and such numbers stored apart.
+    #[inline(always)]
+    pub(super) unsafe fn scale_and_bias(&self, block: usize) -> [__m128i; 2] {
+        let at = (block >> self.log2_shared) * 2 * HALVES_BYTES;
+        // SAFETY: in bounds by the caller's promise.
+        unsafe { [self.halves(at), self.halves(at + HALVES_BYTES)] }
     }
 }
 

@@ -4,8 +4,9 @@
 use core::arch::x86_64::*;
 
 use super::dots::{Dots, word};
+use super::layouts::LOW_NIBBLES;
 use super::rows::{EightRows, LANES, bits};
-use super::tile::{LOW_NIBBLES, MAX_BLOCK, fetch, for_parts, store};
+use super::tile::{MAX_BLOCK, fetch, for_parts, store};
 use crate::kernels::TILE_ROWS;
 use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, BlockRows, SCALE_AT, SUMS16_AT, SUMS32_AT};
 use crate::linear::tiled::{N_ROWS, Tiles};

@@ -7,7 +7,7 @@
 use core::arch::x86_64::*;
 
 use super::dots::{Dots, word};
-use super::rows::{EightRows, LANES, bits};
+use super::rows::{EightRows, LANES};
 use crate::kernels::TILE_ROWS;
 use crate::linear::codes::QuantRow;
 use crate::linear::tile::ActRows;
@@ -17,94 +17,106 @@ use crate::tiles::each_line;
 /// Activation rows that meet codes in registers at once.
 pub(super) const MAX_BLOCK: usize = 4;
 
-pub(super) const LOW_NIBBLES: i32 = 0x0f0f_0f0f;
+/// How many of the products of codes of a format's groups are added up in sixteen bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Codes {
+    /// Unsigned, at most 15: those of 32 columns.
+    Nibbles,
+    /// Unsigned, at most 31: those of sixteen columns.
+    FiveBits,
+    /// Signed bytes, with [`Dots::step_signed`].
+    Bytes,
+}
 
-/// A format's blocks of 32 columns, each with a scale beside it.
+/// A format whose groups of columns have factors of their own.
 pub(super) trait Layout {
-    /// Bytes of a block.
+    /// Bytes of a block's lines, and of the number beside them.
     const BLOCK_BYTES: usize;
+    /// Groups of a block, and columns of a group: 16 or 32.
+    const GROUPS: usize = 1;
+    const GROUP: usize = 32;
+    const CODES: Codes;
+    /// What unsigned codes are less than, as a power of two; nothing where that is 0.
+    const ZERO: Option<u32> = None;
+    /// Whether offsets are other than zero.
+    const OFFSETS: bool = false;
 
-    /// The integer products of block `block`, codes less their zero. `negated` are the sums of codes of activations,
-    /// negated.
+    /// Codes of columns `4 * line..4 * line + 4` of a group, `line` being below 4, and of those sixteen columns on if a group
+    /// has them.
     ///
     /// # Safety
-    /// The CPU has what `D` needs, and the rows have the block.
-    unsafe fn sums<D: Dots, const X: usize>(
-        rows: EightRows,
-        block: usize,
-        acts: [*const u8; X],
-        negated: [__m256i; X],
-    ) -> [__m256i; X];
+    /// The CPU has AVX2, and the rows have the group.
+    unsafe fn codes(rows: EightRows, group: usize, line: usize) -> [__m256i; 2];
+
+    /// The scale and the offset of a group.
+    ///
+    /// # Safety
+    /// The CPU has AVX2 and F16C, and the rows have the group.
+    unsafe fn factors(rows: EightRows, group: usize) -> (__m256, __m256);
 }
 
-pub(super) struct Q4_0;
-
-impl Layout for Q4_0 {
-    const BLOCK_BYTES: usize = 18;
-
-    #[inline(always)]
-    unsafe fn sums<D: Dots, const X: usize>(
-        rows: EightRows,
-        block: usize,
-        acts: [*const u8; X],
-        negated: [__m256i; X],
-    ) -> [__m256i; X] {
-        // SAFETY: a block is 32 nibbles, whose zero is 8; passes the caller's promise on. Eight times two products of at
-        // most 15 times 127 fit sixteen bits.
-        unsafe {
-            let mut steps = [_mm256_setzero_si256(); X];
-            each_line!(4, |LINE| {
-                let [bytes] = rows.lines::<1>(4 * block + LINE);
-                let low = bits(bytes, 0, LOW_NIBBLES);
-                let high = bits(bytes, 4, LOW_NIBBLES);
-                for x in 0..X {
-                    steps[x] = D::step::<{ 4 * LINE }>(steps[x], low, acts[x]);
-                }
-                for x in 0..X {
-                    steps[x] = D::step::<{ 16 + 4 * LINE }>(steps[x], high, acts[x]);
-                }
-            });
-            let mut sums = negated.map(|negated| _mm256_slli_epi32::<3>(negated));
-            for (sum, steps) in sums.iter_mut().zip(steps) {
-                let one = _mm256_set1_epi32(1);
-                // What has 32 bits needs no factor of one.
-                *sum = if D::IS_WIDE {
-                    _mm256_add_epi32(*sum, steps)
-                } else {
-                    D::fold(*sum, steps, D::factor(one))
-                };
+/// The integer products of group `group` with activations, codes less their zero. `negated` are the sums of codes of
+/// activations, negated.
+///
+/// # Safety
+/// The CPU has what `D` needs, and rows and activations have the group.
+#[inline(always)]
+unsafe fn sums<L: Layout, D: Dots, const X: usize>(
+    rows: EightRows,
+    group: usize,
+    acts: [*const u8; X],
+    negated: [__m256i; X],
+) -> [__m256i; X] {
+    let zero = if matches!(L::CODES, Codes::Bytes) { D::SIGNED_ZERO } else { L::ZERO.map(|n| n as i32) };
+    // SAFETY: passes the caller's promise on. Eight times two products of at most 15 times 127 fit sixteen bits, and so do
+    // four times two of at most 31 times 127.
+    unsafe {
+        let mut sums = [_mm256_setzero_si256(); X];
+        if let Some(n) = zero {
+            for (sum, negated) in sums.iter_mut().zip(negated) {
+                *sum = _mm256_sll_epi32(negated, _mm_cvtsi32_si128(n));
             }
-            sums
         }
-    }
-}
-
-pub(super) struct Q8_0;
-
-impl Layout for Q8_0 {
-    const BLOCK_BYTES: usize = 34;
-
-    #[inline(always)]
-    unsafe fn sums<D: Dots, const X: usize>(
-        rows: EightRows,
-        block: usize,
-        acts: [*const u8; X],
-        negated: [__m256i; X],
-    ) -> [__m256i; X] {
-        // SAFETY: a block is 32 signed codes; passes the caller's promise on.
-        unsafe {
-            let mut sums = negated.map(|negated| match D::SIGNED_ZERO {
-                Some(n) => _mm256_sll_epi32(negated, _mm_cvtsi32_si128(n)),
-                None => _mm256_setzero_si256(),
-            });
-            each_line!(8, |LINE| {
-                let [codes] = rows.lines::<1>(8 * block + LINE);
-                for x in 0..X {
-                    sums[x] = D::step_signed::<{ 4 * LINE }>(sums[x], codes, acts[x]);
+        let mut steps = [_mm256_setzero_si256(); X];
+        each_line!(4, |LINE| {
+            let [low, high] = L::codes(rows, group, LINE);
+            match L::CODES {
+                Codes::Bytes => {
+                    for x in 0..X {
+                        sums[x] = D::step_signed::<{ 4 * LINE }>(sums[x], low, acts[x]);
+                    }
+                    if L::GROUP == 32 {
+                        for x in 0..X {
+                            sums[x] = D::step_signed::<{ 16 + 4 * LINE }>(sums[x], high, acts[x]);
+                        }
+                    }
                 }
-            });
-            sums
-        }
+                Codes::Nibbles | Codes::FiveBits => {
+                    for x in 0..X {
+                        steps[x] = D::step::<{ 4 * LINE }>(steps[x], low, acts[x]);
+                    }
+                    if L::GROUP == 32 {
+                        for x in 0..X {
+                            steps[x] = D::step::<{ 16 + 4 * LINE }>(steps[x], high, acts[x]);
+                        }
+                    }
+                    let is_full = matches!(L::CODES, Codes::FiveBits) && LINE == 1;
+                    if LINE == 3 || is_full && !D::IS_WIDE {
+                        for (sum, steps) in sums.iter_mut().zip(&mut steps) {
+                            let steps = std::mem::replace(steps, _mm256_setzero_si256());
+                            let one = _mm256_set1_epi32(1);
+                            // What has 32 bits needs no factor of one.
+                            *sum = if D::IS_WIDE {
+                                _mm256_add_epi32(*sum, steps)
+                            } else {
+                                D::fold(*sum, steps, D::factor(one))
+                            };
+                        }
+                    }
+                }
+            }
+        });
+        sums
     }
 }
 
@@ -134,8 +146,9 @@ pub(super) use for_parts;
 #[inline(always)]
 pub(super) unsafe fn dot<L: Layout, D: Dots>(tiles: &Tiles<'_>, xs: &ActRows<'_>, out: &mut [f32]) {
     let Some(first) = xs.rows.first() else { return };
+    let n_groups = tiles.n_blocks * L::GROUPS;
     assert!(xs.rows.iter().all(|x| x.layout() == first.layout()), "rows of one shape");
-    assert!(tiles.n_blocks * 32 <= first.cols(), "columns of weights and activations");
+    assert!(n_groups * L::GROUP <= first.cols(), "columns of weights and activations");
     assert!(
         tiles.n_blocks * L::BLOCK_BYTES * N_ROWS <= tiles.tile_bytes,
         "a tile of {} blocks",
@@ -162,25 +175,31 @@ pub(super) unsafe fn dot<L: Layout, D: Dots>(tiles: &Tiles<'_>, xs: &ActRows<'_>
 unsafe fn some<L: Layout, D: Dots, const X: usize>(tiles: &Tiles<'_>, xs: &[QuantRow<'_>], out: &mut [f32]) {
     // The last row stands in for those that are not there.
     let acts: [*const u8; X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)].bytes().as_ptr());
-    let (scales_at, negated_at) = (xs[0].layout().scales_at(), xs[0].layout().negated_at(32));
+    let layout = xs[0].layout();
+    let (scales_at, sums_at) = (layout.scales_at(), layout.sums_at(L::GROUP));
+    let negated_at = layout.negated_at(L::GROUP);
     for (t, parts) in EightRows::of(tiles).enumerate() {
         let ahead = tiles.bytes.as_ptr().wrapping_add((t + 1) * tiles.tile_bytes);
         for_parts!(X, |these| {
             // SAFETY: callers have what `D` needs.
             let mut acc = unsafe { [[_mm256_setzero_ps(); X]; N] };
-            for block in 0..tiles.n_blocks {
-                fetch(ahead, these.start, block, L::BLOCK_BYTES);
+            for group in 0..tiles.n_blocks * L::GROUPS {
+                fetch(ahead, these.start, group, L::BLOCK_BYTES / L::GROUPS);
                 for (&rows, acc) in parts[these.clone()].iter().zip(&mut acc) {
-                    // SAFETY: rows have the block, activations a scale and a sum for it.
+                    // SAFETY: rows have the group, activations a scale and sums for it.
                     unsafe {
-                        let negated = acts.map(|x| word(x, negated_at + 4 * block));
-                        let acts_here = acts.map(|x| x.wrapping_add(32 * block));
-                        let sums = L::sums::<D, X>(rows, block, acts_here, negated);
-                        let scale = rows.half(block);
+                        let negated = acts.map(|x| word(x, negated_at + 4 * group));
+                        let acts_here = acts.map(|x| x.wrapping_add(L::GROUP * group));
+                        let sums = sums::<L, D, X>(rows, group, acts_here, negated);
+                        let (scale, offset) = L::factors(rows, group);
                         for x in 0..X {
-                            let x_scale = _mm256_castsi256_ps(word(acts[x], scales_at + 4 * block));
-                            let factor = _mm256_mul_ps(scale, x_scale);
+                            let x_scale = word(acts[x], scales_at + 4 * (group * L::GROUP / 32));
+                            let factor = _mm256_mul_ps(scale, _mm256_castsi256_ps(x_scale));
                             acc[x] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[x]), factor, acc[x]);
+                            if L::OFFSETS {
+                                let x_sum = _mm256_castsi256_ps(word(acts[x], sums_at + 4 * group));
+                                acc[x] = _mm256_fmadd_ps(offset, x_sum, acc[x]);
+                            }
                         }
                     }
                 }

@@ -2,22 +2,24 @@
 
 use core::arch::x86_64::*;
 
-use crate::linear::tiled::{BlockCut, HALVES_BYTES, LINE_BYTES, N_ROWS, Tiles};
+use crate::linear::tiled::{self, BlockCut, HALVES_BYTES, LINE_BYTES, N_ROWS, Tiles};
 
 /// Sixteen rows in tile order.
 #[derive(Clone, Copy)]
 pub(crate) struct TileRows {
     lines: *const u8,
-    halves: *const u8,
+    /// What is behind them.
+    beside: *const u8,
+    log2_shared: u32,
 }
 
 impl TileRows {
     /// Each tile, for as long as `tiles` lives.
     pub(crate) fn of(tiles: &Tiles<'_>) -> impl Iterator<Item = Self> {
-        let line_bytes = tiles.line_bytes;
+        let (line_bytes, log2_shared) = (tiles.line_bytes, tiles.log2_shared);
         tiles.bytes.chunks_exact(tiles.tile_bytes.max(1)).map(move |tile| {
-            let (lines, halves) = tile.split_at(line_bytes);
-            Self { lines: lines.as_ptr(), halves: halves.as_ptr() }
+            let (lines, beside) = tile.split_at(line_bytes);
+            Self { lines: lines.as_ptr(), beside: beside.as_ptr(), log2_shared }
         })
     }
 
@@ -50,7 +52,32 @@ impl TileRows {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub(crate) unsafe fn half(&self, block: usize) -> __m512 {
         // SAFETY: in bounds by the caller's promise; the load needs no alignment.
-        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(self.halves.add(block * HALVES_BYTES).cast()) })
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(self.beside.add(block * HALVES_BYTES).cast()) })
+    }
+
+    /// The byte beside the words of block `block`.
+    ///
+    /// # Safety
+    /// The tile has that block, and its blocks have such a number.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) unsafe fn byte(&self, block: usize) -> __m512i {
+        // SAFETY: in bounds by the caller's promise; the load needs no alignment.
+        _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(self.beside.add(block * N_ROWS).cast()) })
+    }
+
+    /// The two-byte scale and bias of block `block`, in the low sixteen bits of each lane.
+    ///
+    /// # Safety
+    /// The tile has that block, and such numbers stored apart.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(crate) unsafe fn scale_and_bias(&self, block: usize) -> [__m256i; 2] {
+        // SAFETY: in bounds by the caller's promise; the loads need no alignment.
+        unsafe {
+            let at = self.beside.add((block >> self.log2_shared) * 2 * HALVES_BYTES);
+            [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(HALVES_BYTES).cast())]
+        }
     }
 }
 
@@ -59,21 +86,23 @@ impl TileRows {
 pub(crate) fn put_in_order(cut: BlockCut, rows: &[u8], lines: &mut [u8], halves: &mut [u8]) {
     let (stride, block_bytes) = (rows.len() / N_ROWS, cut.block_bytes());
     let n_blocks = stride / block_bytes;
-    assert!(rows.len() == N_ROWS * n_blocks * block_bytes && cut.n_words().is_multiple_of(4), "whole blocks");
+    assert!(rows.len() == N_ROWS * n_blocks * block_bytes && cut.n_words() >= 4, "whole blocks");
+    let stored = rows;
     // SAFETY: sixteen rows, which outlive the result.
     let rows = unsafe { Rows::new(rows.as_ptr(), stride) };
     let blocks = lines.chunks_exact_mut(cut.n_words() * LINE_BYTES).enumerate();
     for (block, lines) in blocks.take(n_blocks) {
-        for (i, lines) in lines.chunks_exact_mut(4 * LINE_BYTES).enumerate() {
+        for word in cut.runs() {
             // SAFETY: the words of a block that the rows have.
-            let words = unsafe { rows.sixteen_bytes(block * block_bytes + cut.words_at() + 16 * i) };
-            for (line, word) in lines.chunks_exact_mut(LINE_BYTES).zip(words) {
+            let words = unsafe { rows.sixteen_bytes(block * block_bytes + cut.words_at() + 4 * word) };
+            for (line, word) in lines[word * LINE_BYTES..].chunks_exact_mut(LINE_BYTES).zip(words) {
                 // SAFETY: a line is as long as a vector; the store needs no alignment.
                 unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), word) };
             }
         }
+        cut.move_bits(lines);
     }
-    let Some(half_at) = cut.half_at() else { return };
+    let Some((half_at, 2)) = cut.number() else { return tiled::put_numbers(cut, stored, halves) };
     for (block, halves) in halves.chunks_exact_mut(HALVES_BYTES).take(n_blocks).enumerate() {
         // SAFETY: two bytes of a block that the rows have; so many halves are as long as a vector.
         unsafe {

@@ -20,7 +20,13 @@ use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 macro_rules! block_kernels {
     ($($kernels:tt)*) => {
         $crate::avx512::tile::format_kernels! {
-            super_blocks as Blocks, [Q4_K: Q4K, Q5_K: Q5K, Q6_K: Q6K], $($kernels)*
+            super_blocks as Blocks,
+            [
+                Format::Plain(DType::Q4_K) => Q4K,
+                Format::Plain(DType::Q5_K) => Q5K,
+                Format::Plain(DType::Q6_K) => Q6K
+            ],
+            $($kernels)*
         }
     };
 }

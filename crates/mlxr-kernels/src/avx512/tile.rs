@@ -43,12 +43,13 @@ const PANEL_BYTES: usize = PANEL_CODES + 2 * PANEL_SCALES;
 /// `$module` calls it.
 macro_rules! format_kernels {
     (
-        $module:ident as $name:ident, [$($dtype:ident: $format:ident),*],
+        $module:ident as $name:ident, [$($format:pat => $layout:ident),*],
         fn $find:ident() -> $kernel:ty, $features:literal, |$($arg:ident: $type:ty),*| $body:expr
     ) => {
         /// The kernel of a format in tile order.
         pub(super) fn $find(format: mlxr_tensor::Format) -> Option<$kernel> {
-            use mlxr_tensor::{DType, Format};
+            #[allow(unused_imports, reason = "not every list has all of them")]
+            use mlxr_tensor::{DType, Format, MlxFloat};
             use $crate::avx512::$module;
             macro_rules! kernel {
                 ($of:ident) => {{
@@ -59,7 +60,7 @@ macro_rules! format_kernels {
                 }};
             }
             match format {
-                $(Format::Plain(DType::$dtype) => kernel!($format),)*
+                $($format => kernel!($layout),)*
                 _ => None,
             }
         }
@@ -70,7 +71,23 @@ pub(crate) use format_kernels;
 /// [`format_kernels!`] of the formats whose groups have scales of their own, as `Tiled`.
 macro_rules! tiled_kernels {
     ($($kernels:tt)*) => {
-        $crate::avx512::tile::format_kernels! { layouts as Tiled, [Q4_0: Q4_0, Q8_0: Q8_0], $($kernels)* }
+        $crate::avx512::tile::format_kernels! {
+            layouts as Tiled,
+            [
+                Format::Plain(DType::Q4_0) => Q4_0,
+                Format::Plain(DType::Q8_0) => Q8_0,
+                Format::MlxAffine { bits: 4, scale: DType::F16, .. } => Mlx4F16,
+                Format::MlxAffine { bits: 4, scale: DType::BF16, .. } => Mlx4Bf16,
+                Format::MlxAffine { bits: 8, scale: DType::F16, .. } => Mlx8F16,
+                Format::MlxAffine { bits: 8, scale: DType::BF16, .. } => Mlx8Bf16,
+                Format::Plain(DType::Q4_1) => Q4_1,
+                Format::Plain(DType::Q5_0) => Q5_0,
+                Format::Plain(DType::Q5_1) => Q5_1,
+                Format::Plain(DType::IQ4_NL) => Iq4Nl,
+                Format::Plain(DType::MXFP4) | Format::MlxFloat(MlxFloat::Mxfp4) => Mxfp4
+            ],
+            $($kernels)*
+        }
     };
 }
 pub(crate) use tiled_kernels;
@@ -101,7 +118,7 @@ pub(crate) fn dot_tiled<L: Layout<Rows = TileRows>, M: Multiply>(
     }
     let job =
         Job { rows, n_blocks: tiles.n_blocks, stored: tiles.bytes.as_ptr(), tile_bytes: tiles.tile_bytes };
-    if let (true, Some(xs), [Some(a), Some(b)]) = (L::IS_BYTES, M::rows(xs), rows)
+    if let (true, Some(xs), [Some(a), Some(b)]) = (L::BYTES_BUT.is_some(), M::rows(xs), rows)
         && bytes::FEW < xs.len()
     {
         let (n_bytes, (n_rows, cols)) = (TILES * tiles.tile_bytes, Vnni::size(xs));
@@ -109,7 +126,7 @@ pub(crate) fn dot_tiled<L: Layout<Rows = TileRows>, M: Multiply>(
         let end = tiles.bytes.as_ptr().wrapping_add(n_bytes);
         let ahead = Ahead::new(end, end.wrapping_add(n_bytes));
         // SAFETY: the tiles' blocks and the columns were checked, the shapes of rows by `size`.
-        unsafe { bytes::dot_bytes([a, b], tiles.n_blocks, xs, &ahead, &mut out[..n_rows * TILE_ROWS]) };
+        unsafe { bytes::dot_bytes::<L>([a, b], tiles.n_blocks, xs, &ahead, &mut out[..n_rows * TILE_ROWS]) };
         return;
     }
     job.run::<L, M>(xs, &mut scratch.panel, out);

@@ -661,7 +661,8 @@ impl Unpacking<'_> {
     }
 }
 
-fn stored_row(weight: &HostTensor, row: usize) -> StoredRow<'_> {
+/// A row of a matrix as it is stored.
+pub(crate) fn stored_row(weight: &HostTensor, row: usize) -> StoredRow<'_> {
     fn part(bytes: &[u8], rows: usize, row: usize) -> &[u8] {
         let n = bytes.len() / rows;
         &bytes[row * n..(row + 1) * n]

@@ -242,10 +242,22 @@ pub(crate) fn q3_k<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
 }
 
 /// The values IQ4 codes stand for.
-const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const IQ4_VALUES: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Twice the values E2M1 codes stand for.
-const E2M1_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const E2M1_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// `values` more than `zero`, as bytes.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const fn above_zero(values: &[i8; 16], zero: u8) -> [u8; 16] {
+    let (mut out, mut i) = ([0; 16], 0);
+    while i < 16 {
+        out[i] = (values[i] as u8).wrapping_add(zero);
+        i += 1;
+    }
+    out
+}
 
 #[inline(always)]
 pub(crate) fn iq4_nl<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
@@ -271,11 +283,14 @@ pub(crate) fn iq4_xs<H: Primitives>(row: StoredRow<'_>, out: UnpackedRow<'_>) {
     }
 }
 
+/// The bits of 2^-128, half of what code 0 of E8M0 stands for.
+pub(crate) const HALF_LEAST_E8M0: u32 = 0x0020_0000;
+
 /// Half of `2^(code - 127)`: the scale of doubled E2M1 values.
 #[inline(always)]
-fn half_e8m0(code: u8) -> f32 {
+pub(crate) fn half_e8m0(code: u8) -> f32 {
     match code {
-        0 | 1 => f32::from_bits(0x0020_0000 << code),
+        0 | 1 => f32::from_bits(HALF_LEAST_E8M0 << code),
         _ => f32::from_bits((u32::from(code) - 1) << 23),
     }
 }

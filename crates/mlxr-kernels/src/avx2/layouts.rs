@@ -13,7 +13,7 @@ pub(super) const LOW_NIBBLES: i32 = 0x0f0f_0f0f;
 /// # Safety
 /// The CPU has AVX2, and the tile has the line.
 #[inline(always)]
-unsafe fn nibbles(rows: EightRows, line: usize) -> [__m256i; 2] {
+pub(super) unsafe fn nibbles(rows: EightRows, line: usize) -> [__m256i; 2] {
     // SAFETY: by the caller's promise.
     unsafe {
         let [bytes] = rows.lines::<1>(line);
@@ -46,7 +46,7 @@ unsafe fn five_bits(rows: EightRows, high: usize, line: usize, i: usize) -> [__m
 /// # Safety
 /// The CPU has AVX2.
 #[inline(always)]
-unsafe fn looked_up(table: &[u8; 16], codes: [__m256i; 2]) -> [__m256i; 2] {
+pub(super) unsafe fn looked_up(table: &[u8; 16], codes: [__m256i; 2]) -> [__m256i; 2] {
     // SAFETY: sixteen bytes are loaded, unaligned; by the caller's promise.
     unsafe {
         let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
@@ -59,7 +59,7 @@ unsafe fn looked_up(table: &[u8; 16], codes: [__m256i; 2]) -> [__m256i; 2] {
 /// # Safety
 /// The CPU has AVX2 and F16C.
 #[inline(always)]
-unsafe fn two_halves(lanes: __m256i) -> (__m256, __m256) {
+pub(super) unsafe fn two_halves(lanes: __m256i) -> (__m256, __m256) {
     // SAFETY: by the caller's promise.
     unsafe {
         // The halves of four rows each, low ones first; then those of all eight.

@@ -3,6 +3,7 @@
 mod codes;
 mod dot;
 mod dots;
+mod grouped;
 mod halves;
 mod layouts;
 mod peak;
@@ -87,7 +88,7 @@ macro_rules! code_kernels {
             use mlxr_tensor::{DType, Format, MlxFloat};
 
             use super::dots::$dots;
-            use super::{codes, layouts, rows, super_tile, tile};
+            use super::{codes, grouped, layouts, rows, super_tile, tile};
             use crate::kernels::{BlockKernels, CodeKernels, DotBlocks, DotTiles};
             use crate::linear::blocks::BlockRows;
             use crate::linear::codes::CodeKind;
@@ -137,6 +138,9 @@ macro_rules! code_kernels {
                     Format::Plain(DType::Q5_1) => tiled!(layouts::Q5_1),
                     Format::Plain(DType::IQ4_NL) => tiled!(layouts::Iq4Nl),
                     Format::Plain(DType::MXFP4) | Format::MlxFloat(MlxFloat::Mxfp4) => tiled!(layouts::Mxfp4),
+                    Format::Plain(DType::IQ4_XS) => tiled!(grouped::Iq4Xs),
+                    Format::Plain(DType::Q3_K) => tiled!(grouped::Q3K),
+                    Format::Plain(DType::Q2_K) => tiled!(grouped::Q2K),
                     _ => None,
                 }
             }

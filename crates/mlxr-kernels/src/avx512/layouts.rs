@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+pub(crate) use super::grouped::{Iq4Xs, Q2K, Q3K};
 use super::rows::{Rows, TileRows, bits_of, low_half};
 use crate::linear::codes::Panel;
 use crate::linear::tiled::N_ROWS;
@@ -27,6 +28,7 @@ pub(crate) trait Visitor {
 #[derive(Clone, Copy)]
 pub(crate) enum Zero {
     Is0,
+    Is4,
     Is8,
     Is16,
     Is128,
@@ -38,6 +40,7 @@ impl Zero {
     pub(crate) fn log2(self) -> i32 {
         match self {
             Zero::Is0 => 32,
+            Zero::Is4 => 2,
             Zero::Is8 => 3,
             Zero::Is16 => 4,
             Zero::Is128 => 7,
@@ -47,6 +50,7 @@ impl Zero {
     pub(crate) const fn value(self) -> u8 {
         match self {
             Zero::Is0 => 0,
+            Zero::Is4 => 4,
             Zero::Is8 => 8,
             Zero::Is16 => 16,
             Zero::Is128 => 128,
@@ -59,7 +63,9 @@ impl Zero {
     pub(super) fn taken_off(self, codes: __m512i) -> __m512i {
         match self {
             Zero::Is0 => codes,
-            Zero::Is8 | Zero::Is16 => _mm512_sub_epi8(codes, _mm512_set1_epi8(self.value() as i8)),
+            Zero::Is4 | Zero::Is8 | Zero::Is16 => {
+                _mm512_sub_epi8(codes, _mm512_set1_epi8(self.value() as i8))
+            }
             Zero::Is128 => _mm512_xor_si512(codes, _mm512_set1_epi8(-128)),
         }
     }
@@ -159,7 +165,7 @@ impl<B: Block32> Layout for B {
 /// The tile has four lines from number `line` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn nibbles(rows: TileRows, line: usize) -> [__m512i; 8] {
+pub(super) unsafe fn nibbles(rows: TileRows, line: usize) -> [__m512i; 8] {
     // SAFETY: by the caller's promise.
     let bytes = unsafe { rows.lines::<4>(line) };
     let [a, b, c, d] = bits_of(bytes, 0, LOW_NIBBLES);

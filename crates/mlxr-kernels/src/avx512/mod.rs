@@ -6,6 +6,7 @@ mod bf16;
 mod bytes;
 mod dot;
 pub(crate) mod floats;
+pub(crate) mod grouped;
 mod halves;
 pub(crate) mod layouts;
 pub(crate) mod peak;

@@ -84,7 +84,10 @@ macro_rules! tiled_kernels {
                 Format::Plain(DType::Q5_0) => Q5_0,
                 Format::Plain(DType::Q5_1) => Q5_1,
                 Format::Plain(DType::IQ4_NL) => Iq4Nl,
-                Format::Plain(DType::MXFP4) | Format::MlxFloat(MlxFloat::Mxfp4) => Mxfp4
+                Format::Plain(DType::MXFP4) | Format::MlxFloat(MlxFloat::Mxfp4) => Mxfp4,
+                Format::Plain(DType::IQ4_XS) => Iq4Xs,
+                Format::Plain(DType::Q3_K) => Q3K,
+                Format::Plain(DType::Q2_K) => Q2K
             ],
             $($kernels)*
         }

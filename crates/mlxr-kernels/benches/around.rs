@@ -1,15 +1,19 @@
 //! What a step does around its products: meeting of threads, attention, norms.
 //!
-//! `cargo bench -p mlxr-kernels --bench around [attention | norms | pool]` prints microseconds, the fastest of some runs.
+//! `cargo bench -p mlxr-kernels --bench around [attention | norms | pool]` prints microseconds, the fastest of some runs;
+//! `around long [TYPE] [HEADSxKV_HEADSxDIM] [DEPTH] [KERNELS]`, of which several may be named, prints medians of decoding
+//! after many tokens from blocks all over an arena that no cache holds.
 
 mod timing;
 
 use std::time::Instant;
 
-use mlxr_kernels::{CpuBackend, CpuOptions, ThreadPool};
+use mlxr_kernels::bandwidth::measure_read_gbps;
+use mlxr_kernels::{CpuBackend, CpuOptions, Isa, Kernels, ThreadPool};
 use mlxr_tensor::conformance::data::Noise;
 use mlxr_tensor::{
-    AttentionSpec, Backend, Batch, DType, Gate, HostTensor, KvLayerSpec, KvSpec, Reach, Rope, RopePairing,
+    AttentionSpec, Backend, Batch, BlockCopy, DType, Gate, HostTensor, KvLayerSpec, KvSpec, Reach, Rope,
+    RopePairing,
 };
 
 /// Time of one measurement.
@@ -44,6 +48,9 @@ fn main() {
     }
     if wanted("attention") {
         attention();
+    }
+    if wanted("long") {
+        long(&arguments);
     }
 }
 
@@ -144,4 +151,93 @@ fn attention() {
             bytes / attended / 1e3,
         );
     }
+}
+
+/// Attention of a step of one sequence, layer after layer, as shares of the rate at which memory is read.
+#[expect(clippy::print_stdout, reason = "a benchmark reports on stdout")]
+fn long(arguments: &[String]) {
+    let chosen = |name: &str, all: &[&str]| {
+        arguments.iter().any(|a| a == name) || !arguments.iter().any(|a| all.contains(&a.as_str()))
+    };
+    let dtypes = [DType::F16, DType::BF16, DType::Q8_0, DType::F8E4M3, DType::Q4_0];
+    let dtype_names = dtypes.map(DType::name);
+    // Heads, KV heads, their width.
+    let shapes = [(32, 4, 64), (32, 8, 128), (16, 16, 64)];
+    let shape_names = shapes.map(|(heads, kv_heads, dim)| format!("{heads}x{kv_heads}x{dim}"));
+    let shape_names: Vec<&str> = shape_names.iter().map(String::as_str).collect();
+    let depths = [2048, 8192, 32768];
+    let depth_names = depths.map(|depth: usize| depth.to_string());
+    let depth_names: Vec<&str> = depth_names.iter().map(String::as_str).collect();
+    let tables = Kernels::available();
+    let table_names: Vec<&str> = tables.iter().map(|kernels| kernels.isa().name()).collect();
+    let isas = tables.iter().filter(|kernels| arguments.iter().any(|a| a == kernels.isa().name()));
+    let isas: Vec<Isa> = if table_names.iter().any(|name| arguments.iter().any(|a| a == name)) {
+        isas.map(Kernels::isa).collect()
+    } else {
+        vec![Kernels::best().isa()]
+    };
+    let limit = measure_read_gbps(ThreadPool::default_threads(), 1.0).expect("memory");
+    println!("memory: {limit:.1} GB/s");
+    for isa in isas {
+        for (&shape, shape_name) in shapes.iter().zip(&shape_names) {
+            for (&dtype, dtype_name) in dtypes.iter().zip(dtype_names) {
+                for (&depth, depth_name) in depths.iter().zip(&depth_names) {
+                    let all = chosen(shape_name, &shape_names)
+                        && chosen(dtype_name, &dtype_names)
+                        && chosen(depth_name, &depth_names);
+                    if all {
+                        let (ms, bytes) = decode(isa, shape, dtype, depth);
+                        let rate = bytes / ms / 1e6;
+                        println!(
+                            "{} {shape_name} {dtype_name} after {depth}: {ms:.3} ms a layer, {rate:.1} GB/s, {:.2} of memory's",
+                            isa.name(),
+                            rate / limit
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Milliseconds of a layer's attention, the median, and the bytes of keys and values that it reads.
+fn decode(isa: Isa, shape: (usize, usize, usize), dtype: DType, depth: usize) -> (f64, f64) {
+    /// More than a last-level cache holds.
+    const ARENA_BYTES: usize = 640 << 20;
+    let (n_heads, n_kv_heads, dim) = shape;
+    let backend = CpuBackend::new(CpuOptions { isa: Some(isa), n_threads: None }).expect("a CPU");
+    let n_blocks = (depth + 1).div_ceil(BLOCK_TOKENS);
+    let layer_bytes = 2 * n_kv_heads * dtype.bytes_for(dim).expect("whole blocks") * n_blocks * BLOCK_TOKENS;
+    let n_layers = ARENA_BYTES.div_ceil(layer_bytes);
+    let layers = vec![KvLayerSpec { n_kv_heads, k_dim: dim, v_dim: dim }; n_layers];
+    let spec = KvSpec { n_blocks, block_tokens: BLOCK_TOKENS, dtype, layers };
+    let mut kv = backend.kv_cache(&spec).expect("it fits");
+    // Blocks in an order without runs.
+    let mut table: Vec<u32> = (0..n_blocks as u32).collect();
+    let mut noise = Noise::new(2);
+    (1..n_blocks).for_each(|i| table.swap(i, noise.next_u64() as usize % (i + 1)));
+    let mut stored = Batch::new();
+    stored.push(&[0; BLOCK_TOKENS], 0, &[0], BLOCK_TOKENS);
+    let width = n_kv_heads * dim;
+    let k = backend.act(BLOCK_TOKENS, width, &noise.values(BLOCK_TOKENS * width));
+    for layer in 0..n_layers {
+        backend.store_kv(&mut kv, layer, &k, &k, &stored);
+    }
+    let copies: Vec<BlockCopy> = (1..n_blocks as u32).map(|to| BlockCopy { from: 0, to }).collect();
+    backend.copy_blocks(&mut kv, &copies);
+    let mut batch = Batch::new();
+    batch.push(&[0], depth as u32, &table, BLOCK_TOKENS);
+    let q = backend.act(1, n_heads * dim, &noise.values(n_heads * dim));
+    let scale = (dim as f32).sqrt().recip();
+    let spec =
+        AttentionSpec { n_heads, scale, reach: Reach::Causal, window: None, softcap: None, sinks: None };
+    let mut times: Vec<f64> = (0..9)
+        .map(|_| {
+            let start = Instant::now();
+            (0..n_layers).for_each(|layer| drop(backend.attention(&q, &kv, layer, &batch, &spec)));
+            start.elapsed().as_secs_f64() * 1e3 / n_layers as f64
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], layer_bytes as f64)
 }

@@ -138,20 +138,19 @@ fn map_zeroed(n_bytes: usize) -> Option<(Arc<MmapMut>, NonNull<u8>)> {
     Some((Arc::new(map), start))
 }
 
-/// Has bytes fetched into the cache for a use soon to come, where the target has a way to ask for it.
+/// Has bytes fetched into the cache for a use soon to come.
+#[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn prefetch(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
     for line in bytes.chunks(64) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint; any address may be given, and this one is in bounds.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
 }
 
-/// As [`prefetch`], for values to be overwritten: so a row of results is this core's own before its stores wait for it.
+/// Has the places of values to be overwritten fetched, where the target has a way to ask for it: so a row of results is
+/// this core's own before its stores wait for it.
 #[inline]
 pub(crate) fn prefetch_for_writing(values: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]

@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use mlxr_tensor::{AttentionSpec, Batch, DType, Format, Reach, RopePairing, Span};
 
-use crate::aligned::{as_bytes, prefetch};
+use crate::aligned::as_bytes;
 use crate::disjoint::Disjoint;
 use crate::kernels::{
-    AttendKernels, DotFloats, Kernels, Scores, Seen, Softened, TILE, UNIT_TOKENS, UNITS_AHEAD, Units,
+    AttendKernels, DotFloats, Kernels, Scores, Seen, Softened, TILE, UNIT_TOKENS, UnitFloats, Units,
     WIDE_COLS, WIDE_QUERIES, WideAttend, WideKernels,
 };
 use crate::kv::{LayerKv, decode};
@@ -28,6 +28,12 @@ const SEGMENT_TOKENS: usize = 256;
 /// Units of a segment, where blocks hold whole units: a result then does not depend on the size of the blocks.
 const SEGMENT_UNITS: usize = SEGMENT_TOKENS / UNIT_TOKENS;
 
+/// Floats of states that a thread keeps from one op to the next.
+const KEPT_FLOATS: usize = 512 << 10;
+
+/// What [`Attention::units_ahead`] is at most.
+const MAX_UNITS_AHEAD: usize = 8;
+
 /// Queries (rows times heads of one KV head) that share one pass over the keys.
 const TILE_QUERIES: usize = 32;
 
@@ -36,6 +42,9 @@ const WIDE_TILE_QUERIES: usize = 128;
 
 /// Rows of a tile at most: it meets the keys that its last row sees with all of them.
 const TILE_ROWS: usize = 64;
+
+/// Queries up to which a tile's segments are claimed one by one: so keys and values of all heads are read as they lie.
+const SPLIT_QUERIES: usize = 16;
 
 /// Queries that one call of a kernel takes at most.
 const MAX_QUERIES: usize = 128;
@@ -66,15 +75,6 @@ enum UnitKernels {
     Wide(WideAttend),
 }
 
-impl UnitKernels {
-    fn scores(&self) -> Scores {
-        match self {
-            UnitKernels::Exact(kernels) => kernels.scores,
-            UnitKernels::Wide(kernels) => kernels.scores,
-        }
-    }
-}
-
 /// Some rows of one sequence and the query heads of one KV head.
 struct Tile<'a> {
     span: &'a Span,
@@ -83,19 +83,27 @@ struct Tile<'a> {
 }
 
 /// Softmax state of each query of a tile: largest score, sum of exponentials, weighted values.
-#[derive(Default)]
-struct State {
-    max: Vec<f32>,
-    sum: Vec<f32>,
+struct State<'a> {
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
     /// `[queries, v_dim]`
-    acc: Vec<f32>,
+    acc: &'a mut [f32],
+}
+
+/// What a thread claims: some segments of a tile.
+struct Work<'a> {
+    tile: &'a Tile<'a>,
+    /// Where the state of its one segment goes; without it all segments are met and the tile is finished.
+    state: Option<usize>,
+    units: Range<usize>,
 }
 
 /// One thread's buffers.
 #[derive(Default)]
 struct Scratch {
-    total: State,
-    segment: State,
+    /// A [`State`] each.
+    total: Vec<f32>,
+    segment: Vec<f32>,
     /// `[queries, positions of a segment]`: scores, then weights.
     scores: Vec<f32>,
     keys: Vec<f32>,
@@ -108,16 +116,23 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    /// Of segments that are merged later.
+    static STATES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-impl State {
-    fn reset(&mut self, n_queries: usize, v_dim: usize) {
-        self.max.clear();
-        self.max.resize(n_queries, f32::NEG_INFINITY);
-        self.sum.clear();
-        self.sum.resize(n_queries, 0.0);
-        self.acc.clear();
-        self.acc.resize(n_queries * v_dim, 0.0);
+impl State<'_> {
+    /// The one that lies in `floats`, as many as [`Attention::state_floats`].
+    fn of(floats: &mut [f32], v_dim: usize) -> State<'_> {
+        let n_queries = floats.len() / (2 + v_dim);
+        let (max, rest) = floats.split_at_mut(n_queries);
+        let (sum, acc) = rest.split_at_mut(n_queries);
+        State { max, sum, acc }
+    }
+
+    fn clear(&mut self) {
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        self.acc.fill(0.0);
     }
 }
 
@@ -128,47 +143,96 @@ impl Attention<'_> {
             return;
         }
         let tiles = self.tiles();
-        if tiles.len() < pool.n_threads() && tiles.iter().any(|tile| self.segments(tile).len() > 1) {
-            return self.run_by_segments(pool, &tiles, &out);
+        let is_few = tiles.len() < pool.n_threads();
+        let (mut work, mut n_floats, mut split) = (Vec::with_capacity(tiles.len()), 0, Vec::new());
+        // Tiles of the same rows see the same positions.
+        for tiles in tiles.chunks(self.layer.layout.n_kv_heads) {
+            let segments = self.segments(&tiles[0]);
+            if segments.len() < 2 || !is_few && SPLIT_QUERIES < self.n_queries(&tiles[0]) {
+                let whole = segments.first().map_or(0, |s| s.start)..segments.last().map_or(0, |s| s.end);
+                work.extend(tiles.iter().map(|tile| Work { tile, state: None, units: whole.clone() }));
+                continue;
+            }
+            // The heads of a segment one after the other, as they lie in memory.
+            let n = self.state_floats(&tiles[0]);
+            for (i, units) in segments.iter().enumerate() {
+                for (head, tile) in tiles.iter().enumerate() {
+                    let state = Some(n_floats + (head * segments.len() + i) * n);
+                    work.push(Work { tile, state, units: units.clone() });
+                }
+            }
+            split.extend(tiles.iter().enumerate().map(|(head, tile)| {
+                let start = n_floats + head * segments.len() * n;
+                (tile, start..start + segments.len() * n)
+            }));
+            n_floats += tiles.len() * segments.len() * n;
         }
-        pool.share(tiles.len(), 1, |range| {
+        STATES.with_borrow_mut(|states| {
+            states.resize(n_floats, 0.0);
+            self.compute(pool, &work, states, &out);
+            self.join(pool, &split, states, &out);
+            if KEPT_FLOATS < states.len() {
+                *states = Vec::new();
+            }
+        });
+    }
+
+    /// Does all that is to be done before segments are merged.
+    fn compute(&self, pool: &ThreadPool, work: &[Work<'_>], states: &mut [f32], out: &Target<'_>) {
+        let v_dim = self.layer.layout.v_dim;
+        let states = Disjoint::new(states);
+        pool.share(work.len(), 1, |range| {
             SCRATCH.with_borrow_mut(|scratch| {
                 for i in range {
-                    tiles.get(i + 1).inspect(|next| self.fetch_first_keys(next));
-                    self.tile(&tiles[i], scratch);
-                    self.finish(&tiles[i], &mut scratch.total, &out);
+                    let Work { tile, state, units } = &work[i];
+                    let next = work.get(i + 1).map(|next| (next.tile, next.units.start));
+                    self.rotate(tile, scratch);
+                    let Some(start) = *state else {
+                        self.tile(tile, next, scratch);
+                        let mut total = take(&mut scratch.total);
+                        self.finish(tile, State::of(&mut total, v_dim), out);
+                        scratch.total = total;
+                        continue;
+                    };
+                    // SAFETY: each segment is given to one thread only.
+                    let state = unsafe { states.slice(start..start + self.state_floats(tile)) };
+                    self.segment((tile, units), next, scratch, State::of(state, v_dim));
                 }
             });
         });
     }
 
-    /// Few tiles over long contexts: segments are computed by any thread, then merged in the order `tile` has.
-    fn run_by_segments(&self, pool: &ThreadPool, tiles: &[Tile<'_>], out: &Target<'_>) {
-        let work = tiles.iter().flat_map(|tile| self.segments(tile).into_iter().map(move |s| (tile, s)));
-        let work: Vec<(&Tile<'_>, Range<usize>)> = work.collect();
-        let mut states: Vec<State> = work.iter().map(|_| State::default()).collect();
-        let shared = Disjoint::new(&mut states);
-        pool.share(work.len(), 1, |range| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                for i in range {
-                    let (tile, segment) = &work[i];
-                    self.rotate(tile, scratch);
-                    self.segment(tile, segment, scratch);
-                    // SAFETY: each segment is given to one thread only.
-                    let state = unsafe { shared.slice(i..i + 1) };
-                    std::mem::swap(&mut state[0], &mut scratch.segment);
+    /// Merges the states of tiles whose segments any thread has computed, in the order that [`Self::tile`] has.
+    fn join(
+        &self,
+        pool: &ThreadPool,
+        split: &[(&Tile<'_>, Range<usize>)],
+        states: &mut [f32],
+        out: &Target<'_>,
+    ) {
+        let v_dim = self.layer.layout.v_dim;
+        let states = Disjoint::new(states);
+        pool.share(split.len(), 1, |range| {
+            for (tile, range) in &split[range] {
+                // SAFETY: the states of a tile are given to one thread only.
+                let states = unsafe { states.slice(range.clone()) };
+                let (first, rest) = states.split_at_mut(self.state_floats(tile));
+                let mut total = State::of(first, v_dim);
+                for state in rest.chunks_exact_mut(self.state_floats(tile)) {
+                    self.merge(&mut total, &State::of(state, v_dim));
                 }
-            });
-        });
-        let mut states = states.iter();
-        for tile in tiles {
-            let mut total = State::default();
-            total.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
-            for state in states.by_ref().take(self.segments(tile).len()) {
-                self.merge(&mut total, state);
+                self.finish(tile, total, out);
             }
-            self.finish(tile, &mut total, out);
-        }
+        });
+    }
+
+    fn n_queries(&self, tile: &Tile<'_>) -> usize {
+        tile.rows.len() * self.group()
+    }
+
+    /// Floats of a [`State`] of a tile.
+    fn state_floats(&self, tile: &Tile<'_>) -> usize {
+        self.n_queries(tile) * (2 + self.layer.layout.v_dim)
     }
 
     fn group(&self) -> usize {
@@ -230,23 +294,20 @@ impl Attention<'_> {
         segments
     }
 
-    /// Has the keys that a tile begins with fetched: kernels look ahead from there on.
-    fn fetch_first_keys(&self, tile: &Tile<'_>) {
-        let seen = self.seen(tile);
-        let start = seen.start / self.unit_tokens() * self.unit_tokens();
-        for (first, n) in self.units(start..seen.end).take(UNITS_AHEAD) {
-            prefetch(self.stored(tile, first, n).0);
-        }
-    }
-
     /// Computes the state of all queries of a tile into `scratch.total`.
-    fn tile(&self, tile: &Tile<'_>, scratch: &mut Scratch) {
-        scratch.total.reset(tile.rows.len() * self.group(), self.layer.layout.v_dim);
-        self.rotate(tile, scratch);
-        for segment in self.segments(tile) {
-            self.segment(tile, &segment, scratch);
-            self.merge(&mut scratch.total, &scratch.segment);
+    fn tile(&self, tile: &Tile<'_>, next: Option<(&Tile<'_>, usize)>, scratch: &mut Scratch) {
+        let v_dim = self.layer.layout.v_dim;
+        let (mut total, mut segment) = (take(&mut scratch.total), take(&mut scratch.segment));
+        total.resize(self.state_floats(tile), 0.0);
+        segment.resize(self.state_floats(tile), 0.0);
+        State::of(&mut total, v_dim).clear();
+        let segments = self.segments(tile);
+        for (i, units) in segments.iter().enumerate() {
+            let next = segments.get(i + 1).map(|units| (tile, units.start)).or(next);
+            self.segment((tile, units), next, scratch, State::of(&mut segment, v_dim));
+            self.merge(&mut State::of(&mut total, v_dim), &State::of(&mut segment, v_dim));
         }
+        (scratch.total, scratch.segment) = (total, segment);
     }
 
     /// Rotates a copy of a tile's queries, if that is still to be done.
@@ -262,33 +323,39 @@ impl Attention<'_> {
         }
     }
 
-    /// Computes the state of all queries of a tile over some units into `scratch.segment`.
-    fn segment(&self, tile: &Tile<'_>, units: &Range<usize>, scratch: &mut Scratch) {
-        let n_queries = tile.rows.len() * self.group();
+    /// Computes the state of all queries of a tile over some units; those of `next` come after them.
+    fn segment(
+        &self,
+        (tile, units): (&Tile<'_>, &Range<usize>),
+        next: Option<(&Tile<'_>, usize)>,
+        scratch: &mut Scratch,
+        mut state: State<'_>,
+    ) {
+        let n_queries = self.n_queries(tile);
         let (first, end) = (units.start * self.unit_tokens(), units.end * self.unit_tokens());
         let positions = first..end.min(self.seen(tile).end);
-        scratch.segment.reset(n_queries, self.layer.layout.v_dim);
+        state.clear();
         scratch.scores.resize(n_queries * (end - first), 0.0);
         match self.attend(n_queries) {
-            Some(kernels) => self.segment_by_units(&kernels, tile, positions, scratch),
+            Some(kernels) => self.segment_by_units(&kernels, (tile, positions), next, scratch, state),
             None => {
                 self.scores(tile, positions.clone(), scratch);
-                self.soften(tile, first..end, scratch);
-                self.add_values(tile, positions, scratch);
+                self.soften(tile, first..end, &mut scratch.scores, &mut state);
+                self.add_values(tile, positions, scratch, state);
             }
         }
     }
 
     /// Turns the scores of a segment into weights, which are zero for positions that a query does not see.
-    fn soften(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch) {
-        for (query, scores) in scratch.scores.chunks_exact_mut(positions.len()).enumerate() {
+    fn soften(&self, tile: &Tile<'_>, positions: Range<usize>, scores: &mut [f32], state: &mut State<'_>) {
+        for (query, scores) in scores.chunks_exact_mut(positions.len()).enumerate() {
             let Range { start: from, end: to } = self.seen_of(tile, query, &positions);
             scores[..from].fill(0.0);
             scores[to..].fill(0.0);
             if from < to {
-                let state = (&mut scratch.segment.max[query], &mut scratch.segment.sum[query]);
                 let scores = &mut scores[from..to];
-                (*state.0, *state.1) = self.kernels.soften(scores, self.spec.scale, self.spec.softcap);
+                let found = self.kernels.soften(scores, self.spec.scale, self.spec.softcap);
+                (state.max[query], state.sum[query]) = found;
             }
         }
     }
@@ -308,15 +375,16 @@ impl Attention<'_> {
         1.0
     }
 
-    /// The keys and values of `n` positions from `first` on, which are of one block.
+    /// The keys and values of `n` positions from `first` on, which are of one block; of keys in units a whole one.
     fn stored(&self, tile: &Tile<'_>, first: usize, n: usize) -> (&[u8], &[u8]) {
         let layout = &self.layer.layout;
         let block = tile.span.block_table[first / layout.block_tokens] as usize;
         let offset = first % layout.block_tokens;
         let keys = &self.layer.bytes()[layout.keys(block, tile.kv_head)];
         let values = &self.layer.bytes()[layout.values(block, tile.kv_head)];
-        let rows = |bytes: usize| offset * bytes..(offset + n) * bytes;
-        (&keys[rows(layout.k_bytes)], &values[rows(layout.v_bytes)])
+        let rows = |n: usize, bytes: usize| offset * bytes..(offset + n) * bytes;
+        let n_keys = if layout.has_units { UNIT_TOKENS } else { n };
+        (&keys[rows(n_keys, layout.k_bytes)], &values[rows(n, layout.v_bytes)])
     }
 
     /// The units that `positions` are cut into, each with its first position and how many it has.
@@ -336,81 +404,120 @@ impl Attention<'_> {
         wide.map(|wide| UnitKernels::Wide(wide.attend)).or(exact).filter(|_| fits)
     }
 
+    /// Units that are asked for before they are needed: as many as are met in the time that memory takes, few enough
+    /// not to drive out what is in use.
+    fn units_ahead(&self) -> usize {
+        const BYTES: usize = 16 << 10;
+        let layout = &self.layer.layout;
+        let unit_bytes = layout.k_bytes.max(layout.v_bytes) * UNIT_TOKENS;
+        (BYTES / unit_bytes.max(1)).clamp(2, MAX_UNITS_AHEAD)
+    }
+
     /// [`Self::segment`] by kernels that take units.
     fn segment_by_units(
         &self,
         kernels: &UnitKernels,
-        tile: &Tile<'_>,
-        positions: Range<usize>,
+        (tile, positions): (&Tile<'_>, Range<usize>),
+        next: Option<(&Tile<'_>, usize)>,
         scratch: &mut Scratch,
+        mut state: State<'_>,
     ) {
         let layout = &self.layer.layout;
         let n_units = positions.len().div_ceil(UNIT_TOKENS);
         let n_positions = n_units * UNIT_TOKENS;
-        let (mut keys, mut values): ([&[u8]; SEGMENT_UNITS], _) =
-            ([&[]; SEGMENT_UNITS], [&[][..]; SEGMENT_UNITS]);
+        // Keys, values, and the keys that come next, in the order in which they are met.
+        let n_ahead = self.units_ahead();
+        let mut stored: [&[u8]; 2 * SEGMENT_UNITS + MAX_UNITS_AHEAD] = [&[]; _];
         for (i, (first, n)) in self.units(positions.clone()).enumerate() {
-            (keys[i], values[i]) = self.stored(tile, first, n);
+            (stored[i], stored[n_units + i]) = self.stored(tile, first, n);
         }
-        let (mut key_floats, mut value_floats) = (take(&mut scratch.keys), take(&mut scratch.values));
-        let keys = self.as_units(&mut keys[..n_units], layout.k_dim, &mut key_floats);
-        let values = self.as_units(&mut values[..n_units], layout.v_dim, &mut value_floats);
-        values.units.iter().take(UNITS_AHEAD).for_each(|unit| prefetch(unit));
-        let n_queries = tile.rows.len() * self.group();
-        for start in (0..n_queries).step_by(MAX_QUERIES) {
-            let mut queries: [&[f32]; MAX_QUERIES] = [&[]; MAX_QUERIES];
-            let n = MAX_QUERIES.min(n_queries - start);
-            queries[..n]
-                .iter_mut()
-                .enumerate()
-                .for_each(|(i, query)| *query = self.query(tile, start + i, &scratch.queries));
-            let out = &mut scratch.scores[start * n_positions..(start + n) * n_positions];
-            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-            unsafe { kernels.scores()(&keys, &queries[..n], &mut scratch.floats, out) };
+        if let Some((tile, unit)) = next {
+            let positions = unit * UNIT_TOKENS..self.seen(tile).end;
+            let next = self.units(positions).map(|(first, n)| self.stored(tile, first, n).0);
+            stored[2 * n_units..].iter_mut().zip(next.take(n_ahead)).for_each(|(to, from)| *to = from);
         }
+        let (keys, values) = (&stored[..n_units], &stored[n_units..2 * n_units]);
+        let keys = Units { dtype: layout.dtype, units: keys, dim: layout.k_dim, ahead: &stored[n_ahead..] };
+        let ahead = &stored[n_units + n_ahead..];
+        let values = Units { dtype: layout.dtype, units: values, dim: layout.v_dim, ahead };
+        let n_queries = self.n_queries(tile);
+        let scores = |kernel: Scores, keys: &Units<'_>, scratch: &mut Scratch| {
+            for start in (0..n_queries).step_by(MAX_QUERIES) {
+                let mut queries: [&[f32]; MAX_QUERIES] = [&[]; MAX_QUERIES];
+                let n = MAX_QUERIES.min(n_queries - start);
+                for (i, query) in queries[..n].iter_mut().enumerate() {
+                    *query = self.query(tile, start + i, &scratch.queries);
+                }
+                let out = &mut scratch.scores[start * n_positions..(start + n) * n_positions];
+                // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+                unsafe { kernel(keys, &queries[..n], &mut scratch.floats, out) };
+            }
+        };
         let positions = positions.start..positions.start + n_positions;
         match kernels {
             UnitKernels::Exact(kernels) => {
-                self.soften(tile, positions, scratch);
-                let acc = &mut scratch.segment.acc;
+                scores(kernels.scores, &keys, scratch);
+                self.soften(tile, positions, &mut scratch.scores, &mut state);
                 // SAFETY: as above.
-                unsafe { (kernels.add_values)(&values, &scratch.scores, &mut scratch.floats, acc) };
+                unsafe { (kernels.add_values)(&values, &scratch.scores, &mut scratch.floats, state.acc) };
             }
             UnitKernels::Wide(kernels) => {
+                let (mut key_floats, mut value_floats) = (take(&mut scratch.keys), take(&mut scratch.values));
+                let mut floats: [&[u8]; 2 * SEGMENT_UNITS] = [&[]; _];
+                let (key_units, value_units) = floats.split_at_mut(n_units);
+                let key_kernel =
+                    self.kernels.attend.filter(|_| layout.has_units).map(|attend| attend.key_floats);
+                let value_kernel = self.kernels.attend.map(|attend| attend.value_floats);
+                let keys = self.as_floats(keys, key_kernel, &mut key_floats, key_units);
+                let values = self.as_floats(values, value_kernel, &mut value_floats, value_units);
+                scores(kernels.scores, &keys, scratch);
                 let scale = self.capped(&mut scratch.scores);
                 let visible = |query: usize| self.seen_of(tile, query, &positions);
                 let seen = Seen { scores: &scratch.scores, visible: &visible, scale };
-                let State { max, sum, acc } = &mut scratch.segment;
+                let State { max, sum, acc } = state;
                 // SAFETY: as above.
                 unsafe {
                     (kernels.add_softened)(&values, seen, &mut scratch.floats, Softened { max, sum, acc })
                 };
+                (scratch.keys, scratch.values) = (key_floats, value_floats);
             }
         }
-        (scratch.keys, scratch.values) = (key_floats, value_floats);
     }
 
-    /// Stored units in a form that kernels take: those of a byte or less become floats.
-    fn as_units<'u>(&self, stored: &'u mut [&'u [u8]], dim: usize, floats: &'u mut Vec<f32>) -> Units<'u> {
-        let dtype = self.layer.layout.dtype;
+    /// Units in a form that kernels for bf16 take: those of a byte or less become floats.
+    fn as_floats<'u>(
+        &self,
+        stored: Units<'u>,
+        kernel: Option<UnitFloats>,
+        floats: &'u mut Vec<f32>,
+        units: &'u mut [&'u [u8]],
+    ) -> Units<'u> {
+        let Units { dtype, dim, .. } = stored;
         if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Units { dtype, units: stored, dim };
+            return stored;
         }
-        floats.resize(stored.len() * UNIT_TOKENS * dim, 0.0);
-        for (unit, out) in stored.iter().zip(floats.chunks_exact_mut(UNIT_TOKENS * dim)) {
-            decode(self.kernels, dtype, unit, out);
+        let unit_floats = UNIT_TOKENS * dim;
+        floats.resize(stored.units.len() * unit_floats, 0.0);
+        match kernel {
+            // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+            Some(kernel) => unsafe { kernel(&stored, floats) },
+            None => {
+                let units = stored.units.iter().zip(floats.chunks_exact_mut(unit_floats));
+                units.for_each(|(unit, out)| decode(self.kernels, dtype, unit, out));
+            }
         }
-        let row_bytes = dim / dtype.block_len() * dtype.block_bytes();
-        for (unit, floats) in stored.iter_mut().zip(floats.chunks_exact(UNIT_TOKENS * dim)) {
-            *unit = as_bytes(&floats[..unit.len() / row_bytes * dim]);
+        let row_bytes = stored.row_bytes();
+        let units = &mut units[..stored.units.len()];
+        for ((to, unit), floats) in units.iter_mut().zip(stored.units).zip(floats.chunks_exact(unit_floats)) {
+            *to = as_bytes(&floats[..unit.len() / row_bytes * dim]);
         }
-        Units { dtype: DType::F32, units: stored, dim }
+        Units { dtype: DType::F32, units, dim, ahead: &[] }
     }
 
     /// Dot products of all queries of a tile with the stored keys of `positions`.
     fn scores(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch) {
         let layout = &self.layer.layout;
-        let n_queries = tile.rows.len() * self.group();
+        let n_queries = self.n_queries(tile);
         let stride = scratch.scores.len() / n_queries;
         for (first, n_keys) in self.units(positions.clone()) {
             let (keys, _) = self.stored(tile, first, n_keys);
@@ -448,15 +555,15 @@ impl Attention<'_> {
     }
 
     /// Adds the weighted values of `positions` to the segment's states.
-    fn add_values(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch) {
+    fn add_values(&self, tile: &Tile<'_>, positions: Range<usize>, scratch: &mut Scratch, state: State<'_>) {
         let layout = &self.layer.layout;
-        let stride = scratch.scores.len() / (tile.rows.len() * self.group());
+        let stride = scratch.scores.len() / self.n_queries(tile);
         for (first, n) in self.units(positions.clone()) {
             let (_, values) = self.stored(tile, first, n);
             scratch.values.resize(n * layout.v_dim, 0.0);
             decode(self.kernels, layout.dtype, values, &mut scratch.values);
             let weights = scratch.scores.chunks_exact(stride);
-            for (acc, weights) in scratch.segment.acc.chunks_exact_mut(layout.v_dim).zip(weights) {
+            for (acc, weights) in state.acc.chunks_exact_mut(layout.v_dim).zip(weights) {
                 let weights = &weights[first - positions.start..][..n];
                 self.kernels.weighted_sum(acc, weights, &scratch.values);
             }
@@ -475,7 +582,7 @@ impl Attention<'_> {
     }
 
     /// Merges the state of the next segment into the total.
-    fn merge(&self, total: &mut State, segment: &State) {
+    fn merge(&self, total: &mut State<'_>, segment: &State<'_>) {
         let v_dim = self.layer.layout.v_dim;
         for query in 0..total.max.len() {
             if segment.sum[query] == 0.0 {
@@ -493,13 +600,15 @@ impl Attention<'_> {
             let add = self.kernels.exp(segment.max[query] - max);
             total.max[query] = max;
             total.sum[query] = total.sum[query] * keep + segment.sum[query] * add;
-            self.kernels.scale(acc, keep);
+            if keep != 1.0 {
+                self.kernels.scale(acc, keep);
+            }
             self.kernels.add_scaled(acc, added, add);
         }
     }
 
     /// Takes the sinks in, divides, and writes a tile's results.
-    fn finish(&self, tile: &Tile<'_>, total: &mut State, out: &Target<'_>) {
+    fn finish(&self, tile: &Tile<'_>, total: State<'_>, out: &Target<'_>) {
         let v_dim = self.layer.layout.v_dim;
         let group = self.group();
         let sinks = self.spec.sinks.as_ref().map(vector);

@@ -251,7 +251,7 @@ impl Backend for CpuBackend {
     }
 
     fn kv_cache(&self, spec: &KvSpec) -> Result<KvCache, TensorError> {
-        Ok(KvCache::new(spec.clone(), CpuKv::new(spec)?))
+        Ok(KvCache::new(spec.clone(), CpuKv::new(spec, &self.kernels)?))
     }
 
     fn embed(&self, table: &Weight, batch: &Batch, scale: f32) -> Act {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use mlxr_tensor::conformance::data::{self, Noise};
-use mlxr_tensor::{Activation, DType, Format};
+use mlxr_tensor::{Activation, DType, Format, KvSpec};
 use proptest::prelude::*;
 
 use crate::acts::{ActPool, inputs, values_mut};
 use crate::kernels::{
     CodeKernels, FLOAT_ROWS, Kernels, Operands, Products, Seen, Softened, TILE, TILE_ROWS, UNIT_TOKENS, Units,
 };
+use crate::kv;
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::{self, PackedRows};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
@@ -398,8 +399,11 @@ proptest! {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let tensor = data::tensor(Format::Plain(dtype), &[n_stored, dim], &mut noise);
             let stored = rounded(&tensor.to_f32().expect("numbers"));
-            let units: Vec<&[u8]> = tensor.data().chunks(UNIT_TOKENS * dim * dtype.block_bytes()).collect();
-            let units = Units { dtype, units: &units, dim };
+            let row_bytes = dim * dtype.block_bytes();
+            let values: Vec<&[u8]> = tensor.data().chunks(UNIT_TOKENS * row_bytes).collect();
+            let turned: Vec<Vec<u8>> = values.iter().map(|unit| kv::turned(dtype, unit, row_bytes)).collect();
+            let turned: Vec<&[u8]> = turned.iter().map(Vec::as_slice).collect();
+            let units = |units| Units { dtype, units, dim, ahead: &[] };
             let queries = noise.values(n_queries * dim);
             let rows: Vec<&[f32]> = queries.chunks_exact(dim).collect();
             let (given, scale) = (noise.values(n_queries * n), 3.0);
@@ -412,12 +416,14 @@ proptest! {
                 let (mut scores, mut acc) = (vec![0f32; n_queries * n], vec![1f32; n_queries * dim]);
                 let (mut max, mut sum) = (vec![-1f32; n_queries], vec![-1f32; n_queries]);
                 let memory = &mut Vec::new();
+                let keys = units(if kernels.attend.is_some() { &turned } else { &values });
+                let values = units(&values);
                 // SAFETY: the table came from `Kernels::available`.
                 unsafe {
-                    (wide.attend.scores)(&units, &rows, memory, &mut scores);
+                    (wide.attend.scores)(&keys, &rows, memory, &mut scores);
                     let seen = Seen { scores: &given, visible: &visible, scale };
                     let state = Softened { max: &mut max, sum: &mut sum, acc: &mut acc };
-                    (wide.attend.add_softened)(&units, seen, memory, state);
+                    (wide.attend.add_softened)(&values, seen, memory, state);
                 }
                 let queries = rounded(&queries);
                 for query in 0..n_queries {
@@ -446,6 +452,62 @@ proptest! {
                         // A weight is rounded to eight bits.
                         let limit = size * 2f64.powi(-8) + 1e-5 * n as f64;
                         prop_assert!((got - sum).abs() <= limit, "{} {kernels:?}: {} {}", dtype, got, sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn attention_is_the_same_bits_for_any_number_of_queries_and_with_any_vectors(
+        n_units in 1usize..7, n_last in 1..=UNIT_TOKENS, n_queries in 1usize..20, dim in 1usize..9, seed: u64,
+    ) {
+        let mut noise = Noise::new(seed);
+        let n = n_units * UNIT_TOKENS;
+        let n_stored = n - UNIT_TOKENS + n_last;
+        for dtype in KvSpec::DTYPES {
+            let dim = dim * dtype.block_len().max(UNIT_TOKENS);
+            let given = noise.values(n_stored * dim);
+            let row_bytes = dtype.bytes_for(dim).expect("whole blocks");
+            let mut bytes = vec![0; n_stored * row_bytes];
+            let mut stored = vec![0f32; n_stored * dim];
+            kv::encode(&scalar::TABLE, dtype, &given, &mut bytes);
+            kv::decode(&scalar::TABLE, dtype, &bytes, &mut stored);
+            let values: Vec<&[u8]> = bytes.chunks(UNIT_TOKENS * row_bytes).collect();
+            let turned: Vec<Vec<u8>> = values.iter().map(|unit| kv::turned(dtype, unit, row_bytes)).collect();
+            let turned: Vec<&[u8]> = turned.iter().map(Vec::as_slice).collect();
+            let keys = Units { dtype, units: &turned, dim, ahead: &values };
+            let values = Units { dtype, units: &values, dim, ahead: &turned };
+            let (queries, weights) = (noise.values(n_queries * dim), noise.values(n_queries * n));
+            let rows: Vec<&[f32]> = queries.chunks_exact(dim).collect();
+            for kernels in Kernels::available() {
+                let Some(attend) = kernels.attend else { continue };
+                let run = |rows: &[&[f32]], weights: &[f32]| {
+                    let (mut scores, mut acc) = (vec![0f32; rows.len() * n], vec![1f32; rows.len() * dim]);
+                    // SAFETY: the table came from `Kernels::available`.
+                    unsafe {
+                        (attend.scores)(&keys, rows, &mut Vec::new(), &mut scores);
+                        (attend.add_values)(&values, weights, &mut Vec::new(), &mut acc);
+                    }
+                    (scores, acc)
+                };
+                let (scores, acc) = run(&rows, &weights);
+                for query in 0..n_queries {
+                    let (row, weights) = (rows[query], &weights[query * n..][..n]);
+                    let (alone, alone_acc) = run(&[row], weights);
+                    for key in 0..n_stored {
+                        let stored = &stored[key * dim..][..dim];
+                        let sum = row.iter().zip(stored).fold(0f32, |sum, (q, k)| q.mul_add(*k, sum));
+                        prop_assert_eq!(sum, scores[query * n + key], "{} {:?}", dtype, kernels);
+                        prop_assert_eq!(sum, alone[key], "{} {:?}", dtype, kernels);
+                    }
+                    for col in 0..dim {
+                        let column = stored[col..].iter().step_by(dim).zip(weights);
+                        let sum = column.fold(1f32, |sum, (v, w)| v.mul_add(*w, sum));
+                        prop_assert_eq!(sum, acc[query * dim + col], "{} {:?}", dtype, kernels);
+                        prop_assert_eq!(sum, alone_acc[col], "{} {:?}", dtype, kernels);
                     }
                 }
             }

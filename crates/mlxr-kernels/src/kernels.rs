@@ -92,17 +92,22 @@ pub(crate) type DotWide = unsafe fn(&[WideRows<'_>], &WideActs, &mut TileScratch
 /// Positions that attention kernels meet in one go.
 pub(crate) const UNIT_TOKENS: usize = 16;
 
-/// Units that are asked for before they are needed: they lie anywhere in the arena, so nobody else knows what comes next.
-pub(crate) const UNITS_AHEAD: usize = 2;
-
 /// Keys, or values, of consecutive positions of a KV head.
+#[derive(Clone, Copy)]
 pub(crate) struct Units<'a> {
-    /// F32, F16 or BF16.
     pub(crate) dtype: DType,
-    /// `[UNIT_TOKENS, dim]` each, as stored; the last may have fewer positions.
+    /// As stored: values `[UNIT_TOKENS, dim]` each, where the last may have fewer positions; keys as
+    /// [`crate::kv::KvLayout::has_units`] says.
     pub(crate) units: &'a [&'a [u8]],
     /// A multiple of sixteen.
     pub(crate) dim: usize,
+    /// What to have fetched while each of the units is met, as far as there is something: units lie anywhere in the
+    /// arena, so nobody else knows what comes next.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only x86-64 has kernels that fetch")
+    )]
+    pub(crate) ahead: &'a [&'a [u8]],
 }
 
 /// Dot products with each query: `out[query * n + key]`, `n` being [`UNIT_TOKENS`] for each unit. What is written for
@@ -112,11 +117,16 @@ pub(crate) type Scores = unsafe fn(&Units<'_>, &[&[f32]], &mut Vec<f32>, &mut [f
 /// `acc += weights * values` for each query, position after position, the weights laid out as scores are.
 pub(crate) type AddValues = unsafe fn(&Units<'_>, &[f32], &mut Vec<f32>, &mut [f32]);
 
+/// Turns all elements of units into floats: `[UNIT_TOKENS, dim]` of values, `[dim, UNIT_TOKENS]` of keys.
+pub(crate) type UnitFloats = unsafe fn(&Units<'_>, &mut [f32]);
+
 /// How queries meet sixteen positions at once, each in the same way whatever the number of queries is.
 #[derive(Clone, Copy)]
 pub(crate) struct AttendKernels {
     pub(crate) scores: Scores,
     pub(crate) add_values: AddValues,
+    pub(crate) key_floats: UnitFloats,
+    pub(crate) value_floats: UnitFloats,
 }
 
 /// Scores of some queries, laid out as [`Scores`] gives them, of which each sees some positions, and by what they are
@@ -160,11 +170,28 @@ impl Units<'_> {
         expect(dead_code, reason = "plain Rust has no kernels for them")
     )]
     pub(crate) fn check(&self) {
-        assert!(self.dim > 0 && self.dim.is_multiple_of(UNIT_TOKENS), "whole vectors of columns");
-        let row = self.dim * self.dtype.block_bytes();
+        let row = self.checked_row_bytes();
         let fits =
             |unit: &&[u8]| unit.len().is_multiple_of(row) && (1..=UNIT_TOKENS).contains(&(unit.len() / row));
         assert!(self.units.iter().all(fits), "up to sixteen positions a unit");
+    }
+
+    /// As [`Self::check`], for keys that lie in units.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 has kernels for them"))]
+    pub(crate) fn check_keys(&self) {
+        let n = self.checked_row_bytes() * UNIT_TOKENS;
+        assert!(self.units.iter().all(|unit| unit.len() == n), "sixteen positions a unit");
+    }
+
+    /// Bytes of a position.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.dim / self.dtype.block_len() * self.dtype.block_bytes()
+    }
+
+    fn checked_row_bytes(&self) -> usize {
+        let block = UNIT_TOKENS.max(self.dtype.block_len());
+        assert!(self.dim > 0 && self.dim.is_multiple_of(block), "whole vectors and blocks of columns");
+        self.row_bytes()
     }
 }
 

@@ -7,7 +7,7 @@ use mlxr_tensor::{Batch, BlockCopy, DType, KvSpec, TensorError, codec};
 
 use crate::aligned::AlignedBytes;
 use crate::disjoint::{Disjoint, row_grain};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, UNIT_TOKENS};
 use crate::pool::ThreadPool;
 
 /// What stands behind a `KvCache` of this backend.
@@ -31,6 +31,9 @@ pub(crate) struct KvLayout {
     pub(crate) v_dim: usize,
     pub(crate) k_bytes: usize,
     pub(crate) v_bytes: usize,
+    /// Whether keys lie in units of [`UNIT_TOKENS`] positions: in place of a position's row, of each of its parts (a
+    /// scale, a byte of codes, a float) the unit's sixteen side by side. So a column is a vector of sixteen positions.
+    pub(crate) has_units: bool,
 }
 
 impl KvLayout {
@@ -55,7 +58,7 @@ impl KvLayout {
 }
 
 impl CpuKv {
-    pub(crate) fn new(spec: &KvSpec) -> Result<Self, TensorError> {
+    pub(crate) fn new(spec: &KvSpec, kernels: &Kernels) -> Result<Self, TensorError> {
         if !KvSpec::DTYPES.contains(&spec.dtype) {
             let reason = format!("the KV cache holds {}", KvSpec::DTYPE_NAMES);
             return Err(TensorError::Quantise { dtype: spec.dtype, reason });
@@ -75,6 +78,10 @@ impl CpuKv {
                 v_dim: layer.v_dim,
                 k_bytes,
                 v_bytes,
+                has_units: kernels.attend.is_some()
+                    && [spec.block_tokens, layer.k_dim, layer.v_dim]
+                        .iter()
+                        .all(|n| n.is_multiple_of(UNIT_TOKENS)),
             };
             let memory = AlignedBytes::mapped(layout.block_bytes().checked_mul(spec.n_blocks)?)?;
             Some(LayerKv { memory, layout })
@@ -144,9 +151,20 @@ impl CpuKv {
             let (block, offset) = (slot / layout.block_tokens, slot % layout.block_tokens);
             assert!(block < n_blocks, "slot {slot} of {n_blocks} blocks");
             let (k, v) = row_of(row);
+            let mut stored = vec![0; if layout.has_units { layout.k_bytes } else { 0 }];
             for (head, k) in k.chunks_exact(layout.k_dim).enumerate() {
-                let to = layout.keys(block, head).start + offset * layout.k_bytes;
-                // SAFETY: slots of a batch differ, so no two rows write the same token; one thread has the row.
+                let keys = layout.keys(block, head).start;
+                if layout.has_units {
+                    encode(kernels, layout.dtype, k, &mut stored);
+                    let unit = keys + offset / UNIT_TOKENS * UNIT_TOKENS * layout.k_bytes;
+                    let unit = memory.at(unit..unit + UNIT_TOKENS * layout.k_bytes);
+                    // SAFETY: slots of a batch differ, so no two rows write the same token's parts of the unit; one
+                    // thread has the row.
+                    unsafe { put_in_unit(layout.dtype, &stored, offset % UNIT_TOKENS, unit) };
+                    continue;
+                }
+                let to = keys + offset * layout.k_bytes;
+                // SAFETY: as above.
                 let target = unsafe { memory.slice(to..to + layout.k_bytes) };
                 encode(kernels, layout.dtype, k, target);
             }
@@ -176,8 +194,42 @@ impl LayerKv {
     }
 }
 
+/// Puts the parts of a stored key at a position's places in a unit; see [`KvLayout::has_units`].
+///
+/// # Safety
+/// The unit has [`UNIT_TOKENS`] times as many bytes, and nobody else uses those of the position.
+unsafe fn put_in_unit(dtype: DType, key: &[u8], position: usize, unit: *mut u8) {
+    /// # Safety
+    /// As above; the parts are of `N` bytes and lie from byte `at` of the key on.
+    unsafe fn put<const N: usize>(parts: &[u8], at: usize, position: usize, unit: *mut u8) {
+        for (i, part) in parts.as_chunks::<N>().0.iter().enumerate() {
+            // SAFETY: by the caller's promise.
+            unsafe {
+                unit.add((at + i * N) * UNIT_TOKENS + position * N).cast::<[u8; N]>().write_unaligned(*part);
+            }
+        }
+    }
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match dtype {
+            DType::F32 => put::<4>(key, 0, position, unit),
+            DType::F16 | DType::BF16 => put::<2>(key, 0, position, unit),
+            DType::F8E4M3 => put::<1>(key, 0, position, unit),
+            // A scale of two bytes, then codes.
+            DType::Q8_0 | DType::Q4_0 => {
+                for (i, block) in key.chunks_exact(dtype.block_bytes()).enumerate() {
+                    let at = i * dtype.block_bytes();
+                    put::<2>(&block[..2], at, position, unit);
+                    put::<1>(&block[2..], at + 2, position, unit);
+                }
+            }
+            _ => unreachable!("CpuKv::new accepts these types only"),
+        }
+    }
+}
+
 /// Stores `values` as `dtype`.
-fn encode(kernels: &Kernels, dtype: DType, values: &[f32], out: &mut [u8]) {
+pub(crate) fn encode(kernels: &Kernels, dtype: DType, values: &[f32], out: &mut [u8]) {
     match dtype {
         DType::F32 => {
             out.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes())
@@ -248,4 +300,15 @@ pub(crate) fn decode(kernels: &Kernels, dtype: DType, bytes: &[u8], out: &mut [f
         }
         _ => unreachable!("CpuKv::new accepts these types only"),
     }
+}
+
+/// The keys of a unit, row by row and possibly fewer than it has places for, as [`KvLayout::has_units`] says.
+#[cfg(test)]
+pub(crate) fn turned(dtype: DType, rows: &[u8], row_bytes: usize) -> Vec<u8> {
+    let mut unit = vec![0; UNIT_TOKENS * row_bytes];
+    for (position, row) in rows.chunks_exact(row_bytes).enumerate() {
+        // SAFETY: a unit has so many bytes, and nobody else uses them.
+        unsafe { put_in_unit(dtype, row, position, unit.as_mut_ptr()) };
+    }
+    unit
 }

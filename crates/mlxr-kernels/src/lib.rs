@@ -12,6 +12,8 @@ mod acts;
 mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod attend;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

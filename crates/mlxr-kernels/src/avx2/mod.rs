@@ -1,5 +1,6 @@
 //! x86-64 with AVX2, FMA and F16C, and the same with AVX-VNNI.
 
+mod attend;
 mod codes;
 mod dot;
 mod dots;
@@ -187,7 +188,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     narrow_f16: halves::narrow,
     codes: by_pairs::CODES,
     wide: None,
-    attend: None,
+    attend: Some(attend::KERNELS),
     unpack,
     lanes: LANES,
     peaks: Some(peak::LOOPS),

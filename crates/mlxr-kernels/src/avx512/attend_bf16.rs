@@ -11,10 +11,10 @@ use mlxr_tensor::DType;
 
 use super::dot::{Bf16, Element, F16, F32};
 use super::tile::load;
-use super::wide::{self, Floats, PANEL_TILE, Source, Unit, paired, store};
+use super::wide::{self, PANEL_TILE, Unit, paired, store};
 use crate::kernels::{Seen, Softened, UNIT_TOKENS, Units, WIDE_COLS, WideAttend};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
-use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, WideRows, each_block, rooms};
+use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, each_block, rooms};
 
 /// Columns of a pair of tiles.
 const PAIR: usize = 2 * N_ROWS;
@@ -29,8 +29,7 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
     let stride = keys.units.len() * UNIT_TOKENS;
     assert!(queries.iter().all(|q| q.len() == keys.dim), "queries as wide as keys");
     assert_eq!(out.len(), queries.len() * stride, "a score for each query and key");
-    keys.check();
-    let row_bytes = keys.dim * keys.dtype.block_bytes();
+    keys.check_keys();
     let n_steps = keys.dim.div_ceil(STEP_COLS);
     let (acts, panel) = rooms(scratch, queries.len(), n_steps, 2 * PANEL_TILE);
     pack(queries.iter().copied(), acts, n_steps);
@@ -38,14 +37,10 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
     unsafe { U::begin() };
     for (i, units) in keys.units.chunks(2).enumerate() {
         for (unit, tile) in units.iter().zip(panel.chunks_exact_mut(PANEL_TILE)) {
-            let (rows, n_cols) = (WideRows::Floats { data: unit, row_bytes }, n_steps * STEP_COLS);
-            // SAFETY: this function is compiled for the same features.
-            unsafe {
-                match keys.dtype {
-                    DType::F16 => Floats::<half::f16>::fill(&rows, 0, 0, n_cols, tile),
-                    DType::BF16 => Floats::<half::bf16>::fill(&rows, 0, 0, n_cols, tile),
-                    _ => Floats::<f32>::fill(&rows, 0, 0, n_cols, tile),
-                }
+            match keys.dtype {
+                DType::F16 => put_keys::<F16>(unit, tile),
+                DType::BF16 => put_keys::<Bf16>(unit, tile),
+                _ => put_keys::<F32>(unit, tile),
             }
         }
         let columns = i * PAIR..stride.min((i + 1) * PAIR);
@@ -162,6 +157,22 @@ fn pack<'a>(rows: impl Iterator<Item = &'a [f32]>, acts: &mut [u8], n_steps: usi
             (some[n], n) = (row, n + 1);
         }
         wide::pack(&some[..n], block);
+    }
+}
+
+/// Lines of pairs of columns of a unit's keys.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn put_keys<E: Element>(unit: &[u8], tile: &mut [u8]) {
+    let column_bytes = UNIT_TOKENS * E::BYTES;
+    let n_lines = unit.len().div_ceil(column_bytes).next_multiple_of(STEP_COLS) / 2;
+    let mut columns = unit.chunks_exact(column_bytes);
+    for line in tile[..n_lines * LINE_BYTES].chunks_exact_mut(LINE_BYTES) {
+        let mut pair = [_mm512_setzero_ps(); 2];
+        for (vector, column) in pair.iter_mut().zip(&mut columns) {
+            *vector = E::load(column);
+        }
+        store(line, paired(pair[0], pair[1]));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Products of rows unpacked to codes with quantised activations.
+//! Products of rows unpacked to codes with quantised activations, and of rows in tile order with many of these.
 //!
 //! Codes are put side by side, eight rows to a vector, and meet activations as those in tile order do (see
 //! [`super::tile`]): a weight row is a lane, and what one group of columns gives is added to the sum of those before it. So a
@@ -8,12 +8,13 @@ use core::arch::x86_64::*;
 use core::ops::Range;
 
 use super::dots::{Dots, word};
-use super::rows::LANES;
-use super::tile::{MAX_BLOCK, store};
+use super::rows::{EightRows, LANES};
+use super::tile::{Codes, Layout, MAX_BLOCK, store};
 use crate::aligned::{AlignedBytes, as_bytes};
 use crate::kernels::TILE_ROWS;
 use crate::linear::codes::{CodeKind, CodeRow, QuantRow};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
+use crate::linear::tiled::Tiles;
 use crate::tiles::each_line;
 
 /// Columns that are side by side at a time: those of all rows of a call stay in the first-level cache.
@@ -43,11 +44,131 @@ pub(super) unsafe fn dot_unpacked<D: Dots>(
     // SAFETY: passes the caller's promise on.
     unsafe {
         match (kind.signed, kind.group, kind.offsets) {
-            (false, 32, _) => dot_kind::<D, false, 32, true>(weights, xs.rows, panel, out),
-            (false, _, _) => dot_kind::<D, false, 16, true>(weights, xs.rows, panel, out),
-            (true, 32, false) => dot_kind::<D, true, 32, false>(weights, xs.rows, panel, out),
-            (true, 32, true) => dot_kind::<D, true, 32, true>(weights, xs.rows, panel, out),
-            (true, _, _) => dot_kind::<D, true, 16, true>(weights, xs.rows, panel, out),
+            (false, 32, _) => dot_kind::<D, Unpacked<false, 32, true>>(weights, xs.rows, panel, out),
+            (false, _, _) => dot_kind::<D, Unpacked<false, 16, true>>(weights, xs.rows, panel, out),
+            (true, 32, false) => dot_kind::<D, Unpacked<true, 32, false>>(weights, xs.rows, panel, out),
+            (true, 32, true) => dot_kind::<D, Unpacked<true, 32, true>>(weights, xs.rows, panel, out),
+            (true, _, _) => dot_kind::<D, Unpacked<true, 16, true>>(weights, xs.rows, panel, out),
+        }
+    }
+}
+
+/// What the codes of a panel are.
+trait Kind {
+    /// Whether they may be negative; otherwise they are 31 at most.
+    const SIGNED: bool;
+    /// Columns of a group: 16 or 32.
+    const GROUP: usize;
+    /// Whether offsets are other than zero.
+    const OFFSETS: bool;
+    /// What unsigned codes are less than, as a power of two; nothing where that is 0.
+    const ZERO: Option<u32>;
+}
+
+/// The common form.
+struct Unpacked<const SIGNED: bool, const GROUP: usize, const OFFSETS: bool>;
+
+impl<const SIGNED: bool, const GROUP: usize, const OFFSETS: bool> Kind for Unpacked<SIGNED, GROUP, OFFSETS> {
+    const SIGNED: bool = SIGNED;
+    const GROUP: usize = GROUP;
+    const OFFSETS: bool = OFFSETS;
+    const ZERO: Option<u32> = None;
+}
+
+impl<L: Layout> Kind for L {
+    const SIGNED: bool = matches!(L::CODES, Codes::Bytes);
+    const GROUP: usize = L::GROUP;
+    const OFFSETS: bool = L::OFFSETS;
+    const ZERO: Option<u32> = L::ZERO;
+}
+
+/// Room for the codes of all rows of a call.
+fn panel_memory(panel: &mut AlignedBytes) -> &mut AlignedBytes {
+    if panel.bytes().len() < TILE_ROWS / LANES * PART_BYTES {
+        *panel = AlignedBytes::zeroed(TILE_ROWS / LANES * PART_BYTES).expect("memory for a panel");
+    }
+    panel
+}
+
+/// Products of rows in tile order with `xs`: `out[x * TILE_ROWS + w]`.
+///
+/// # Safety
+/// The CPU has what `D` needs; there are up to [`TILE_ROWS`] weight rows, and the activations, all of one shape, have their
+/// columns.
+#[inline(always)]
+pub(super) unsafe fn dot_tiled<L: Layout, D: Dots>(
+    tiles: &Tiles<'_>,
+    xs: &[QuantRow<'_>],
+    panel: &mut AlignedBytes,
+    out: &mut [f32],
+) {
+    let panel = panel_memory(panel);
+    let cols = tiles.n_blocks * L::GROUPS * L::GROUP;
+    for start in (0..cols).step_by(PANEL_COLS) {
+        let end = (start + PANEL_COLS).min(cols);
+        let parts = EightRows::of(tiles).flatten();
+        for (rows, part) in parts.zip(panel.bytes_mut().chunks_exact_mut(PART_BYTES)) {
+            // SAFETY: the rows have these columns; callers have what `D` needs.
+            unsafe { fill::<L>(rows, start / L::GROUP..end / L::GROUP, part) };
+        }
+        let n_parts = EightRows::of(tiles).flatten().count();
+        // SAFETY: so many parts were filled with these columns; passes the caller's promise on.
+        unsafe { meet_all::<D, L>(panel.bytes(), n_parts, start..end, xs, out) };
+    }
+}
+
+/// Fills a part with groups of eight rows.
+///
+/// # Safety
+/// The CPU has AVX2 and F16C, and the rows have the groups.
+#[inline(always)]
+unsafe fn fill<L: Layout>(rows: EightRows, groups: Range<usize>, part: &mut [u8]) {
+    assert!(groups.len() * L::GROUP <= PANEL_COLS && part.len() == PART_BYTES, "a part's groups");
+    let part = part.as_mut_ptr();
+    let at = |at: usize| part.wrapping_add(at).cast::<__m256i>();
+    for (i, group) in groups.enumerate() {
+        // SAFETY: the part has room for so many groups; stores need no alignment; passes the caller's promise on.
+        unsafe {
+            let first = i * L::GROUP / 4;
+            each_line!(4, |LINE| {
+                let [low, high] = L::codes(rows, group, LINE);
+                _mm256_storeu_si256(at((first + LINE) * VECTOR), low);
+                if L::GROUP == 32 {
+                    _mm256_storeu_si256(at((first + 4 + LINE) * VECTOR), high);
+                }
+            });
+            let (scale, offset) = L::factors(rows, group);
+            _mm256_storeu_si256(at(CODE_BYTES + i * VECTOR), _mm256_castps_si256(scale));
+            if L::OFFSETS {
+                _mm256_storeu_si256(at(CODE_BYTES + SCALE_BYTES + i * VECTOR), _mm256_castps_si256(offset));
+            }
+        }
+    }
+}
+
+/// The first parts of a panel meet all activation rows, see [`meet`].
+///
+/// # Safety
+/// The CPU has what `D` needs; the parts were filled with these columns, which all rows have.
+#[inline(always)]
+unsafe fn meet_all<D: Dots, K: Kind>(
+    panel: &[u8],
+    n_parts: usize,
+    cols: Range<usize>,
+    xs: &[QuantRow<'_>],
+    out: &mut [f32],
+) {
+    for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
+        for (i, part) in panel.chunks_exact(PART_BYTES).take(n_parts).enumerate() {
+            let (out, cols) = (&mut out[i * LANES..], cols.clone());
+            // SAFETY: by the caller's promise.
+            unsafe {
+                match xs.len() {
+                    1 => meet::<D, K, 1>(part, cols, xs, out),
+                    2 => meet::<D, K, 2>(part, cols, xs, out),
+                    _ => meet::<D, K, MAX_BLOCK>(part, cols, xs, out),
+                }
+            }
         }
     }
 }
@@ -55,7 +176,7 @@ pub(super) unsafe fn dot_unpacked<D: Dots>(
 /// # Safety
 /// The CPU has what `D` needs.
 #[inline(always)]
-unsafe fn dot_kind<D: Dots, const SIGNED: bool, const GROUP: usize, const OFFSETS: bool>(
+unsafe fn dot_kind<D: Dots, K: Kind>(
     weights: &UnpackedTile<'_>,
     xs: &[QuantRow<'_>],
     panel: &mut AlignedBytes,
@@ -65,9 +186,7 @@ unsafe fn dot_kind<D: Dots, const SIGNED: bool, const GROUP: usize, const OFFSET
     let cols = first.cols();
     assert!(xs.iter().all(|x| x.layout() == first.layout()), "rows of one shape");
     assert!(weights.n_rows <= TILE_ROWS, "{} rows of one call", weights.n_rows);
-    if panel.bytes().len() < TILE_ROWS / LANES * PART_BYTES {
-        *panel = AlignedBytes::zeroed(TILE_ROWS / LANES * PART_BYTES).expect("memory for a panel");
-    }
+    let panel = panel_memory(panel);
     for start in (0..cols).step_by(PANEL_COLS) {
         let end = (start + PANEL_COLS).min(cols);
         for (row, part) in
@@ -76,21 +195,11 @@ unsafe fn dot_kind<D: Dots, const SIGNED: bool, const GROUP: usize, const OFFSET
             // The last row stands in for those that are not there.
             let rows = std::array::from_fn(|i| weights.panel.row((row + i).min(weights.n_rows - 1)));
             // SAFETY: callers have AVX2.
-            unsafe { side_by_side::<GROUP, OFFSETS>(&rows, start..end, part) };
+            unsafe { side_by_side::<K>(&rows, start..end, part) };
         }
-        for (xs, out) in xs.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
-            for (row, part) in (0..weights.n_rows).step_by(LANES).zip(panel.bytes().chunks_exact(PART_BYTES))
-            {
-                let out = &mut out[row..];
-                // SAFETY: the part was filled with these columns, which all rows have; passes the caller's promise on.
-                unsafe {
-                    match xs.len() {
-                        1 => meet::<D, 1, SIGNED, GROUP, OFFSETS>(part, start..end, xs, out),
-                        2 => meet::<D, 2, SIGNED, GROUP, OFFSETS>(part, start..end, xs, out),
-                        _ => meet::<D, MAX_BLOCK, SIGNED, GROUP, OFFSETS>(part, start..end, xs, out),
-                    }
-                }
-            }
+        // SAFETY: so many parts were filled with these columns, which all rows have; passes the caller's promise on.
+        unsafe {
+            meet_all::<D, K>(panel.bytes(), weights.n_rows.div_ceil(LANES), start..end, xs, out);
         }
     }
 }
@@ -100,20 +209,16 @@ unsafe fn dot_kind<D: Dots, const SIGNED: bool, const GROUP: usize, const OFFSET
 /// # Safety
 /// The CPU has AVX2.
 #[inline(always)]
-unsafe fn side_by_side<const GROUP: usize, const OFFSETS: bool>(
-    rows: &[CodeRow<'_>; LANES],
-    cols: Range<usize>,
-    part: &mut [u8],
-) {
+unsafe fn side_by_side<K: Kind>(rows: &[CodeRow<'_>; LANES], cols: Range<usize>, part: &mut [u8]) {
     let (codes, scales) = part.split_at_mut(CODE_BYTES);
     let (scales, offsets) = scales.split_at_mut(SCALE_BYTES);
     // SAFETY: callers have AVX2.
     unsafe {
         let of_codes = rows.map(|row| as_unsigned(&row.codes[cols.clone()]));
         transpose(of_codes, codes);
-        let groups = cols.start / GROUP..cols.end / GROUP;
+        let groups = cols.start / K::GROUP..cols.end / K::GROUP;
         transpose(rows.map(|row| as_bytes(&row.scales[groups.clone()])), scales);
-        if OFFSETS {
+        if K::OFFSETS {
             transpose(rows.map(|row| as_bytes(&row.offsets[groups.clone()])), offsets);
         }
     }
@@ -159,7 +264,7 @@ unsafe fn transpose(rows: [&[u8]; LANES], out: &mut [u8]) {
 /// # Safety
 /// The CPU has what `D` needs; the part has these columns, and so have the activations.
 #[inline(always)]
-unsafe fn meet<D: Dots, const X: usize, const SIGNED: bool, const GROUP: usize, const OFFSETS: bool>(
+unsafe fn meet<D: Dots, K: Kind, const X: usize>(
     part: &[u8],
     cols: Range<usize>,
     xs: &[QuantRow<'_>],
@@ -168,8 +273,8 @@ unsafe fn meet<D: Dots, const X: usize, const SIGNED: bool, const GROUP: usize, 
     // The last row stands in for those that are not there.
     let acts: [*const u8; X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)].bytes().as_ptr());
     let layout = xs[0].layout();
-    let (scales_at, sums_at) = (layout.scales_at(), layout.sums_at(GROUP));
-    let negated_at = layout.negated_at(GROUP);
+    let (scales_at, sums_at) = (layout.scales_at(), layout.sums_at(K::GROUP));
+    let negated_at = layout.negated_at(K::GROUP);
     let vector = |at: usize| part.as_ptr().wrapping_add(at).cast::<__m256i>();
     // SAFETY: by the caller's promise; a product of an unsigned code is at most 31 times 127, so that eight of them fit
     // sixteen bits.
@@ -180,20 +285,21 @@ unsafe fn meet<D: Dots, const X: usize, const SIGNED: bool, const GROUP: usize, 
                 *acc = load(out);
             }
         }
-        for (i, group) in (cols.start / GROUP..cols.end / GROUP).enumerate() {
-            let acts_here = acts.map(|x| x.wrapping_add(GROUP * group));
+        for (i, group) in (cols.start / K::GROUP..cols.end / K::GROUP).enumerate() {
+            let acts_here = acts.map(|x| x.wrapping_add(K::GROUP * group));
             let mut sums = [_mm256_setzero_si256(); X];
             // A closure that is not in line is compiled for less than this is.
+            let zero = if K::SIGNED { D::SIGNED_ZERO } else { K::ZERO.map(|n| n as i32) };
             for (sum, &x) in sums.iter_mut().zip(&acts) {
-                if SIGNED && let Some(n) = D::SIGNED_ZERO {
+                if let Some(n) = zero {
                     *sum = _mm256_sll_epi32(word(x, negated_at + 4 * group), _mm_cvtsi32_si128(n));
                 }
             }
             let mut steps = [_mm256_setzero_si256(); X];
-            each_line!(GROUP / 4, |LINE| {
-                let codes = _mm256_loadu_si256(vector((i * GROUP / 4 + LINE) * VECTOR));
+            each_line!(K::GROUP / 4, |LINE| {
+                let codes = _mm256_loadu_si256(vector((i * K::GROUP / 4 + LINE) * VECTOR));
                 for x in 0..X {
-                    if SIGNED {
+                    if K::SIGNED {
                         sums[x] = D::step_signed::<{ 4 * LINE }>(sums[x], codes, acts_here[x]);
                     } else if D::IS_WIDE {
                         sums[x] = D::step::<{ 4 * LINE }>(sums[x], codes, acts_here[x]);
@@ -201,7 +307,7 @@ unsafe fn meet<D: Dots, const X: usize, const SIGNED: bool, const GROUP: usize, 
                         steps[x] = D::step::<{ 4 * LINE }>(steps[x], codes, acts_here[x]);
                     }
                 }
-                if !SIGNED && !D::IS_WIDE && LINE % 4 == 3 {
+                if !K::SIGNED && !D::IS_WIDE && LINE % 4 == 3 {
                     for (sum, steps) in sums.iter_mut().zip(&mut steps) {
                         let steps = std::mem::replace(steps, _mm256_setzero_si256());
                         *sum = D::fold(*sum, steps, D::factor(_mm256_set1_epi32(1)));
@@ -211,9 +317,9 @@ unsafe fn meet<D: Dots, const X: usize, const SIGNED: bool, const GROUP: usize, 
             let scale = _mm256_castsi256_ps(_mm256_loadu_si256(vector(CODE_BYTES + i * VECTOR)));
             let offset = vector(CODE_BYTES + SCALE_BYTES + i * VECTOR);
             for x in 0..X {
-                let x_scale = _mm256_castsi256_ps(word(acts[x], scales_at + 4 * (group * GROUP / 32)));
+                let x_scale = _mm256_castsi256_ps(word(acts[x], scales_at + 4 * (group * K::GROUP / 32)));
                 acc[x] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[x]), _mm256_mul_ps(scale, x_scale), acc[x]);
-                if OFFSETS {
+                if K::OFFSETS {
                     let offset = _mm256_castsi256_ps(_mm256_loadu_si256(offset));
                     let x_sum = _mm256_castsi256_ps(word(acts[x], sums_at + 4 * group));
                     acc[x] = _mm256_fmadd_ps(offset, x_sum, acc[x]);

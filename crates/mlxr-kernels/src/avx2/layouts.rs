@@ -86,10 +86,11 @@ unsafe fn half_e8m0(codes: __m256i) -> __m256 {
     }
 }
 
-/// Makes types of formats: bytes of a block, what codes are, codes of a line, scale and offset.
+/// Makes types of formats: bytes of a block, what codes are, their zero, whether there are offsets, [`Layout::DIRECT_ROWS`],
+/// codes of a line, scale and offset.
 macro_rules! layouts {
     ($($(#[$doc:meta])* $name:ident $(<$type:ident: $bound:ident>)?:
-        $bytes:literal, $codes_are:ident, $zero:expr, $offsets:literal,
+        $bytes:literal, $codes_are:ident, $zero:expr, $offsets:literal $(, to $direct:expr)?,
         |$rows:ident, $group:ident, $line:ident| $codes:expr, $factors:expr;)*) => {
         $(
             $(#[$doc])*
@@ -100,6 +101,7 @@ macro_rules! layouts {
                 const CODES: Codes = Codes::$codes_are;
                 const ZERO: Option<u32> = $zero;
                 const OFFSETS: bool = $offsets;
+                $(const DIRECT_ROWS: usize = $direct;)?
 
                 #[inline(always)]
                 unsafe fn codes($rows: EightRows, $group: usize, $line: usize) -> [__m256i; 2] {
@@ -118,9 +120,9 @@ macro_rules! layouts {
 }
 
 layouts! {
-    Q4_0: 18, Nibbles, Some(3), false,
+    Q4_0: 18, Nibbles, Some(3), false, to usize::MAX,
         |rows, block, i| nibbles(rows, 4 * block + i), (rows.half(block), _mm256_setzero_ps());
-    Q8_0: 34, Bytes, None, false, |rows, block, i| {
+    Q8_0: 34, Bytes, None, false, to usize::MAX, |rows, block, i| {
         let ([low], [high]) = (rows.lines::<1>(8 * block + i), rows.lines::<1>(8 * block + 4 + i));
         [low, high]
     }, (rows.half(block), _mm256_setzero_ps());

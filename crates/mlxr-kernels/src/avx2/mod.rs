@@ -112,9 +112,9 @@ macro_rules! code_kernels {
             macro_rules! kernel {
                 ($run:expr, $xs:ident) => {{
                     #[target_feature(enable = $features)]
-                    fn kernel(tiles: &Tiles<'_>, xs: &$xs<'_>, _: &mut TileScratch, out: &mut [f32]) {
+                    fn kernel(tiles: &Tiles<'_>, xs: &$xs<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
                         // SAFETY: this is compiled for what the products need.
-                        unsafe { $run(tiles, xs, out) }
+                        unsafe { $run(tiles, xs, scratch, out) }
                     }
                     Some(kernel)
                 }};

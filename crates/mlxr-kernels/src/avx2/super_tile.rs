@@ -9,6 +9,7 @@ use super::rows::{EightRows, LANES, bits};
 use super::tile::{MAX_BLOCK, fetch, for_parts, store};
 use crate::kernels::TILE_ROWS;
 use crate::linear::blocks::{BLOCK_BYTES, BLOCK_COLS, BlockRows, SCALE_AT, SUMS16_AT, SUMS32_AT};
+use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{N_ROWS, Tiles};
 use crate::tiles::each_line;
 
@@ -307,7 +308,12 @@ impl SuperBlock for Q6K {
 /// # Safety
 /// The CPU has what `D` needs.
 #[inline(always)]
-pub(super) unsafe fn dot<S: SuperBlock, D: Dots>(tiles: &Tiles<'_>, xs: &BlockRows<'_>, out: &mut [f32]) {
+pub(super) unsafe fn dot<S: SuperBlock, D: Dots>(
+    tiles: &Tiles<'_>,
+    xs: &BlockRows<'_>,
+    _: &mut TileScratch,
+    out: &mut [f32],
+) {
     let n_bytes = tiles.n_blocks * BLOCK_BYTES;
     assert!(xs.rows.iter().all(|x| n_bytes <= x.len()), "columns of weights and activations");
     assert!(tiles.n_blocks * S::BYTES * N_ROWS <= tiles.tile_bytes, "a tile of {} blocks", tiles.n_blocks);

@@ -6,11 +6,12 @@
 
 use core::arch::x86_64::*;
 
+use super::codes;
 use super::dots::{Dots, word};
 use super::rows::{EightRows, LANES};
 use crate::kernels::TILE_ROWS;
 use crate::linear::codes::QuantRow;
-use crate::linear::tile::ActRows;
+use crate::linear::tile::{ActRows, TileScratch};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
 use crate::tiles::each_line;
 
@@ -40,6 +41,8 @@ pub(super) trait Layout {
     const ZERO: Option<u32> = None;
     /// Whether offsets are other than zero.
     const OFFSETS: bool = false;
+    /// Activation rows up to which codes meet them as they are unpacked; more meet them from a panel.
+    const DIRECT_ROWS: usize = 8;
 
     /// Codes of columns `4 * line..4 * line + 4` of a group, `line` being below 4, and of those sixteen columns on if a group
     /// has them.
@@ -144,7 +147,12 @@ pub(super) use for_parts;
 /// # Safety
 /// The CPU has what `D` needs.
 #[inline(always)]
-pub(super) unsafe fn dot<L: Layout, D: Dots>(tiles: &Tiles<'_>, xs: &ActRows<'_>, out: &mut [f32]) {
+pub(super) unsafe fn dot<L: Layout, D: Dots>(
+    tiles: &Tiles<'_>,
+    xs: &ActRows<'_>,
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
     let Some(first) = xs.rows.first() else { return };
     let n_groups = tiles.n_blocks * L::GROUPS;
     assert!(xs.rows.iter().all(|x| x.layout() == first.layout()), "rows of one shape");
@@ -155,6 +163,11 @@ pub(super) unsafe fn dot<L: Layout, D: Dots>(tiles: &Tiles<'_>, xs: &ActRows<'_>
         tiles.n_blocks
     );
     assert!(tiles.bytes.len() <= TILE_ROWS / N_ROWS * tiles.tile_bytes, "tiles of one call");
+    if L::DIRECT_ROWS < xs.rows.len() {
+        // SAFETY: the shapes were checked; passes the caller's promise on.
+        unsafe { codes::dot_tiled::<L, D>(tiles, xs.rows, &mut scratch.panel, out) };
+        return;
+    }
     for (xs, out) in xs.rows.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
         // SAFETY: the shapes were checked; passes the caller's promise on.
         unsafe {

@@ -2,15 +2,12 @@
 
 use core::arch::x86_64::*;
 
-use super::layouts::{Layout, Visitor, Zero, looked_up, nibbles, two_halves};
+use super::layouts::{DIRECT_ROWS, Layout, Visitor, Zero, looked_up, nibbles, two_halves};
 use super::rows::{TileRows, bits, bits_of, low_half};
 use crate::unpack::{IQ4_VALUES, above_zero};
 
 const LOW_PAIRS: i32 = 0x0303_0303;
 const LOWEST: i32 = 0x0101_0101;
-
-/// Activation rows up to which codes meet them as they are unpacked.
-const DIRECT_ROWS: usize = 8;
 
 pub(crate) struct Iq4Xs;
 

@@ -109,6 +109,9 @@ pub(crate) trait Layout {
 
 pub(super) const LOW_NIBBLES: i32 = 0x0f0f_0f0f;
 
+/// Activation rows up to which codes meet them as they are unpacked.
+pub(super) const DIRECT_ROWS: usize = 8;
+
 /// A format whose blocks are one group of 32 columns.
 pub(crate) trait Block32 {
     /// Bytes of a block's lines, and of the number beside them.
@@ -135,7 +138,7 @@ impl<B: Block32> Layout for B {
     type Rows = TileRows;
     const BLOCK_COLS: usize = 32;
     const BLOCK_BYTES: usize = B::BYTES;
-    const DIRECT_ROWS: usize = usize::MAX;
+    const DIRECT_ROWS: usize = DIRECT_ROWS;
     const BYTES_BUT: Option<i8> = B::BYTES_BUT;
     const GROUP: usize = 32;
     const ZERO: Zero = B::ZERO;
@@ -357,7 +360,7 @@ impl<const SIGNED: bool, const GROUP: usize> Layout for Unpacked<SIGNED, GROUP> 
     type Rows = UnpackedRows;
     const BLOCK_COLS: usize = 4 * GROUP;
     const BLOCK_BYTES: usize = 0;
-    const DIRECT_ROWS: usize = 8;
+    const DIRECT_ROWS: usize = DIRECT_ROWS;
     const GROUP: usize = GROUP;
     const ZERO: Zero = if SIGNED { Zero::Is128 } else { Zero::Is0 };
     const OFFSETS: bool = true;

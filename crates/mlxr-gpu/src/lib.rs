@@ -24,6 +24,7 @@ mod few;
 mod fused;
 mod half;
 mod half_attention;
+mod kept;
 mod kernels;
 mod kv;
 mod layout;
@@ -46,4 +47,5 @@ mod weight;
 
 pub use backend::GpuBackend;
 pub use device::{AdapterChoice, AdapterInfo, GpuError, adapters};
+pub use kept::keep;
 pub use weight::weight_bytes;

@@ -9,6 +9,7 @@ use std::{fs, io};
 use wgpu::Features;
 
 use crate::device::Gpu;
+use crate::kept::keep;
 
 /// Kernels of many models and of versions gone by.
 const MAX_BYTES: usize = 64 << 20;
@@ -58,19 +59,9 @@ impl PipelineCache {
             return;
         }
         let Some(data) = self.cache.get_data() else { return };
-        if let Err(error) = self.write(&data) {
+        if let Err(error) = keep(&self.path, &data) {
             tracing::warn!(path = %self.path.display(), %error, "compiled kernels cannot be kept");
         }
-    }
-
-    /// Whole or not at all, also where another process does the same.
-    fn write(&self, data: &[u8]) -> io::Result<()> {
-        if let Some(folder) = self.path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let new = self.path.with_extension(format!("{}.new", std::process::id()));
-        fs::write(&new, data)?;
-        fs::rename(new, &self.path)
     }
 }
 

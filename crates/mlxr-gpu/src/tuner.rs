@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::GpuBackend;
 use crate::buffers::Pooled;
+use crate::kept::keep;
 use crate::kernels::{Division, MatvecShape};
 use crate::layout::Layout;
 use crate::ops::{Matvec, Product};
@@ -77,14 +78,8 @@ impl Tuned {
         }
     }
 
-    /// Whole or not at all.
     fn write(&self, path: &Path) -> io::Result<()> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_string_pretty(self)?)?;
-        fs::rename(new, path)
+        keep(path, serde_json::to_string_pretty(self)?.as_bytes())
     }
 }
 

@@ -16,6 +16,7 @@ mod device;
 mod dialect;
 mod embedding;
 mod error;
+mod files;
 mod generation;
 mod ids;
 mod images;

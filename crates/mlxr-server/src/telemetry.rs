@@ -156,7 +156,8 @@ impl Telemetry {
             record_server(models.memory_use(), uptime);
             for KernelTime { kernel, n_calls, time } in models.kernel_times() {
                 counter!("mlxr_kernel_calls_total", "kernel" => kernel).absolute(n_calls);
-                gauge!("mlxr_kernel_seconds", "kernel" => kernel).set(time.as_secs_f64());
+                counter!("mlxr_kernel_microseconds_total", "kernel" => kernel)
+                    .absolute(time.as_micros() as u64);
             }
         });
         self.handle.render()
@@ -331,7 +332,8 @@ fn describe() {
         "The process in memory, cached pages of mapped files included"
     );
     describe_counter!("mlxr_kernel_calls_total", "Calls of a GPU's kernel while its time is measured");
-    describe_gauge!("mlxr_kernel_seconds", "What these calls took");
+    // Counters are whole numbers.
+    describe_counter!("mlxr_kernel_microseconds_total", "What these calls took");
     describe_gauge!("mlxr_models_loaded", "Models in memory");
     describe_gauge!("mlxr_model_memory_bytes", "Planned memory of the model");
 }

@@ -15,15 +15,15 @@ use anyhow::{Context, bail, ensure};
 use mlxr_checkpoint::Checkpoint;
 use mlxr_gpu::AdapterInfo;
 use mlxr_kernels::{CpuBackend, CpuOptions};
-use mlxr_models::{Model, ModelOptions};
+use mlxr_models::Placement;
 use mlxr_tensor::{Backend, Batch, DType, argmax};
 
 use crate::bundled;
+use crate::loaded::{self, Sequences};
 
 /// How far logits may be from the CPU's, as a part of these: what differs in rounding is a hundredth and less, what is
 /// computed wrongly about as large as the logits themselves.
 const MAX_DEVIATION: f64 = 0.1;
-const BLOCK_TOKENS: usize = 16;
 /// Rows of two prompts: products of many rows, and a sequence whose rows end within a block.
 const PROMPTS: [usize; 2] = [70, 3];
 const N_DECODED: usize = 3;
@@ -75,7 +75,8 @@ fn once(line: &str, record: Option<&Path>, run: impl FnOnce() -> anyhow::Result<
     run()?;
     known.push(line.to_owned());
     if let Some(path) = record
-        && let Err(error) = write(path, &known[known.len().saturating_sub(MAX_KNOWN)..])
+        && let lines = &known[known.len().saturating_sub(MAX_KNOWN)..]
+        && let Err(error) = mlxr_gpu::keep(path, (lines.join("\n") + "\n").as_bytes())
     {
         tracing::warn!(path = %path.display(), %error, "that this GPU was checked is not kept");
     }
@@ -98,34 +99,25 @@ fn compare(gpu: &Arc<dyn Backend>, cpu: CpuOptions) -> anyhow::Result<()> {
 
 /// The logits of every step, and what the device takes for the largest of each row.
 fn logits(ckpt: &Checkpoint, backend: &Arc<dyn Backend>) -> anyhow::Result<Vec<Row>> {
-    let n_ctx = PROMPTS[0] + N_DECODED;
-    let model = Model::load(ckpt, backend.clone(), &ModelOptions { n_ctx: Some(n_ctx as u32) })?;
-    let n_blocks = n_ctx.div_ceil(BLOCK_TOKENS);
-    let mut kv = model.kv_cache(&model.kv_spec(PROMPTS.len() * n_blocks, BLOCK_TOKENS, DType::F16))?;
+    let n_ctx = (PROMPTS[0] + N_DECODED) as u32;
+    let model = loaded::model(ckpt, &Placement::whole(backend.clone()), Some(n_ctx))?;
     let vocab = model.config().vocab;
-    // Blocks of both sequences in turn, so that no table is a run of blocks.
-    let table =
-        |seq: usize| -> Vec<u32> { (0..n_blocks).map(|i| (i * PROMPTS.len() + seq) as u32).collect() };
+    let mut sequences = Sequences::new(model, DType::F16, PROMPTS.len(), n_ctx)?;
+    sequences.lay_out(true);
     let token = |seq: usize, position: usize| ((seq * 101 + position * 7919) % vocab) as u32;
     let mut rows = Vec::new();
     for step in 0..=N_DECODED {
         let mut batch = Batch::new();
         for (seq, n_prompt) in PROMPTS.into_iter().enumerate() {
             let positions = if step == 0 { 0..n_prompt } else { n_prompt + step - 1..n_prompt + step };
-            let start = positions.start as u32;
             let tokens: Vec<u32> = positions.map(|position| token(seq, position)).collect();
-            batch.push(&tokens, start, &table(seq), BLOCK_TOKENS);
+            sequences.append(&mut batch, seq, &tokens);
             batch.want_last();
         }
-        let logits = model.forward(&batch, &mut kv)?;
-        let largest = backend.argmax(&logits)?;
-        let values = backend.read(&logits)?;
-        rows.extend(
-            values
-                .chunks(vocab)
-                .zip(largest)
-                .map(|(values, largest)| Row { values: values.to_vec(), largest }),
-        );
+        let values = sequences.forward(&batch)?;
+        let largest = sequences.best(&batch)?;
+        let of_rows = values.chunks(vocab).zip(largest);
+        rows.extend(of_rows.map(|(values, largest)| Row { values: values.to_vec(), largest }));
     }
     Ok(rows)
 }
@@ -166,16 +158,6 @@ fn read(path: &Path) -> Vec<String> {
             Vec::new()
         }
     }
-}
-
-/// Whole or not at all, also where another process does the same.
-fn write(path: &Path, lines: &[String]) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    fs::write(&new, lines.join("\n") + "\n")?;
-    fs::rename(new, path)
 }
 
 #[cfg(test)]

@@ -106,6 +106,11 @@ impl Sequences {
         Ok(self.runner.run(&[], batch)?)
     }
 
+    /// Runs a batch. Returns the most likely token of each output row, as the device finds it.
+    pub fn best(&mut self, batch: &Batch) -> anyhow::Result<Vec<Option<u32>>> {
+        Ok(self.runner.run_best(&[], batch)?)
+    }
+
     /// Begins a batch that ends with the most likely token of each output row known, as the engine does: a device computes
     /// it while the host goes on, others have computed it when this returns.
     pub fn start_best(&mut self, batch: &Batch) -> anyhow::Result<Option<Started>> {
@@ -113,7 +118,7 @@ impl Sequences {
         match self.runner.start(&[], batch, RowsWanted::Best, &guesses) {
             Some(started) => Ok(Some(started?)),
             None => {
-                self.runner.run_best(&[], batch)?;
+                self.best(batch)?;
                 Ok(None)
             }
         }

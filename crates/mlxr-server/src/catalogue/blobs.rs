@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
-use super::files;
+use crate::files;
 
 /// What is left of a write that broke off is removed after this long.
 const STALE: Duration = Duration::from_secs(24 * 3600);

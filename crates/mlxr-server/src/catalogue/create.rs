@@ -12,9 +12,8 @@ use mlxr_checkpoint::{Checkpoint, CheckpointError, CheckpointFormat, FileType};
 use mlxr_models::DecoderConfig;
 use mlxr_tensor::{DType, Format};
 
-use super::{
-    BlobError, Catalogue, CatalogueError, Digest, Entry, EntrySource, ModelName, ModelSettings, files,
-};
+use super::{BlobError, Catalogue, CatalogueError, Digest, Entry, EntrySource, ModelName, ModelSettings};
+use crate::files;
 use crate::loaded::ModelSource;
 
 /// Files of one model at most.

@@ -8,14 +8,13 @@
 mod blobs;
 pub mod create;
 mod entry;
-mod files;
 mod modelfile;
 mod name;
 mod parameters;
 
+pub use crate::files::write_file;
 pub use blobs::{BlobError, BlobWriter, Blobs, Digest, DigestError};
 pub use entry::{Entry, EntrySource, ModelSettings, StoredMessage, check_template, is_role};
-pub use files::write_file;
 pub use modelfile::Modelfile;
 pub use name::{ModelName, NameError};
 pub use parameters::{ParameterError, Parameters};
@@ -28,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::config::{ConfigError, Problem, yaml};
+use crate::files;
 
 /// Models in the folder at most.
 const MAX_MODELS: usize = 10_000;

@@ -1,14 +1,15 @@
 //! The file keys are kept in: JSON, its owner's alone, replaced as a whole.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Hash, Issued, Key, NewKey, new_id, new_secret};
+use crate::files::{create_private_folder, write_file};
 use crate::ids::unix_s;
 
 /// Larger files are not read.
@@ -220,7 +221,7 @@ impl KeyFile {
     fn write(&self, keys: Vec<Key>) -> io::Result<()> {
         let contents = Contents { version: VERSION, keys };
         let text = serde_json::to_string_pretty(&contents).map_err(io::Error::from)?;
-        write_private(&self.path, &self.beside("new"), &(text + "\n"))
+        write_file(&self.path, (text + "\n").as_bytes())
     }
 
     /// A file that belongs to this one.
@@ -261,31 +262,10 @@ fn check_name(name: &str) -> Result<(), KeyFileError> {
     Ok(())
 }
 
-fn create_private_folder(folder: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder)
-}
-
 fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     options
-}
-
-/// Replaces the file at `path` by way of `new`, so that readers see the old text or the new one.
-pub(super) fn write_private(path: &Path, new: &Path, text: &str) -> io::Result<()> {
-    // What a writer that was killed left behind may have another mode.
-    match fs::remove_file(new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file: File = private(OpenOptions::new().create_new(true).write(true)).open(new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(new, path)
 }
 
 #[cfg(all(test, unix))]

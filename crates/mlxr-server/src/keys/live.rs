@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use subtle::{Choice, ConstantTimeEq};
 
-use super::file::{Stamp, write_private};
+use super::file::Stamp;
 use super::{Hash, Key, KeyFile, KeyFileError, Needs};
 use crate::Tokens;
 use crate::clients::Client;
+use crate::files::write_file;
 use crate::ids::unix_s;
 
 /// Why a key does not open a route.
@@ -150,8 +151,7 @@ impl Keys {
             *latest = used_s.max(*latest);
         }
         let text = serde_json::to_string(&all).map_err(io::Error::from)?;
-        let new = file.beside(&format!("used.{}", std::process::id()));
-        write_private(&used_path(file), &new, &text)
+        write_file(&used_path(file), text.as_bytes())
     }
 
     /// Where the keys come from, to tell one set from another.

@@ -396,12 +396,15 @@ async fn a_lost_device_ends_its_requests_and_the_next_one_starts_it_anew() {
     let Some((app, opened)) = on_gpu() else { return };
     let request = json!({"model": TINY, "prompt": "a", "max_tokens": 4, "temperature": 0});
     let before = ask_json(&app, "/v1/completions", request.clone()).await;
-    assert!(!get(&app, "/metrics").await.text.contains("mlxr_kernel_seconds{"), "nobody asked for them");
+    assert!(
+        !get(&app, "/metrics").await.text.contains("mlxr_kernel_microseconds_total{"),
+        "nobody asked for them"
+    );
     if opened.lock().unwrap()[0].start_profile().is_ok() {
         assert_eq!(ask_json(&app, "/v1/completions", request.clone()).await["choices"], before["choices"]);
         let metrics = get(&app, "/metrics").await.text;
         assert!(metrics.contains("mlxr_kernel_calls_total{kernel=\"attention\"}"), "{metrics}");
-        assert!(metrics.contains("mlxr_kernel_seconds{kernel=\"argmax\"}"), "{metrics}");
+        assert!(metrics.contains("mlxr_kernel_microseconds_total{kernel=\"argmax\"}"), "{metrics}");
     }
     let long = json!({
         "model": TINY, "prompt": "a", "max_tokens": 500, "temperature": 0, "stream": true, "ignore_eos": true

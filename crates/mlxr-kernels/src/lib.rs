@@ -26,6 +26,8 @@ mod bf16_ops;
 #[cfg(test)]
 mod block_equivalence;
 mod disjoint;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod dot;
 #[cfg(test)]
 mod equivalence;
 mod kernels;

@@ -114,44 +114,6 @@ impl KHead {
     }
 }
 
-pub(super) struct Q4K;
-
-impl SuperBlock<8> for Q4K {
-    const BYTES: usize = 144;
-    const SUMS_AT: usize = SUMS32_AT;
-
-    #[inline(always)]
-    unsafe fn add<D: Dots, const X: usize>(
-        rows: FourRows,
-        block: usize,
-        acts: [*const u8; X],
-        sums: &mut [int32x4_t; X],
-    ) -> Heads<8> {
-        // SAFETY: a super-block is 36 words: a head of four, then four runs of eight, each of two groups. Passes the
-        // caller's promise on.
-        unsafe {
-            let head = KHead::new(rows.lines::<4>(36 * block));
-            each_line!(4, |RUN| {
-                let mut steps = [[vdupq_n_s32(0); X]; 2];
-                each_line!(2, |HALF| {
-                    let [a, b, c, d] = rows.lines::<4>(36 * block + 4 + 8 * RUN + 4 * HALF);
-                    let (first, second) = (D::arranged([a, b]), D::arranged([c, d]));
-                    let x = D::load(acts.map(|x| x.wrapping_add(64 * RUN + 16 * HALF)));
-                    D::step::<X, 0>(&mut steps[0], first.map(|v| low_nibbles(v)), &x);
-                    D::step::<X, 1>(&mut steps[0], second.map(|v| low_nibbles(v)), &x);
-                    let x = D::load(acts.map(|x| x.wrapping_add(64 * RUN + 32 + 16 * HALF)));
-                    D::step::<X, 0>(&mut steps[1], first.map(|v| high_nibbles(v)), &x);
-                    D::step::<X, 1>(&mut steps[1], second.map(|v| high_nibbles(v)), &x);
-                });
-                for (steps, scale) in steps.into_iter().zip(head.scales[RUN]) {
-                    D::fold(sums, steps, vmovl_s16(scale));
-                }
-            });
-            head.heads
-        }
-    }
-}
-
 /// Codes of four bits with what `high` has where `mask` says above them.
 ///
 /// # Safety
@@ -183,10 +145,14 @@ unsafe fn moved<const FROM: usize>(bytes: uint8x16_t) -> uint8x16_t {
     }
 }
 
-pub(super) struct Q5K;
+/// Q4_K, or Q5_K with its `TOP` words of fifth bits.
+pub(super) struct KBlock<const TOP: usize>;
 
-impl SuperBlock<8> for Q5K {
-    const BYTES: usize = 176;
+pub(super) type Q4K = KBlock<0>;
+pub(super) type Q5K = KBlock<8>;
+
+impl<const TOP: usize> SuperBlock<8> for KBlock<TOP> {
+    const BYTES: usize = 4 * (36 + TOP);
     const SUMS_AT: usize = SUMS32_AT;
 
     #[inline(always)]
@@ -196,31 +162,34 @@ impl SuperBlock<8> for Q5K {
         acts: [*const u8; X],
         sums: &mut [int32x4_t; X],
     ) -> Heads<8> {
-        // SAFETY: a super-block is 44 words: a head of four, eight of high bits, then four runs of eight. Passes the
-        // caller's promise on.
+        // SAFETY: a super-block is a head of four words, those of fifth bits, then four runs of eight, each of two groups.
+        // Passes the caller's promise on.
         unsafe {
-            let head = KHead::new(rows.lines::<4>(44 * block));
+            let at = (36 + TOP) * block;
+            let head = KHead::new(rows.lines::<4>(at));
             each_line!(4, |RUN| {
-                const LOW: usize = 2 * RUN;
-                const HIGH: usize = 2 * RUN + 1;
                 let mut steps = [[vdupq_n_s32(0); X]; 2];
                 each_line!(2, |HALF| {
-                    let [a, b, c, d] = rows.lines::<4>(44 * block + 12 + 8 * RUN + 4 * HALF);
-                    let [e, f, g, h] = rows.lines::<4>(44 * block + 4 + 4 * HALF);
-                    let (first, second) = (D::arranged([a, b]), D::arranged([c, d]));
-                    let (top_first, top_second) = (D::arranged([e, f]), D::arranged([g, h]));
-                    let low = |v: [uint8x16_t; 2], top: [uint8x16_t; 2]| {
-                        [0, 1].map(|i| with_bits(low_nibbles(v[i]), moved::<LOW>(top[i]), 16))
-                    };
-                    let high = |v: [uint8x16_t; 2], top: [uint8x16_t; 2]| {
-                        [0, 1].map(|i| with_bits(high_nibbles(v[i]), moved::<HIGH>(top[i]), 16))
-                    };
-                    let x = D::load(acts.map(|x| x.wrapping_add(64 * RUN + 16 * HALF)));
-                    D::step::<X, 0>(&mut steps[0], low(first, top_first), &x);
-                    D::step::<X, 1>(&mut steps[0], low(second, top_second), &x);
-                    let x = D::load(acts.map(|x| x.wrapping_add(64 * RUN + 32 + 16 * HALF)));
-                    D::step::<X, 0>(&mut steps[1], high(first, top_first), &x);
-                    D::step::<X, 1>(&mut steps[1], high(second, top_second), &x);
+                    let [a, b, c, d] = rows.lines::<4>(at + 4 + TOP + 8 * RUN + 4 * HALF);
+                    let codes = [D::arranged([a, b]), D::arranged([c, d])];
+                    let mut top = [[vdupq_n_u8(0); 2]; 2];
+                    if TOP > 0 {
+                        let [a, b, c, d] = rows.lines::<4>(at + 4 + 4 * HALF);
+                        top = [D::arranged([a, b]), D::arranged([c, d])];
+                    }
+                    each_line!(2, |NIBBLE| {
+                        const BIT: usize = 2 * RUN + NIBBLE;
+                        let codes = |eight: usize| {
+                            [0, 1].map(|i| {
+                                let v = codes[eight][i];
+                                let v = if NIBBLE == 0 { low_nibbles(v) } else { high_nibbles(v) };
+                                if TOP > 0 { with_bits(v, moved::<BIT>(top[eight][i]), 16) } else { v }
+                            })
+                        };
+                        let x = D::load(acts.map(|x| x.wrapping_add(64 * RUN + 32 * NIBBLE + 16 * HALF)));
+                        D::step::<X, 0>(&mut steps[NIBBLE], codes(0), &x);
+                        D::step::<X, 1>(&mut steps[NIBBLE], codes(1), &x);
+                    });
                 });
                 for (steps, scale) in steps.into_iter().zip(head.scales[RUN]) {
                     D::fold(sums, steps, vmovl_s16(scale));

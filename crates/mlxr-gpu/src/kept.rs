@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use tempfile::NamedTempFile;
+/// What names of files that are still being written begin with.
+const TEMPORARY: &str = ".mlxr-";
 
 /// Writes a file and the folders above it. Others see the old content or the new one, also where several processes write.
 ///
@@ -12,7 +13,7 @@ use tempfile::NamedTempFile;
 pub fn keep(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
-    let mut file = NamedTempFile::new_in(folder)?;
+    let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder)?;
     file.write_all(content)?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())

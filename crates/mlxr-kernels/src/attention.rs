@@ -31,6 +31,9 @@ const SEGMENT_UNITS: usize = SEGMENT_TOKENS / UNIT_TOKENS;
 /// Floats of states that a thread keeps from one op to the next.
 const KEPT_FLOATS: usize = 512 << 10;
 
+/// Floats of the states of an op at most: what would take more goes through its segments one after the other.
+const MOST_FLOATS: usize = 16 << 20;
+
 /// What [`Attention::units_ahead`] is at most.
 const MAX_UNITS_AHEAD: usize = 8;
 
@@ -148,13 +151,16 @@ impl Attention<'_> {
         // Tiles of the same rows see the same positions.
         for tiles in tiles.chunks(self.layer.layout.n_kv_heads) {
             let segments = self.segments(&tiles[0]);
-            if segments.len() < 2 || !is_few && SPLIT_QUERIES < self.n_queries(&tiles[0]) {
+            let n = self.state_floats(&tiles[0]);
+            let is_split = segments.len() > 1
+                && (is_few || self.n_queries(&tiles[0]) <= SPLIT_QUERIES)
+                && n_floats + tiles.len() * segments.len() * n <= MOST_FLOATS;
+            if !is_split {
                 let whole = segments.first().map_or(0, |s| s.start)..segments.last().map_or(0, |s| s.end);
                 work.extend(tiles.iter().map(|tile| Work { tile, state: None, units: whole.clone() }));
                 continue;
             }
             // The heads of a segment one after the other, as they lie in memory.
-            let n = self.state_floats(&tiles[0]);
             for (i, units) in segments.iter().enumerate() {
                 for (head, tile) in tiles.iter().enumerate() {
                     let state = Some(n_floats + (head * segments.len() + i) * n);
@@ -168,13 +174,17 @@ impl Attention<'_> {
             n_floats += tiles.len() * segments.len() * n;
         }
         STATES.with_borrow_mut(|states| {
-            states.resize(n_floats, 0.0);
+            if states.len() < n_floats {
+                // Pages that the system has yet to clear: the threads touch them, not this one alone.
+                *states = vec![0.0; n_floats];
+            }
+            let states = &mut states[..n_floats];
             self.compute(pool, &work, states, &out);
             self.join(pool, &split, states, &out);
-            if KEPT_FLOATS < states.len() {
-                *states = Vec::new();
-            }
         });
+        if KEPT_FLOATS < n_floats {
+            STATES.take();
+        }
     }
 
     /// Does all that is to be done before segments are merged.

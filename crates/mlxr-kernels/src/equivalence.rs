@@ -34,6 +34,15 @@ fn assert_close(got: &[f32], expected: &[f32], size: f32, tolerance: f32, kernel
     }
 }
 
+/// What rows of a format are whole multiples of.
+fn col_unit(format: Format) -> usize {
+    match format {
+        Format::Plain(dtype) => dtype.block_len().max(32),
+        Format::MlxAffine { group_size, .. } => usize::from(group_size),
+        _ => 32,
+    }
+}
+
 fn quantised(kernels: &Kernels, x: &[f32]) -> QuantActs {
     let mut acts = ActPool::default().codes(1, x.len());
     let layout = acts.layout();
@@ -209,12 +218,12 @@ proptest! {
     }
 
     #[test]
-    fn tile_dots_equal_the_scalar_ones(n_blocks in 1usize..5, n_w in 1..=TILE_ROWS, n_x in 1usize..40, seed: u64) {
+    fn tile_dots_equal_the_scalar_ones(n_cols in 1usize..1100, n_w in 1..=TILE_ROWS, n_x in 1usize..40, seed: u64) {
         let mut noise = Noise::new(seed);
         let pool = ThreadPool::new(1);
         for format in data::formats() {
             let Some((kind, unpack)) = (scalar::TABLE.unpack)(format) else { continue };
-            let cols = n_blocks * 256;
+            let cols = n_cols.next_multiple_of(col_unit(format));
             let tensor = data::unaligned(&data::tensor(format, &[n_w, cols], &mut noise));
             let acts: Vec<QuantActs> =
                 (0..n_x).map(|_| quantised(&scalar::TABLE, &noise.values(cols))).collect();
@@ -608,15 +617,16 @@ proptest! {
     // Every case goes through many formats, as above.
     #![proptest_config(ProptestConfig::with_cases((ProptestConfig::default().cases / 8).max(1)))]
     #[test]
-    fn vectors_of_any_width_give_the_same_bits(n_w in 1usize..80, n_blocks in 1usize..4, n_x in 1usize..14, seed: u64) {
+    fn vectors_of_any_width_give_the_same_bits(n_w in 1usize..80, n_cols in 1usize..800, n_x in 1usize..14, seed: u64) {
         let mut noise = Noise::new(seed);
         for format in data::formats() {
             let is_tiled = |kernels: Kernels| kernels.codes.put_in_order(format).is_some();
             if !Kernels::available().into_iter().any(is_tiled) || scalar::TABLE.dot_floats(format).is_some() {
                 continue;
             }
-            let weight = data::tensor(format, &[n_w, n_blocks * 256], &mut noise);
-            let products = bits_by_vectors(&data::unaligned(&weight), &noise.values(n_x * n_blocks * 256));
+            let cols = n_cols.next_multiple_of(col_unit(format));
+            let weight = data::tensor(format, &[n_w, cols], &mut noise);
+            let products = bits_by_vectors(&data::unaligned(&weight), &noise.values(n_x * cols));
             for pair in products.windows(2) {
                 prop_assert!(pair[0].1 == pair[1].1, "{}: {:?} and {:?}", format.name(), pair[0].0, pair[1].0);
             }

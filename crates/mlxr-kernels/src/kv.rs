@@ -234,7 +234,15 @@ pub(crate) fn encode(kernels: &Kernels, dtype: DType, values: &[f32], out: &mut 
         DType::F32 => {
             out.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes())
         }
-        DType::F16 => kernels.narrow_f16(values, out),
+        DType::F16 => {
+            kernels.narrow_f16(values, out);
+            // The largest number in place of an infinity, which would be no number times the weight 0 of a row that does not
+            // see it.
+            for half in out.as_chunks_mut::<2>().0 {
+                let bits = u16::from_le_bytes(*half);
+                *half = (bits - u16::from(bits & 0x7fff == 0x7c00)).to_le_bytes();
+            }
+        }
         DType::BF16 => {
             let target = out.as_chunks_mut::<2>().0.iter_mut().zip(values);
             target.for_each(|(o, &v)| *o = bf16::from_f32(v).to_le_bytes());
@@ -311,4 +319,21 @@ pub(crate) fn turned(dtype: DType, rows: &[u8], row_bytes: usize) -> Vec<u8> {
         unsafe { put_in_unit(dtype, row, position, unit.as_mut_ptr()) };
     }
     unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_f16_cannot_hold_is_stored_as_its_largest_number() {
+        let values = [1e5, -1e5, f32::INFINITY, f32::NEG_INFINITY, 65504.0, 65519.0, 1.5, -0.0];
+        let stored = [65504.0, -65504.0, 65504.0, -65504.0, 65504.0, 65504.0, 1.5, -0.0];
+        for kernels in Kernels::available() {
+            let mut bytes = [0; 16];
+            encode(&kernels, DType::F16, &values, &mut bytes);
+            let halves = bytes.as_chunks::<2>().0.iter().map(|half| f16::from_le_bytes(*half).to_f32());
+            assert_eq!(halves.collect::<Vec<_>>(), stored, "{:?}", kernels.isa());
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The devices that models compute on, and how one is had again after it failed.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlxr_tensor::{Backend, HostTensor, KernelTime};
 
@@ -27,6 +27,8 @@ struct Inner {
     open: Box<Open>,
     weight_bytes: WeightBytes,
     backend: Mutex<Option<Arc<dyn Backend>>>,
+    /// What kernels took on those that failed.
+    past_times: Mutex<Vec<KernelTime>>,
 }
 
 impl Device {
@@ -40,7 +42,8 @@ impl Device {
         weight_bytes: WeightBytes,
         open: impl Fn() -> Result<Arc<dyn Backend>, DeviceError> + Send + Sync + 'static,
     ) -> Device {
-        Device(Arc::new(Inner { open: Box::new(open), weight_bytes, backend: Mutex::default() }))
+        let (backend, past_times) = (Mutex::default(), Mutex::default());
+        Device(Arc::new(Inner { open: Box::new(open), weight_bytes, backend, past_times }))
     }
 
     /// What weights take on it.
@@ -52,7 +55,8 @@ impl Device {
     pub fn of(backend: Arc<dyn Backend>) -> Device {
         let current = Mutex::new(Some(backend.clone()));
         let open = Box::new(move || Ok(backend.clone()));
-        Device(Arc::new(Inner { open, weight_bytes: HostTensor::n_bytes, backend: current }))
+        let (weight_bytes, past_times) = (HostTensor::n_bytes, Mutex::default());
+        Device(Arc::new(Inner { open, weight_bytes, backend: current, past_times }))
     }
 
     /// What computes. Opening a device may take a second; blocks.
@@ -64,22 +68,41 @@ impl Device {
         if let Some(backend) = &*current {
             let Some(reason) = backend.failure() else { return Ok(backend.clone()) };
             tracing::warn!(device = backend.describe(), reason, "the device failed; it is opened anew");
+            add_times(&mut self.past_times(), backend.kernel_times());
         }
         // The old one may hold what the new one needs.
         *current = None;
         Ok(current.insert((self.0.open)()?).clone())
     }
 
-    /// What its kernels have taken, where they are timed.
+    /// What its kernels have taken since the start, where they are timed.
     pub fn kernel_times(&self) -> Vec<KernelTime> {
         let current = self.0.backend.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        current.map_or_else(Vec::new, |backend| backend.kernel_times())
+        let mut times = self.past_times().clone();
+        add_times(&mut times, current.map_or_else(Vec::new, |backend| backend.kernel_times()));
+        times
+    }
+
+    fn past_times(&self) -> MutexGuard<'_, Vec<KernelTime>> {
+        self.0.past_times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One line for people; the last known one of a device that failed.
     pub fn describe(&self) -> String {
         let current = self.0.backend.lock().unwrap_or_else(PoisonError::into_inner);
         current.as_ref().map_or_else(|| "not opened".to_owned(), |backend| describe(&**backend))
+    }
+}
+
+fn add_times(all: &mut Vec<KernelTime>, more: Vec<KernelTime>) {
+    for KernelTime { kernel, n_calls, time } in more {
+        match all.iter_mut().find(|known| known.kernel == kernel) {
+            Some(known) => {
+                known.n_calls += n_calls;
+                known.time += time;
+            }
+            None => all.push(KernelTime { kernel, n_calls, time }),
+        }
     }
 }
 

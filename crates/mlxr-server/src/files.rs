@@ -25,11 +25,14 @@ pub fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
 /// What names of files that are still being written begin with.
 pub const TEMPORARY: &str = ".mlxr-";
 
-/// Moves a finished file to its place.
+/// Moves a finished file to its place. It is there once this returns; a folder that cannot be synced is no error then.
 pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    sync_folder(path)
+    if let Err(error) = sync_folder(path) {
+        tracing::warn!(path = %path.display(), %error, "a crash of the system may undo what was written");
+    }
+    Ok(())
 }
 
 /// Makes a rename or removal last.

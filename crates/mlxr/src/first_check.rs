@@ -97,7 +97,7 @@ fn compare(gpu: &Arc<dyn Backend>, cpu: CpuOptions) -> anyhow::Result<()> {
     agree(&ours?, &theirs)
 }
 
-/// The logits of every step, and what the device takes for the largest of each row.
+/// The logits of every step, and what the device takes for the largest of each row when it computes the step once more.
 fn logits(ckpt: &Checkpoint, backend: &Arc<dyn Backend>) -> anyhow::Result<Vec<Row>> {
     let n_ctx = (PROMPTS[0] + N_DECODED) as u32;
     let model = loaded::model(ckpt, &Placement::whole(backend.clone()), Some(n_ctx))?;
@@ -116,6 +116,12 @@ fn logits(ckpt: &Checkpoint, backend: &Arc<dyn Backend>) -> anyhow::Result<Vec<R
         }
         let values = sequences.forward(&batch)?;
         let largest = sequences.best(&batch)?;
+        ensure!(
+            largest.len() == PROMPTS.len(),
+            "it chose {} tokens for {} rows",
+            largest.len(),
+            PROMPTS.len()
+        );
         let of_rows = values.chunks(vocab).zip(largest);
         rows.extend(of_rows.map(|(values, largest)| Row { values: values.to_vec(), largest }));
     }

@@ -56,7 +56,10 @@ fn encode(a: vec4<f32>, b: vec4<f32>) -> Octet {
     //# if dtype == "f32"
     return Octet(a, b);
     //# elif dtype == "f16"
-    return vec4(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+    // Beyond the largest number nobody says what becomes of it.
+    let low = clamp(a, vec4(-65504.0), vec4(65504.0));
+    let high = clamp(b, vec4(-65504.0), vec4(65504.0));
+    return vec4(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
     //# elif dtype == "f8_e4m3"
     return vec2(f8_word(a), f8_word(b));
     //# else

@@ -12,7 +12,6 @@ mod modelfile;
 mod name;
 mod parameters;
 
-pub use crate::files::write_file;
 pub use blobs::{BlobError, BlobWriter, Blobs, Digest, DigestError};
 pub use entry::{Entry, EntrySource, ModelSettings, StoredMessage, check_template, is_role};
 pub use modelfile::Modelfile;
@@ -158,7 +157,7 @@ impl Catalogue {
         let path = name.file(&self.models);
         let failed = |source: io::Error| write_error(source, &path);
         path.parent().map_or(Ok(()), files::create_private_folder).map_err(failed)?;
-        write_file(&path, text.as_bytes()).map_err(failed)?;
+        files::write_file(&path, text.as_bytes()).map_err(failed)?;
         // The file's age may be too coarse to show the change.
         self.lock_known().remove(&key);
         if let Some(Ok(old)) = old.map(|old| &old.entry) {

@@ -10,7 +10,7 @@ use super::problem::ConfigError;
 use super::value::Text;
 use super::yaml::{self, NodeValue};
 use super::{Key, key};
-use crate::catalogue::write_file;
+use crate::files::write_file;
 
 /// Held from reading a file to writing it, so that no change is lost to another one.
 static EDITING: Mutex<()> = Mutex::new(());

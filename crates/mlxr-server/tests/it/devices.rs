@@ -391,6 +391,13 @@ fn on_gpu() -> Option<(Arc<App>, Opened)> {
     Some((App::new(models, Limits::default()).unwrap(), opened))
 }
 
+async fn n_argmax_calls(app: &Arc<App>) -> f64 {
+    let metrics = get(app, "/metrics").await.text;
+    let line =
+        metrics.lines().find_map(|line| line.strip_prefix("mlxr_kernel_calls_total{kernel=\"argmax\"} "));
+    line.unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn a_lost_device_ends_its_requests_and_the_next_one_starts_it_anew() {
     let Some((app, opened)) = on_gpu() else { return };
@@ -400,7 +407,8 @@ async fn a_lost_device_ends_its_requests_and_the_next_one_starts_it_anew() {
         !get(&app, "/metrics").await.text.contains("mlxr_kernel_microseconds_total{"),
         "nobody asked for them"
     );
-    if opened.lock().unwrap()[0].start_profile().is_ok() {
+    let is_timed = opened.lock().unwrap()[0].start_profile().is_ok();
+    if is_timed {
         assert_eq!(ask_json(&app, "/v1/completions", request.clone()).await["choices"], before["choices"]);
         let metrics = get(&app, "/metrics").await.text;
         assert!(metrics.contains("mlxr_kernel_calls_total{kernel=\"attention\"}"), "{metrics}");
@@ -426,6 +434,13 @@ async fn a_lost_device_ends_its_requests_and_the_next_one_starts_it_anew() {
     assert_eq!(opened.lock().unwrap().len(), 2);
     let listed = tiny(&app).await;
     assert!(listed["loaded"]["failure"].is_null(), "{listed}");
+    if is_timed {
+        // Counters go on where those of the lost device ended.
+        opened.lock().unwrap()[1].start_profile().unwrap();
+        let n_before = n_argmax_calls(&app).await;
+        ask_json(&app, "/v1/completions", request.clone()).await;
+        assert!(n_argmax_calls(&app).await > n_before);
+    }
 
     // One that fails while nobody computes is found by the next request, whatever its dialect.
     opened.lock().unwrap()[1].destroy();

@@ -65,15 +65,15 @@ pub fn adapters() -> Vec<Finding> {
 }
 
 fn describe_adapter(adapter: &AdapterInfo) -> Finding {
-    let AdapterInfo { index, name, api, driver, subgroup, features, .. } = adapter;
+    let AdapterInfo { index, name, api, driver, features, .. } = adapter;
     let message = format!("{index}: {name} ({api}, driver {driver})");
     if let Some(reason) = &adapter.unusable {
         let next = "use another or the CPU (--device); a newer driver may offer what is missing";
         return Finding::note("gpu", format!("{message} cannot be used: {reason}"), next);
     }
     let features: String = features.iter().map(|feature| format!(", {feature}")).collect();
-    let message =
-        format!("{message}: {}, subgroups of {subgroup}{features}", describe_adapter_memory(adapter.memory));
+    let (memory, subgroups) = (describe_adapter_memory(adapter.memory), adapter.describe_subgroups());
+    let message = format!("{message}: {memory}, subgroups of {subgroups}{features}");
     Finding::ok(
         "gpu",
         match (adapter.is_software, adapter.is_best) {
@@ -166,13 +166,14 @@ mod tests {
             is_software: false,
             memory: Some(DeviceMemory { total_bytes: 8 << 30, usable_bytes: 7 << 30, is_shared: false }),
             subgroup: 32,
+            driver_subgroups: [32, 64],
             features: vec!["f16"],
             is_best: true,
             unusable: None,
         };
         let finding = describe_adapter(&card);
         let words = "1: Card (vulkan, driver 1.2): 8.0 GiB of memory of its own, 7.0 GiB of it free to use, \
-                     subgroups of 32, f16; models run on it unless --device says otherwise";
+                     subgroups of 32 of the driver's 32 to 64, f16; models run on it unless --device says otherwise";
         assert_eq!(finding, Finding::ok("gpu", words));
         let finding = describe_adapter(&AdapterInfo { is_software: true, memory: None, ..card.clone() });
         assert_eq!((finding.level, finding.message.contains("does not tell")), (Level::Ok, true));

@@ -72,14 +72,14 @@ impl Report {
 
     /// The adapter, and the heading of the table.
     fn write_facts(&self, out: &mut impl Write) -> io::Result<()> {
-        let AdapterInfo { index, name, api, driver, memory, subgroup, features, .. } = &self.adapter;
+        let AdapterInfo { index, name, api, driver, memory, features, .. } = &self.adapter;
         let facts: [(&str, &dyn fmt::Display); 7] = [
             ("program", &program()),
             ("adapter", &format_args!("{index}: {name}")),
             ("api", api),
             ("driver", driver),
             ("memory", &describe_adapter_memory(*memory)),
-            ("subgroups", subgroup),
+            ("subgroups", &self.adapter.describe_subgroups()),
             ("features", &features.join(", ")),
         ];
         for (fact, value) in facts {
@@ -106,8 +106,7 @@ impl Report {
     }
 
     fn to_json(&self) -> Value {
-        let AdapterInfo { index, name, api, driver, memory, subgroup, features, is_software, .. } =
-            &self.adapter;
+        let AdapterInfo { index, name, api, driver, memory, features, is_software, .. } = &self.adapter;
         let checks = self.checks.iter().map(|(check, outcome)| {
             json!({
                 "check": check,
@@ -130,7 +129,8 @@ impl Report {
                 "memory_bytes": memory.map(|memory| memory.total_bytes),
                 "usable_bytes": memory.map(|memory| memory.usable_bytes),
                 "is_shared": memory.map(|memory| memory.is_shared),
-                "subgroup": subgroup,
+                "subgroup": self.adapter.subgroup,
+                "driver_subgroups": self.adapter.driver_subgroups,
                 "features": features,
             },
             "checks": checks.collect::<Vec<_>>(),
@@ -199,6 +199,7 @@ mod tests {
             is_software: false,
             memory: None,
             subgroup: 32,
+            driver_subgroups: [32; 2],
             features: Vec::new(),
             is_best: true,
             unusable: None,

@@ -50,7 +50,7 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
     unsafe { U::end() };
 }
 
-/// Weights are rounded to bf16 where they are made, and their sum is that of what was rounded.
+/// Weights are rounded to bf16 where they are made; their sum is that before rounding.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 fn add_softened<U: Unit>(values: &Units<'_>, seen: Seen<'_>, scratch: &mut Vec<f32>, state: Softened<'_>) {
     let stride = values.units.len() * UNIT_TOKENS;

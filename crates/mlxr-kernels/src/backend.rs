@@ -24,7 +24,7 @@ use crate::moe::{CpuRouting, combine, group_by_expert, route};
 use crate::pool::ThreadPool;
 use crate::room::Room;
 use crate::rope::{Angles, angles};
-use crate::weight::{CpuWeight, Matrix, check_format, tile_order, vector};
+use crate::weight::{CpuWeight, Matrix, check_format, vector};
 
 /// How a [`CpuBackend`] is set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -152,13 +152,8 @@ impl CpuBackend {
         self.acts.wide_act(rows, cols, acts)
     }
 
-    /// The tensor as the kernels like it best, or as the file has it where memory is short.
     fn matrix(&self, tensor: &HostTensor) -> Result<Matrix, TensorError> {
-        let is_short = tile_order(tensor, &self.kernels).is_some() && !self.room.takes(tensor.n_bytes());
-        let matrix = match is_short {
-            true => Matrix::Stored(tensor.clone()),
-            false => Matrix::new(tensor, &self.kernels, &self.pool)?,
-        };
+        let matrix = Matrix::new(tensor, &self.kernels, &self.pool, &self.room)?;
         match self.kernels.meeting(&matrix, 1) {
             Meeting::Codes => self.n_met[0].fetch_add(1, Ordering::Relaxed),
             Meeting::Blocks(..) => self.n_met[1].fetch_add(1, Ordering::Relaxed),
@@ -201,7 +196,7 @@ impl Backend for CpuBackend {
 
     fn rehearsal(&self) -> Option<Arc<dyn Backend>> {
         let pool = ThreadPool::idle(self.pool.n_threads());
-        let (n_met, room) = Default::default();
+        let (n_met, room) = (Default::default(), Room::silent());
         Some(Arc::new(Self { kernels: self.kernels, pool, acts: ActPool::keeping_all().into(), n_met, room }))
     }
 
@@ -672,46 +667,66 @@ mod tests {
         }
     }
 
-    #[test]
-    fn where_memory_is_short_weights_stay_in_the_file_and_one_warning_says_so() {
+    /// What `work` returns, and what it wrote to the log.
+    fn logged<T>(work: impl FnOnce() -> T) -> (T, String) {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let result = tracing::subscriber::with_default(log, work);
+        (result, String::from_utf8(lines.0.lock().expect("no writer panicked").clone()).expect("text"))
+    }
+
+    fn backend(room: Room) -> CpuBackend {
+        CpuBackend { room, ..CpuBackend::new(CpuOptions::default()).expect("a CPU") }
+    }
+
+    /// Uploads weights to a backend that has no memory for their copies and to another one: the former says so once, as
+    /// `expected`, and gives the same results.
+    fn check_short(short: &CpuBackend, expected: &str) {
         let (rows, cols) = (1024, 2048);
         let bytes: Vec<u8> = (0..rows * cols / 32)
             .flat_map(|i| [i as u8, 0x2c].into_iter().chain((0..32).map(move |j| (i + 7 * j) as u8)))
             .collect();
         let tensor = HostTensor::new("w", &[rows, cols], DType::Q8_0, bytes.into()).expect("a tensor");
-        let short = || Some(Memory { total: 800 << 20, available: 101 << 20 });
-        let backend = |room| CpuBackend { room, ..CpuBackend::new(CpuOptions::default()).expect("a CPU") };
-        let (short, roomy) = (backend(Room::of(short)), backend(Room::of(|| None)));
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        let weights = tracing::subscriber::with_default(log, || {
-            [&short, &short, &roomy].map(|backend| backend.upload(&tensor).expect("a weight"))
-        });
+        let roomy = backend(Room::of(|| None));
+        let (weights, text) =
+            logged(|| [short, short, &roomy].map(|backend| backend.upload(&tensor).expect("a weight")));
 
-        let is_stored = |weight: &Weight| matches!(weight.handle::<CpuWeight>().matrix(), Matrix::Stored(_));
-        assert!(is_stored(&weights[0]) && is_stored(&weights[1]));
-        let has_order = tile_order(&tensor, &short.kernels).is_some();
-        assert_eq!(is_stored(&weights[2]), !has_order);
-        let text = String::from_utf8(lines.0.lock().expect("no writer panicked").clone()).expect("text");
-        assert_eq!(
-            text.matches("too little memory to put weights in the order").count(),
-            usize::from(has_order),
-            "{text}"
-        );
-        assert_eq!(text.contains("available_mb=101 total_mb=800"), has_order, "{text}");
+        let is_copy = |weight: &Weight| match weight.handle::<CpuWeight>().matrix() {
+            Matrix::Tiled(matrix) => matrix.is_copy(),
+            Matrix::Stored(_) => false,
+        };
+        let has_order = matches!(short.kernels.codes, crate::kernels::CodeKernels::Tiles { .. });
+        assert_eq!(weights.each_ref().map(is_copy), [false, false, has_order]);
+        let said = text.matches("too little memory to put weights in the order").count();
+        assert_eq!(said, usize::from(has_order), "{text}");
+        assert!(!has_order || text.contains(" WARN ") && text.contains(expected), "{text}");
 
         let source: Vec<f32> = (0..cols).map(|i| (i % 13) as f32 - 6.0).collect();
         let result = |backend: &CpuBackend, weight: &Weight| {
             let x = backend.act(1, cols, &source);
             backend.read(&backend.linear(&x, weight, None)).expect("numbers")
         };
-        let (stored, tiled) = (result(&short, &weights[0]), result(&roomy, &weights[2]));
-        let scale = tiled.iter().fold(0.0f32, |most, value| most.max(value.abs()));
-        assert!(scale > 0.0);
-        assert!(
-            stored.iter().zip(&tiled).all(|(a, b)| (a - b).abs() <= 1e-5 * scale),
-            "{stored:?} {tiled:?}"
-        );
+        let expected = result(&roomy, &weights[2]);
+        assert!(expected.iter().any(|value| *value != 0.0));
+        assert_eq!(result(short, &weights[0]), expected);
+    }
+
+    #[test]
+    fn where_memory_is_short_weights_stay_in_the_file_and_one_warning_says_so() {
+        let short = || Some(Memory { total: 800 << 20, available: 101 << 20 });
+        check_short(&backend(Room::of(short)), "available_mb=101 total_mb=800");
+    }
+
+    #[test]
+    fn where_the_system_has_no_memory_weights_stay_in_the_file_and_one_warning_says_so() {
+        check_short(&backend(Room::exhausted()), "needed_mb=2");
+    }
+
+    #[test]
+    fn a_rehearsal_says_nothing_of_memory() {
+        let rehearsal = Room::silent();
+        let (copy, text) = logged(|| rehearsal.copy(usize::MAX));
+        assert!(copy.is_none() && text.is_empty(), "{text}");
     }
 }

@@ -13,7 +13,9 @@ use crate::linear::blocks::{
     place_of_sum,
 };
 use crate::linear::tile::TileScratch;
+use crate::linear::tiled::TileRoom;
 use crate::pool::ThreadPool;
+use crate::room::Room;
 use crate::weight::Matrix;
 
 const FORMATS: [DType; 3] = [DType::Q4_K, DType::Q5_K, DType::Q6_K];
@@ -87,7 +89,7 @@ proptest! {
             for kernels in Kernels::available() {
                 let Some(blocks) = kernels.blocks() else { continue };
                 let dot = (blocks.tiled)(format).expect("a kernel");
-                let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &pool) else {
+                let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &pool, &Room::default()) else {
                     panic!("{} has kernels and no tile order", format.name())
                 };
                 let acts = quantised(blocks, &x, cols);
@@ -100,7 +102,7 @@ proptest! {
                     let xs = BlockRows { rows, packed: packed.as_ref() };
                     let mut out = vec![f32::NAN; rows.len() * TILE_ROWS];
                     // SAFETY: the table came from `Kernels::available`.
-                    unsafe { dot(&matrix.tiles(0..n_w), &xs, &mut TileScratch::empty(), &mut out) };
+                    unsafe { dot(&matrix.tiles(0..n_w, &mut TileRoom::empty()), &xs, &mut TileScratch::empty(), &mut out) };
                     out.chunks_exact(TILE_ROWS).flat_map(|row| row[..n_w].to_vec()).collect::<Vec<_>>()
                 };
                 let got = products(&rows);

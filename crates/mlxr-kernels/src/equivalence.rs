@@ -8,14 +8,17 @@ use proptest::prelude::*;
 
 use crate::acts::{ActPool, inputs, values_mut};
 use crate::kernels::{
-    CodeKernels, FLOAT_ROWS, Kernels, Operands, Products, Seen, Softened, TILE, TILE_ROWS, UNIT_TOKENS, Units,
+    CodeKernels, FLOAT_ROWS, Kernels, Operands, Products, Seen, Softened, TILE, TILE_ROWS, UNIT_TOKENS,
+    Units, WideKernels,
 };
 use crate::kv;
 use crate::linear::codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use crate::linear::packed::{self, PackedRows};
 use crate::linear::tile::{ActRows, TileScratch, UnpackedTile};
+use crate::linear::tiled::TileRoom;
 use crate::linear::{Output, Product, RowMap, matmul, stored_row};
 use crate::pool::ThreadPool;
+use crate::room::Room;
 use crate::scalar;
 use crate::weight::Matrix;
 
@@ -39,7 +42,8 @@ fn col_unit(format: Format) -> usize {
     match format {
         Format::Plain(dtype) => dtype.block_len().max(32),
         Format::MlxAffine { group_size, .. } => usize::from(group_size),
-        _ => 32,
+        Format::MlxFloat(_) => 32,
+        Format::Scaled { .. } | Format::Codebook { .. } => 128,
     }
 }
 
@@ -151,7 +155,7 @@ proptest! {
                 let n = x.len() / cols;
                 let mut out = vec![0f32; n * n_w];
                 let outputs = [Output::new(&mut out, n_w)];
-                let weight = &Matrix::new(&tensor, kernels, &pool).expect("memory");
+                let weight = &Matrix::new(&tensor, kernels, &pool, &Room::default()).expect("memory");
                 let product = Product { weight, bias: None, rows: RowMap::All(n), result: 0 };
                 multiply(kernels, &pool, (x, cols), product, &outputs);
                 out
@@ -232,7 +236,7 @@ proptest! {
             for kernels in Kernels::available() {
                 let CodeKernels::Tiles { tiled, .. } = kernels.codes else { continue };
                 let Some(dot) = tiled(format) else { continue };
-                let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &pool) else {
+                let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &pool, &Room::default()) else {
                     panic!("{} has kernels and no tile order", format.name())
                 };
                 let mut panel = Panel::empty();
@@ -243,12 +247,12 @@ proptest! {
                 }
                 let expected = unpacked_products(&scalar::TABLE, kind, &panel, n_w, &xs);
                 let products = |xs: &[QuantRow<'_>]| {
-                    let mut out = vec![0f32; xs.len() * TILE_ROWS];
+                    let (mut out, mut room) = (vec![0f32; xs.len() * TILE_ROWS], TileRoom::empty());
                     let memory = Arc::<ActPool>::default();
                     let packed = packed(&kernels, xs, &memory);
                     let xs = ActRows { rows: xs, packed: packed.as_ref() };
                     // SAFETY: the table came from `Kernels::available`.
-                    unsafe { dot(&matrix.tiles(0..n_w), &xs, &mut TileScratch::empty(), &mut out) };
+                    unsafe { dot(&matrix.tiles(0..n_w, &mut room), &xs, &mut TileScratch::empty(), &mut out) };
                     out
                 };
                 let got = products(&xs);
@@ -318,6 +322,46 @@ proptest! {
     }
 }
 
+proptest! {
+    // Every case goes through all formats and tables.
+    #![proptest_config(ProptestConfig::with_cases((ProptestConfig::default().cases / 16).max(1)))]
+    #[test]
+    fn products_are_the_same_bits_where_there_is_no_memory_for_copies(
+        n_w in 1usize..80, n_cols in 1usize..600, n_x in 1usize..20, seed: u64,
+    ) {
+        let (mut noise, pool) = (Noise::new(seed), ThreadPool::new(2));
+        let wide = with_wide_products().into_iter().map(|kernels| {
+            Kernels { wide: kernels.wide.map(|wide| WideKernels { from_rows: 2, ..wide }), ..kernels }
+        });
+        let tables = Kernels::available().into_iter().map(|kernels| Kernels { wide: None, ..kernels });
+        let tables: Vec<Kernels> = tables.chain(wide).collect();
+        for format in data::formats() {
+            let cols = n_cols.next_multiple_of(col_unit(format));
+            let weight = data::unaligned(&data::tensor(format, &[n_w, cols], &mut noise));
+            if weight.to_f32().is_err() {
+                continue;
+            }
+            let x = noise.values(n_x * cols);
+            for kernels in &tables {
+                let [copied, stored] = [Room::of(|| None), Room::exhausted()].map(|room| {
+                    let matrix = Matrix::new(&weight, kernels, &pool, &room).expect("a matrix");
+                    let mut values = vec![0f32; cols];
+                    matrix.dequantise_row(n_w - 1, &mut values);
+                    for n in [1, n_x] {
+                        let mut out = vec![0f32; n * n_w];
+                        let outputs = [Output::new(&mut out, n_w)];
+                        let product = Product { weight: &matrix, bias: None, rows: RowMap::All(n), result: 0 };
+                        multiply(kernels, &pool, (&x[..n * cols], cols), product, &outputs);
+                        values.extend(out);
+                    }
+                    values.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+                });
+                prop_assert!(copied == stored, "{} {kernels:?}", format.name());
+            }
+        }
+    }
+}
+
 /// Blocks of columns, and activation rows, below which products in bf16 are tested: an emulator takes a microsecond for each
 /// instruction of AArch64's, whose panels are shorter.
 const MOST_WIDE: (usize, usize) = if cfg!(target_arch = "aarch64") { (4, 40) } else { (6, 70) };
@@ -363,7 +407,7 @@ proptest! {
                 let weight = data::unaligned(&data::tensor(format, &[n_w, cols], &mut noise));
                 let Ok(values) = weight.to_f32() else { continue };
                 let x = noise.values(n_x * cols);
-                let matrix = Matrix::new(&weight, &kernels, &pool).expect("memory");
+                let matrix = Matrix::new(&weight, &kernels, &pool, &Room::default()).expect("memory");
                 let products = |x: &[f32], rows: RowMap<'_>, n: usize| {
                     let mut out = vec![0f32; n * n_w];
                     let outputs = [Output::new(&mut out, n_w)];
@@ -577,7 +621,7 @@ fn rows_in_tile_order_read_back_as_stored() {
             ]
         }) {
             let tensor = data::unaligned(&data::tensor(format, &[n_rows, 768], &mut noise));
-            let matrix = Matrix::new(&tensor, &kernels, &pool).expect("memory");
+            let matrix = Matrix::new(&tensor, &kernels, &pool, &Room::default()).expect("memory");
             assert_eq!((matrix.format(), matrix.rows()), (format, n_rows));
             let expected = tensor.to_f32().expect("numbers");
             let mut row = vec![0f32; 768];
@@ -604,7 +648,7 @@ fn bits_by_vectors(weight: &mlxr_tensor::HostTensor, x: &[f32]) -> Vec<(crate::I
     let products = |kernels: Kernels| {
         let mut out = vec![0f32; x.len() / cols * n_w];
         let outputs = [Output::new(&mut out, n_w)];
-        let weight = &Matrix::new(weight, &kernels, &pool).expect("memory");
+        let weight = &Matrix::new(weight, &kernels, &pool, &Room::default()).expect("memory");
         let product = Product { weight, bias: None, rows: RowMap::All(x.len() / cols), result: 0 };
         multiply(&kernels, &pool, (x, cols), product, &outputs);
         (kernels.isa(), out.iter().map(|v| v.to_bits()).collect())

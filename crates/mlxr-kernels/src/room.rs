@@ -1,9 +1,10 @@
-//! Whether there is memory for copies of weights: without them the file's own bytes serve, which the system can drop and
-//! read again.
+//! Memory for copies of weights: without them the file's own bytes serve, which the system can drop and read again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::aligned::AlignedBytes;
 
 /// Tensors up to this size are copied without asking.
 const SMALL_BYTES: usize = 1 << 20;
@@ -68,6 +69,7 @@ fn group_folder(groups: &str) -> Option<PathBuf> {
 #[derive(Debug)]
 pub(crate) struct Room {
     memory: fn() -> Option<Memory>,
+    allocate: fn(usize) -> Option<AlignedBytes>,
     told: AtomicBool,
 }
 
@@ -80,25 +82,39 @@ impl Default for Room {
 impl Room {
     /// Room in what `memory` tells each time.
     pub(crate) fn of(memory: fn() -> Option<Memory>) -> Self {
-        Self { memory, told: AtomicBool::new(false) }
+        Self { memory, allocate: AlignedBytes::kept, told: AtomicBool::new(false) }
     }
 
-    /// Whether there is memory for a copy of so many bytes.
-    pub(crate) fn takes(&self, n_bytes: usize) -> bool {
-        if n_bytes <= SMALL_BYTES {
-            return true;
+    /// As the default, saying nothing.
+    pub(crate) fn silent() -> Self {
+        Self { told: AtomicBool::new(true), ..Self::default() }
+    }
+
+    /// One that has nothing to give.
+    #[cfg(test)]
+    pub(crate) fn exhausted() -> Self {
+        Self { allocate: |_| None, ..Self::of(|| None) }
+    }
+
+    /// Memory for a copy of so many bytes, zero at first, if there is enough.
+    pub(crate) fn copy(&self, n_bytes: usize) -> Option<AlignedBytes> {
+        let memory = if SMALL_BYTES < n_bytes { (self.memory)() } else { None };
+        if memory.is_none_or(|memory| memory.takes(n_bytes as u64))
+            && let Some(copy) = (self.allocate)(n_bytes)
+        {
+            return Some(copy);
         }
-        let Some(memory) = (self.memory)() else { return true };
-        let takes = memory.takes(n_bytes as u64);
-        if !takes && !self.told.swap(true, Ordering::Relaxed) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let mb = |bytes: fn(Memory) -> u64| memory.map(|memory| bytes(memory) >> 20);
             tracing::warn!(
-                available_mb = memory.available >> 20,
-                total_mb = memory.total >> 20,
+                needed_mb = n_bytes >> 20,
+                available_mb = mb(|memory| memory.available),
+                total_mb = mb(|memory| memory.total),
                 "too little memory to put weights in the order of this processor's kernels: those that follow are \
-                 read from the file, which is slower"
+                 read from the file and put in order for each product, which gives the same tokens more slowly"
             );
         }
-        takes
+        None
     }
 }
 

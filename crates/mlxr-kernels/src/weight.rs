@@ -8,12 +8,13 @@ use mlxr_tensor::{Format, HostTensor, TensorError, Weight, codec};
 use crate::kernels::Kernels;
 use crate::linear::tiled::{BlockCut, PutInOrder, TiledMatrix};
 use crate::pool::ThreadPool;
+use crate::room::Room;
 
 /// Bytes up to which a tensor is copied.
 const SMALL_BYTES: usize = 256 << 10;
 
 /// How a tensor is put in tile order, if it is a matrix and the kernels read it so.
-pub(crate) fn tile_order(tensor: &HostTensor, kernels: &Kernels) -> Option<(BlockCut, PutInOrder)> {
+fn tile_order(tensor: &HostTensor, kernels: &Kernels) -> Option<(BlockCut, PutInOrder)> {
     let put = kernels.codes.put_in_order(tensor.format()).filter(|_| tensor.shape().len() > 1)?;
     BlockCut::of(tensor.format(), tensor.cols()).map(|cut| (cut, put))
 }
@@ -22,7 +23,7 @@ pub(crate) fn tile_order(tensor: &HostTensor, kernels: &Kernels) -> Option<(Bloc
 pub(crate) enum Matrix {
     /// The file's own bytes.
     Stored(HostTensor),
-    /// A copy in tile order, which the kernels of its format read.
+    /// In tile order, which the kernels of its format read.
     Tiled(TiledMatrix),
 }
 
@@ -30,15 +31,16 @@ impl Matrix {
     /// A vector stays as it is stored. Small ones are copied: the file need not stay mapped for them.
     ///
     /// # Errors
-    /// [`TensorError::OutOfMemory`]
+    /// When a copy is not a tensor, which would be a bug.
     pub(crate) fn new(
         tensor: &HostTensor,
         kernels: &Kernels,
         pool: &ThreadPool,
+        room: &Room,
     ) -> Result<Self, TensorError> {
         let format = tensor.format();
         match tile_order(tensor, kernels) {
-            Some((cut, put)) => TiledMatrix::new(tensor, cut, put, pool).map(Matrix::Tiled),
+            Some((cut, put)) => Ok(Matrix::Tiled(TiledMatrix::new(tensor, cut, put, pool, room))),
             None if tensor.n_bytes() <= SMALL_BYTES => {
                 let [data, scales, biases] = [tensor.data(), tensor.scales(), tensor.biases()]
                     .map(|bytes| Bytes::copy_from_slice(bytes));

@@ -438,7 +438,9 @@ mod tests {
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, quantise::quantise_blocks};
     use crate::linear::blocks::{BLOCK_BYTES, pack, packed_room};
+    use crate::linear::tiled::TileRoom;
     use crate::pool::ThreadPool;
+    use crate::room::Room;
     use crate::weight::Matrix;
 
     /// What the manual says of the instructions, one product at a time.
@@ -519,10 +521,11 @@ mod tests {
             let rows: Vec<&[u8]> = acts.chunks_exact(n_blocks * BLOCK_BYTES).collect();
             for dtype in [DType::Q4_K, DType::Q5_K, DType::Q6_K] {
                 let tensor = data::tensor(Format::Plain(dtype), &[n_w, cols], &mut noise);
-                let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &ThreadPool::new(1)) else {
+                let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &ThreadPool::new(1), &Room::default()) else {
                     panic!("a tile order")
                 };
-                let tiles = matrix.tiles(0..n_w);
+                let mut room = TileRoom::empty();
+                let tiles = matrix.tiles(0..n_w, &mut room);
                 // SAFETY: AVX-512 is available.
                 let [by_tiles, by_vectors] = unsafe {
                     match dtype {

@@ -132,8 +132,10 @@ mod tests {
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, wide::SuperBlocks};
     use crate::kernels::Kernels;
+    use crate::linear::tiled::TileRoom;
     use crate::linear::wide::{BLOCK_FLOATS, sums_at};
     use crate::pool::ThreadPool;
+    use crate::room::Room;
     use crate::weight::Matrix;
 
     /// Another unit has kernels for these; this one multiplies what is the same for both.
@@ -153,10 +155,14 @@ mod tests {
         let round = |v: f32| half::bf16::from_f32(v).to_f64();
         for dtype in [DType::Q4_K, DType::Q5_K, DType::Q6_K] {
             let tensor = data::tensor(Format::Plain(dtype), &[n_w, cols], &mut noise);
-            let Ok(Matrix::Tiled(matrix)) = Matrix::new(&tensor, &kernels, &ThreadPool::new(1)) else {
+            let Ok(Matrix::Tiled(matrix)) =
+                Matrix::new(&tensor, &kernels, &ThreadPool::new(1), &Room::default())
+            else {
                 panic!("a tile order")
             };
-            let (weights, scratch) = ([WideRows::Tiled(matrix.tiles(0..n_w))], &mut TileScratch::empty());
+            let mut room = TileRoom::empty();
+            let (weights, scratch) =
+                ([WideRows::Tiled(matrix.tiles(0..n_w, &mut room))], &mut TileScratch::empty());
             let mut out = vec![0f32; n_w.div_ceil(2 * N_ROWS) * BLOCK_FLOATS];
             // SAFETY: as above.
             unsafe {

@@ -320,7 +320,9 @@ mod tests {
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, wide::Blocks, wide::PANEL_TILE, wide::SuperBlocks};
     use crate::kernels::Kernels;
+    use crate::linear::tiled::TileRoom;
     use crate::pool::ThreadPool;
+    use crate::room::Room;
     use crate::weight::Matrix;
 
     const COLS: usize = 512;
@@ -340,10 +342,13 @@ mod tests {
     /// The values a source fills a panel with, row by row.
     fn filled<S: Source>(tensor: &HostTensor) -> Vec<f32> {
         let kernels = Kernels { wide: None, ..avx512::TABLE };
-        let Ok(Matrix::Tiled(matrix)) = Matrix::new(tensor, &kernels, &ThreadPool::new(1)) else {
+        let Ok(Matrix::Tiled(matrix)) = Matrix::new(tensor, &kernels, &ThreadPool::new(1), &Room::default())
+        else {
             panic!("a tile order")
         };
-        let (weights, mut panel) = (WideRows::Tiled(matrix.tiles(0..N_ROWS)), vec![0xffu8; PANEL_TILE]);
+        let mut room = TileRoom::empty();
+        let (weights, mut panel) =
+            (WideRows::Tiled(matrix.tiles(0..N_ROWS, &mut room)), vec![0xffu8; PANEL_TILE]);
         // SAFETY: the instructions are there.
         unsafe { S::fill(&weights, 0, 0, COLS, &mut panel) };
         let at = |row: usize, col: usize| col / 2 * LINE_BYTES + row * 4 + col % 2 * 2;

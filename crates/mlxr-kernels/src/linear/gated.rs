@@ -81,10 +81,11 @@ fn part_rows(n_out: usize, n_threads: usize) -> usize {
 
 impl Pass<'_> {
     fn part(&self, rows: Range<usize>, scratch: &mut Scratch) {
-        let Scratch { tile: memory, products, .. } = scratch;
+        let Scratch { tile: memory, products, tiles: [gates, ups], .. } = scratch;
         let (n_pairs, n_blocks) = (rows.len() / (2 * N_ROWS), self.acts.n_blocks());
         let products = room(products, 2 * n_pairs * n_blocks * BLOCK_FLOATS);
-        let weights = [self.pair.gate, self.pair.up].map(|m| WideRows::Tiled(m.tiles(rows.clone())));
+        let weights = [(self.pair.gate, gates), (self.pair.up, ups)]
+            .map(|(matrix, room)| WideRows::Tiled(matrix.tiles(rows.clone(), room)));
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
         unsafe { (self.pair.dot)(&weights, self.acts, memory, &mut WideOut::sums(products)) };
         let (gates, ups) = products.as_chunks::<BLOCK_FLOATS>().0.split_at(n_pairs * n_blocks);

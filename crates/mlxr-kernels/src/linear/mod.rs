@@ -31,7 +31,7 @@ use blocks::{BlockActs, BlockRows};
 use codes::{CodeKind, CodeRow, Panel, QuantActs, QuantRow, QuantRowMut, StoredRow};
 use packed::PackedRows;
 use tile::{ActRows, TileScratch, UnpackedTile};
-use tiled::{N_ROWS, TiledMatrix};
+use tiled::{N_ROWS, TileRoom, TiledMatrix};
 use wide::{WIDE_ROWS, WideActs, WideOut, WideRows};
 
 /// Quantised forms of activations, each made once something asked for it.
@@ -205,11 +205,19 @@ struct Scratch {
     tile: TileScratch,
     /// Results of a tile: `[rows, TILE_ROWS]`.
     products: Vec<f32>,
+    /// Tiles of the matrices that a kernel meets.
+    tiles: [TileRoom; 2],
 }
 
 impl Scratch {
     fn empty() -> Self {
-        Self { panel: Panel::empty(), floats: Vec::new(), tile: TileScratch::empty(), products: Vec::new() }
+        Self {
+            panel: Panel::empty(),
+            floats: Vec::new(),
+            tile: TileScratch::empty(),
+            products: Vec::new(),
+            tiles: [TileRoom::empty(), TileRoom::empty()],
+        }
     }
 }
 
@@ -410,7 +418,7 @@ impl Pass<'_> {
     }
 
     fn wide_tile(&self, wide: &WideKernels, acts: &WideActs, tile: Range<usize>, scratch: &mut Scratch) {
-        let Scratch { panel, floats, tile: memory, products } = scratch;
+        let Scratch { panel, floats, tile: memory, products, tiles: [tiles, _] } = scratch;
         let products = room(products, tile.len().div_ceil(2 * N_ROWS) * acts.n_blocks() * wide::BLOCK_FLOATS);
         let n_rows = self.product.rows.len();
         // Results that need nothing more, and are whole.
@@ -435,7 +443,7 @@ impl Pass<'_> {
         match self.product.weight {
             Matrix::Tiled(tiled) => {
                 let dot = (wide.tiled)(format).expect("the kernel of a format with a tile order");
-                run(dot, WideRows::Tiled(tiled.tiles(tile.clone())));
+                run(dot, WideRows::Tiled(tiled.tiles(tile.clone(), tiles)));
             }
             Matrix::Stored(weight) => {
                 if let Some(dot) = (wide.floats)(format) {
@@ -575,16 +583,18 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
+        let tiles = weight.tiles(tile.clone(), &mut scratch.tiles[0]);
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-        unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };
+        unsafe { dot(&tiles, xs, &mut scratch.tile, &mut scratch.products) };
         self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
     }
 
     fn block_tile(&self, dot: DotBlocks, xs: &BlockRows<'_>, tile: Range<usize>, scratch: &mut Scratch) {
         let Matrix::Tiled(weight) = self.product.weight else { unreachable!("super-blocks in tile order") };
         scratch.products.resize(xs.rows.len() * TILE_ROWS, 0.0);
+        let tiles = weight.tiles(tile.clone(), &mut scratch.tiles[0]);
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-        unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };
+        unsafe { dot(&tiles, xs, &mut scratch.tile, &mut scratch.products) };
         self.write(0, xs.rows.len(), &tile, &scratch.products, TILE_ROWS);
     }
 
@@ -597,8 +607,9 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         scratch.products.resize(xs.len() * FLOAT_ROWS, 0.0);
+        let tiles = weight.tiles(tile.clone(), &mut scratch.tiles[0]);
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-        unsafe { dot(&weight.tiles(tile.clone()), xs, &mut scratch.tile, &mut scratch.products) };
+        unsafe { dot(&tiles, xs, &mut scratch.tile, &mut scratch.products) };
         self.write(0, xs.len(), &tile, &scratch.products, FLOAT_ROWS);
     }
 

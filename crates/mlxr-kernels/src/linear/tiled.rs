@@ -8,11 +8,13 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use mlxr_tensor::{DType, Format, HostTensor, MlxFloat, TensorError, codec};
+use mlxr_tensor::{DType, Format, HostTensor, MlxFloat, codec};
 
 use crate::aligned::AlignedBytes;
 use crate::disjoint::{Disjoint, row_grain};
+use crate::linear::codes::zeroed;
 use crate::pool::ThreadPool;
+use crate::room::Room;
 
 /// Rows of a tile.
 pub(crate) const N_ROWS: usize = 16;
@@ -167,6 +169,26 @@ impl BlockCut {
             }
         };
         (lines, (lines + beside).next_multiple_of(LINE_BYTES))
+    }
+
+    /// Puts tile `tile` of a tensor in tile order; rows that it lacks are zero.
+    fn put_tile(&self, put: PutInOrder, tensor: &HostTensor, tile: usize, out: &mut [u8]) {
+        let n_blocks = tensor.cols() / self.block_cols;
+        let n_bytes = N_ROWS * n_blocks * self.block_bytes();
+        let (lines, halves) = out.split_at_mut(self.tile_bytes(n_blocks).0);
+        let stored = &tensor.data()[tile * n_bytes..];
+        let stored = &stored[..stored.len().min(n_bytes)];
+        let mut filled_up = Vec::new();
+        let rows = if stored.len() < n_bytes {
+            filled_up.extend_from_slice(stored);
+            filled_up.resize(n_bytes, 0);
+            &filled_up
+        } else {
+            stored
+        };
+        // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+        unsafe { put(*self, rows, lines, halves) };
+        self.put_apart(tensor, tile, halves);
     }
 
     /// Puts what tile `tile` of a tensor has stored apart side by side, scales and biases in turn; rows that are not there
@@ -343,13 +365,37 @@ fn put_apart<const N: usize>(stored: &[u8], row_bytes: usize, stride: usize, out
     }
 }
 
-/// A matrix in tile order.
+/// A matrix whose products are those of tile order.
 pub(crate) struct TiledMatrix {
     cut: BlockCut,
     n_rows: usize,
     n_cols: usize,
     n_blocks: usize,
-    memory: AlignedBytes,
+    rows: Rows,
+}
+
+/// Where the rows are.
+enum Rows {
+    /// All tiles, one after the other.
+    Tiles(AlignedBytes),
+    /// In the file's order: each product puts those that it is about to meet in tile order.
+    Stored(HostTensor, PutInOrder),
+}
+
+/// Memory that tiles of rows in the file's order are made in.
+pub(crate) struct TileRoom(AlignedBytes);
+
+impl TileRoom {
+    pub(crate) fn empty() -> Self {
+        Self(zeroed(0))
+    }
+
+    fn bytes(&mut self, n: usize) -> &mut [u8] {
+        if self.0.bytes().len() < n {
+            self.0 = zeroed(n);
+        }
+        &mut self.0.bytes_mut()[..n]
+    }
 }
 
 /// Whole tiles.
@@ -369,47 +415,38 @@ pub(crate) struct Tiles<'a> {
 }
 
 impl TiledMatrix {
-    /// Reads `tensor` once, all threads a share of it; rows that do not fill the last tile are zero.
-    ///
-    /// # Errors
-    /// [`TensorError::OutOfMemory`]
+    /// A copy of `tensor`, made by all threads, if there is memory for it; otherwise rows stay where they are.
     pub(crate) fn new(
         tensor: &HostTensor,
         cut: BlockCut,
         put: PutInOrder,
         pool: &ThreadPool,
-    ) -> Result<Self, TensorError> {
+        memory: &Room,
+    ) -> Self {
         let (n_rows, n_cols) = (tensor.rows(), tensor.cols());
         let n_blocks = n_cols / cut.block_cols;
-        let row_bytes = n_blocks * cut.block_bytes();
-        let (line_bytes, tile_bytes) = cut.tile_bytes(n_blocks);
+        let (_, tile_bytes) = cut.tile_bytes(n_blocks);
         let n_tiles = n_rows.div_ceil(N_ROWS);
-        let n_bytes = n_tiles * tile_bytes;
-        let mut memory = AlignedBytes::kept(n_bytes).ok_or_else(|| TensorError::OutOfMemory {
-            backend: "cpu",
-            what: format!("tensor {:?}", tensor.name()),
-            needed_bytes: n_bytes as u64,
-        })?;
-        let tiles = Disjoint::new(memory.bytes_mut());
-        pool.share(n_tiles, row_grain(n_tiles, pool), |claimed| {
-            let mut last = Vec::new();
-            for tile in claimed {
-                let stored = &tensor.data()[tile * N_ROWS * row_bytes..];
-                let mut rows = &stored[..stored.len().min(N_ROWS * row_bytes)];
-                if rows.len() < N_ROWS * row_bytes {
-                    last.extend_from_slice(rows);
-                    last.resize(N_ROWS * row_bytes, 0);
-                    rows = &last;
-                }
-                // SAFETY: each tile is claimed once.
-                let out = unsafe { tiles.row(tile, tile_bytes) };
-                let (lines, halves) = out.split_at_mut(line_bytes);
-                // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
-                unsafe { put(cut, rows, lines, halves) };
-                cut.put_apart(tensor, tile, halves);
+        let rows = match memory.copy(n_tiles * tile_bytes) {
+            None => Rows::Stored(tensor.clone(), put),
+            Some(mut copy) => {
+                let tiles = Disjoint::new(copy.bytes_mut());
+                pool.share(n_tiles, row_grain(n_tiles, pool), |claimed| {
+                    for tile in claimed {
+                        // SAFETY: each tile is claimed once.
+                        cut.put_tile(put, tensor, tile, unsafe { tiles.row(tile, tile_bytes) });
+                    }
+                });
+                Rows::Tiles(copy)
             }
-        });
-        Ok(Self { cut, n_rows, n_cols, n_blocks, memory })
+        };
+        Self { cut, n_rows, n_cols, n_blocks, rows }
+    }
+
+    /// Whether there is a copy in tile order.
+    #[cfg(test)]
+    pub(crate) fn is_copy(&self) -> bool {
+        matches!(self.rows, Rows::Tiles(_))
     }
 
     pub(crate) fn format(&self) -> Format {
@@ -424,12 +461,21 @@ impl TiledMatrix {
         self.n_cols
     }
 
-    /// The tiles that hold rows `rows`, which begin with a tile.
-    pub(crate) fn tiles(&self, rows: Range<usize>) -> Tiles<'_> {
+    /// The tiles that hold rows `rows`, which begin with a tile; they are made in `room` where there is no copy.
+    pub(crate) fn tiles<'a>(&'a self, rows: Range<usize>, room: &'a mut TileRoom) -> Tiles<'a> {
         assert!(rows.start.is_multiple_of(N_ROWS) && rows.end <= self.n_rows, "tiles of {rows:?}");
         let (line_bytes, tile_bytes) = self.cut.tile_bytes(self.n_blocks);
-        let bytes =
-            &self.memory.bytes()[rows.start / N_ROWS * tile_bytes..rows.end.div_ceil(N_ROWS) * tile_bytes];
+        let tiles = rows.start / N_ROWS..rows.end.div_ceil(N_ROWS);
+        let bytes = match &self.rows {
+            Rows::Tiles(copy) => &copy.bytes()[tiles.start * tile_bytes..tiles.end * tile_bytes],
+            Rows::Stored(tensor, put) => {
+                let made = room.bytes(tiles.len() * tile_bytes);
+                for (tile, out) in tiles.zip(made.chunks_exact_mut(tile_bytes.max(1))) {
+                    self.cut.put_tile(*put, tensor, tile, out);
+                }
+                &*made
+            }
+        };
         let log2_shared = match self.cut.beside {
             Beside::Apart { log2_blocks, .. } => log2_blocks,
             Beside::Nothing | Beside::InBlock { .. } => 0,
@@ -440,7 +486,8 @@ impl TiledMatrix {
     /// Row `row` as it was stored: its blocks, scales and biases.
     fn stored_row(&self, row: usize) -> [Vec<u8>; 3] {
         let first = row / N_ROWS * N_ROWS;
-        let tile = self.tiles(first..(first + N_ROWS).min(self.n_rows));
+        let mut room = TileRoom::empty();
+        let tile = self.tiles(first..(first + N_ROWS).min(self.n_rows), &mut room);
         let (lines, beside) = tile.bytes.split_at(tile.line_bytes);
         let (cut, lane) = (self.cut, row - first);
         let mut data = vec![0; self.n_blocks * cut.block_bytes()];
@@ -473,6 +520,10 @@ impl TiledMatrix {
 
     /// Row `row` as numbers.
     pub(crate) fn dequantise_row(&self, row: usize, out: &mut [f32]) {
+        if let Rows::Stored(tensor, _) = &self.rows {
+            codec::dequantise_rows(tensor, row..row + 1, out).expect("the format was checked at upload");
+            return;
+        }
         let [data, scales, biases] = self.stored_row(row);
         let decoded = match self.cut.format {
             Format::Plain(dtype) => codec::dequantise_row(dtype, &data, out),

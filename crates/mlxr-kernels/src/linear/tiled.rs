@@ -129,6 +129,20 @@ impl BlockCut {
         Some(Self { format, block_cols: 32, block_bytes: 4 * n_words, words_at: 0, n_words, beside, moved })
     }
 
+    /// Rows of so many bytes of numbers, if they are whole words, as many as are transposed at once or more.
+    fn of_numbers(row_bytes: usize) -> Option<Self> {
+        let n_words = row_bytes / 4;
+        (4 <= n_words && row_bytes.is_multiple_of(4)).then_some(Self {
+            format: Format::Plain(DType::I8),
+            block_cols: row_bytes,
+            block_bytes: row_bytes,
+            words_at: 0,
+            n_words,
+            beside: Beside::Nothing,
+            moved: Moved::Nothing,
+        })
+    }
+
     pub(crate) fn block_bytes(&self) -> usize {
         self.block_bytes
     }
@@ -188,12 +202,12 @@ impl BlockCut {
         };
         // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
         unsafe { put(*self, rows, lines, halves) };
-        self.put_apart(tensor, tile, halves);
+        self.put_apart(put, tensor, tile, halves);
     }
 
     /// Puts what tile `tile` of a tensor has stored apart side by side, scales and biases in turn; rows that are not there
     /// have zeros.
-    fn put_apart(&self, tensor: &HostTensor, tile: usize, out: &mut [u8]) {
+    fn put_apart(&self, put: PutInOrder, tensor: &HostTensor, tile: usize, out: &mut [u8]) {
         let Beside::Apart { n_bytes, n_kinds, .. } = self.beside else { return };
         let row_bytes = self.format.row_scale_bytes(tensor.cols());
         let tile_bytes = N_ROWS * row_bytes;
@@ -204,12 +218,13 @@ impl BlockCut {
                 out.fill(0);
             }
             let (stride, out) = (n_kinds * n_bytes * N_ROWS, &mut out[kind * n_bytes * N_ROWS..]);
-            match n_bytes {
-                1 => put_apart::<1>(stored, row_bytes, stride, out),
-                2 => put_apart::<2>(stored, row_bytes, stride, out),
-                4 => put_apart::<4>(stored, row_bytes, stride, out),
+            let put_apart = match n_bytes {
+                1 => put_apart::<1>,
+                2 => put_apart::<2>,
+                4 => put_apart::<4>,
                 _ => unreachable!("numbers of {n_bytes} bytes"),
-            }
+            };
+            put_apart(put, stored, row_bytes, stride, out);
         }
     }
 
@@ -218,7 +233,12 @@ impl BlockCut {
     pub(crate) fn move_bits(&self, lines: &mut [u8]) {
         match self.moved {
             Moved::Nothing => {}
-            Moved::Nibbles => lines.as_chunks_mut().0.iter_mut().for_each(halve_nibbles),
+            Moved::Nibbles => {
+                // A loop is compiled for what the caller is, `for_each` may not be.
+                for lines in lines.as_chunks_mut().0 {
+                    halve_nibbles(lines);
+                }
+            }
             Moved::FifthBits(word) => {
                 let line = lines.as_chunks_mut::<LINE_BYTES>().0.get_mut(word).expect("a line of a block");
                 for word in line.as_chunks_mut::<4>().0 {
@@ -357,7 +377,30 @@ pub(crate) fn put_numbers(cut: BlockCut, rows: &[u8], out: &mut [u8]) {
 }
 
 /// Puts numbers of `N` bytes of up to sixteen rows side by side, those of all rows `stride` bytes after the ones before.
-fn put_apart<const N: usize>(stored: &[u8], row_bytes: usize, stride: usize, out: &mut [u8]) {
+fn put_apart<const N: usize>(
+    put: PutInOrder,
+    stored: &[u8],
+    row_bytes: usize,
+    stride: usize,
+    out: &mut [u8],
+) {
+    if stored.len() == N_ROWS * row_bytes
+        && let Some(cut) = BlockCut::of_numbers(row_bytes)
+    {
+        // Words of all rows side by side, and then numbers of a word one after the other.
+        let mut lines = vec![0; cut.n_words * LINE_BYTES];
+        // SAFETY: a table is only handed out where the CPU has its features (`Kernels::available`).
+        unsafe { put(cut, stored, &mut lines, &mut []) };
+        let numbers =
+            lines.as_chunks::<LINE_BYTES>().0.iter().flat_map(|line| (0..4 / N).map(move |i| (line, i)));
+        for ((line, i), out) in numbers.zip(out.chunks_mut(stride)) {
+            for (number, word) in out.as_chunks_mut::<N>().0[..N_ROWS].iter_mut().zip(line.as_chunks::<4>().0)
+            {
+                number.copy_from_slice(&word[N * i..][..N]);
+            }
+        }
+        return;
+    }
     for (lane, row) in stored.chunks_exact(row_bytes.max(1)).enumerate() {
         for (number, out) in row.as_chunks::<N>().0.iter().zip(out.chunks_mut(stride)) {
             out[lane * N..lane * N + N].copy_from_slice(number);

@@ -41,19 +41,18 @@ pub(crate) const PANEL_TILE: usize = MOST_COLS / STEP_COLS * TILE_BYTES;
 const BASE: i32 = 0x4380_0000;
 const UNIT_BIT: u32 = 15;
 
-/// Writes `scale * code + offset` for lines of four columns: two columns a line. A macro, since the compiler would not put
-/// it in line, and codes would go through memory.
+/// Writes what `$value` makes of codes, 256 more than they are, for lines of four columns: two columns a line. A macro, since
+/// the compiler would not put it in line, and codes would go through memory.
 macro_rules! put_values {
-    ($out:expr, $codes:expr, $scale:expr, $offset:expr) => {{
-        let (codes, scale, offset) = ($codes, $scale, $offset);
-        let offset = _mm512_fnmadd_ps(_mm512_set1_ps(256.0), scale, offset);
+    ($out:expr, $codes:expr, $value:expr) => {{
+        let (codes, of_code) = ($codes, $value);
         let out = &mut $out[..2 * codes.len() * LINE_BYTES];
         for (codes, out) in codes.iter().zip(out.chunks_exact_mut(2 * LINE_BYTES)) {
             let value = |moved: __m512i| {
                 let (byte, base) = (_mm512_set1_epi32(0xff << UNIT_BIT), _mm512_set1_epi32(BASE));
                 // `moved & byte | base`
                 let code = _mm512_ternarylogic_epi32::<0xea>(moved, byte, base);
-                _mm512_fmadd_ps(_mm512_castsi512_ps(code), scale, offset)
+                of_code(_mm512_castsi512_ps(code))
             };
             let a = value(_mm512_slli_epi32::<UNIT_BIT>(*codes));
             let b = value(_mm512_slli_epi32::<{ UNIT_BIT - 8 }>(*codes));
@@ -482,7 +481,9 @@ impl super_blocks::Visitor for FillBlock<'_> {
     ) {
         let scale = _mm512_mul_ps(self.heads.d, _mm512_cvtepi32_ps(scale));
         let offset = _mm512_sub_ps(_mm512_setzero_ps(), self.heads.minimum::<S>(col));
-        put_values!(&mut self.out[col * N_ROWS * 2..], codes, scale, offset);
+        let offset = _mm512_fnmadd_ps(_mm512_set1_ps(256.0), scale, offset);
+        let value = |code| _mm512_fmadd_ps(code, scale, offset);
+        put_values!(&mut self.out[col * N_ROWS * 2..], codes, value);
     }
 
     #[inline]
@@ -529,11 +530,13 @@ impl Visitor for Fill<'_> {
         scale: __m512,
         offset: __m512,
     ) {
-        // The code of zero times the scale is exact.
-        let zero = _mm512_set1_ps(-(L::ZERO.value() as f32));
-        let offset =
-            if L::OFFSETS { _mm512_fmadd_ps(zero, scale, offset) } else { _mm512_mul_ps(zero, scale) };
-        put_values!(&mut self.panel[(col - self.start) * N_ROWS * 2..], codes, scale, offset);
+        // Taken off before anything is multiplied: of the largest scales no more than the values are numbers.
+        let zero = _mm512_set1_ps(256.0 + f32::from(L::ZERO.value()));
+        let value = |code| {
+            let code = _mm512_sub_ps(code, zero);
+            if L::OFFSETS { _mm512_fmadd_ps(code, scale, offset) } else { _mm512_mul_ps(code, scale) }
+        };
+        put_values!(&mut self.panel[(col - self.start) * N_ROWS * 2..], codes, value);
     }
 }
 

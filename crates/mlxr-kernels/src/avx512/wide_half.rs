@@ -316,7 +316,7 @@ mod tests {
     use mlxr_tensor::{DType, Format, HostTensor};
 
     use super::*;
-    use crate::avx512::layouts::{Q4_0, Q8_0};
+    use crate::avx512::layouts::{Mxfp4, Q4_0, Q8_0};
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, wide::Blocks, wide::PANEL_TILE, wide::SuperBlocks};
     use crate::kernels::Kernels;
@@ -400,5 +400,49 @@ mod tests {
         check::<HalfSuperBlocks<Q6K>, SuperBlocks<Q6K>>(DType::Q6_K, &[208], (0.005, 1e-8));
         check::<HalfSuperBlocks<Q5K>, SuperBlocks<Q5K>>(DType::Q5_K, &[0, 2], (0.005, 0.001));
         check::<HalfSuperBlocks<Q4K>, SuperBlocks<Q4K>>(DType::Q4_K, &[0, 2], (0.005, 0.001));
+    }
+
+    /// Values of a panel beside those of a tensor, by how much they may be off as above, the largest being that of 32.
+    fn assert_near(got: &[f32], values: &[f32], (of_value, of_largest): (f32, f32), what: &str) {
+        for (values, got) in values.chunks_exact(32).zip(got.chunks_exact(32)) {
+            let largest = values.iter().fold(0f32, |m, v| m.max(v.abs())).min(f32::MAX);
+            for (value, got) in values.iter().zip(got) {
+                let limit = (value.abs() * of_value + largest * of_largest).min(f32::MAX);
+                assert!(got == value || (got - value).abs() <= limit, "{what}: {got} {value} of {largest}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_exponent_that_a_scale_may_be_gives_numbers() {
+        if !avx512::is_available() || avx512::wide_if_any().is_none() {
+            return;
+        }
+        let tensor = data::tensor(Format::Plain(DType::MXFP4), &[N_ROWS, COLS], &mut Noise::new(4));
+        for first in (0..=255u8).step_by(N_ROWS) {
+            let mut bytes = tensor.data().to_vec();
+            for (i, block) in bytes.chunks_exact_mut(17).enumerate() {
+                // Rows that share a tile have the same or different exponents.
+                block[0] = first.saturating_add((i / (COLS / 32) * (i % 2)) as u8);
+            }
+            let tensor =
+                HostTensor::new("w", &[N_ROWS, COLS], DType::MXFP4, bytes.into()).expect("sizes fit");
+            let values = tensor.to_f32().expect("numbers");
+            // The least values are no normal bf16: steps of 2^-133 are left of them.
+            let is_normal = |v: f32| v == 0.0 || f32::MIN_POSITIVE <= v.abs();
+            let near = |got: &[f32]| {
+                let both = got.iter().zip(&values).filter(|(_, v)| is_normal(**v));
+                let (got, values): (Vec<f32>, Vec<f32>) = both.unzip();
+                assert!(got.iter().all(|v| !v.is_nan()), "exponents from {first}");
+                let whole = values.len() / 32 * 32;
+                assert_near(
+                    &got[..whole],
+                    &values[..whole],
+                    (0.004_5, 1e-8),
+                    &format!("exponents from {first}"),
+                );
+            };
+            near(&filled::<Blocks<Mxfp4>>(&tensor));
+        }
     }
 }

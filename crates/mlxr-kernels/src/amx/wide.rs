@@ -9,7 +9,7 @@ use super::unit::{self, Config, ROW_BYTES, Shape, TILE_ROWS};
 use crate::avx512::attend_bf16;
 use crate::avx512::layouts::Unpacked;
 use crate::avx512::super_tile::block_kernels;
-use crate::avx512::tile::{format_kernels, tiled_kernels};
+use crate::avx512::tile::tiled_kernels;
 use crate::avx512::wide::{self, Met, PANEL_TILE, Unit, wide_floats, wide_kernels};
 use crate::avx512::wide_half::{self, HalfBlocks, HalfSuperBlocks};
 use crate::kernels::{DotWide, WideKernels};
@@ -54,8 +54,7 @@ block_kernels! {
         wide::dot::<wide::SuperBlocks<Blocks>, TileUnit>(weights, xs, scratch, out)
 }
 
-format_kernels! {
-    layouts as Tiled, [Format::Plain(DType::Q4_0) => Q4_0, Format::Plain(DType::Q8_0) => Q8_0],
+tiled_kernels! {
     fn half_blocks() -> DotWide, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16",
     |weights: &[WideRows<'_>], xs: &WideActs, scratch: &mut TileScratch, out: &mut WideOut<'_>|
         wide::dot::<HalfBlocks<Tiled>, TileUnit>(weights, xs, scratch, out)

@@ -3,8 +3,8 @@
 //! The scale and the offset of a group of columns are multiplied by a power of two that makes the block's largest value
 //! one of the largest numbers of half precision, and rounded to its eleven bits. The bits of `scale * code + offset` are
 //! rounded to the eight of a bf16, and the power is taken out of the exponent again. So a value is off by what a bf16 is,
-//! by half of the eleventh bit of itself, and where scales and offsets are products of two numbers by half of that of both;
-//! zero becomes 2^-27 times the block's largest value or less.
+//! by half of the eleventh bit of itself, and where there are offsets, or scales are products of two numbers, by half of that
+//! of both; zero becomes 2^-27 times the block's largest value or less.
 
 use core::arch::asm;
 use core::arch::x86_64::*;
@@ -162,10 +162,18 @@ fn are_finite(values: __m512) -> bool {
     _mm512_fpclass_ps_mask::<0x99>(values) == 0
 }
 
-/// Minus 8, 32 and 128 in half precision.
-const MINUS_8: u16 = 0xc800;
-const MINUS_32: u16 = 0xd000;
-const MINUS_128: u16 = 0xd800;
+/// Minus a power of two in half precision.
+const fn minus(log2: u16) -> u16 {
+    0x8000 | (15 + log2) << 10
+}
+
+/// The largest code of those that begin with zero, and the largest distance from 128.
+const MOST_FROM_0: f32 = 31.0;
+const MOST_FROM_128: f32 = 128.0;
+
+/// How large powers of two may be that blocks are multiplied by, either way: in the exponents of bf16 there is room for all
+/// values of such blocks.
+const MOST_POWER: f32 = 112.0;
 
 /// Quant blocks in tile order.
 pub(crate) struct HalfBlocks<L>(PhantomData<L>);
@@ -200,22 +208,32 @@ impl Visitor for Fill<'_> {
         scale: __m512,
         offset: __m512,
     ) {
-        const { assert!(!L::OFFSETS, "codes times a scale") };
-        if !are_finite(scale) {
+        // The largest value, up to a power of two: without offsets half of all codes stand for less than zero.
+        let (most, bits) = match (L::OFFSETS, L::ZERO) {
+            (false, zero) => (scale, zero.log2()),
+            (true, zero) => {
+                let most = if matches!(zero, Zero::Is0) { MOST_FROM_0 } else { MOST_FROM_128 };
+                let (scale, offset) = (_mm512_abs_ps(scale), _mm512_abs_ps(offset));
+                (_mm512_fmadd_ps(scale, _mm512_set1_ps(most), offset), 0)
+            }
+        };
+        let is_some = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(most, _mm512_setzero_ps());
+        let power = _mm512_sub_ps(_mm512_set1_ps((TOP - bits) as f32), _mm512_getexp_ps(most));
+        let fits = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(_mm512_abs_ps(power), _mm512_set1_ps(MOST_POWER));
+        if fits | !is_some != !0 {
             let mut fill = wide::Fill { panel: self.panel, start: self.start };
             // SAFETY: passes the caller's promise on.
             unsafe { fill.group::<L, N>(col, codes, scale, offset) };
             return;
         }
-        // Half of all codes stand for less than zero, so this times the scale is the largest value.
-        let (zero, bits) = match L::ZERO {
-            Zero::Is8 => (MINUS_8, 3),
-            _ => (MINUS_128, 7),
+        let halves = |values| halves_twice(_mm512_maskz_scalef_ps(is_some, values, power));
+        let scale = halves(scale);
+        let zero = _mm512_set1_epi16(minus(L::ZERO.log2() as u16) as i16);
+        let offset = match (L::OFFSETS, L::ZERO) {
+            (false, _) => product(scale, zero),
+            (true, Zero::Is0) => halves(offset),
+            (true, _) => product_plus(scale, zero, halves(offset)),
         };
-        let is_some = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(scale, _mm512_setzero_ps());
-        let power = _mm512_sub_ps(_mm512_set1_ps((TOP - bits) as f32), _mm512_getexp_ps(scale));
-        let scale = halves_twice(_mm512_maskz_scalef_ps(is_some, scale, power));
-        let offset = product(scale, _mm512_set1_epi16(zero as i16));
         let line = Line { scale, offset, exponent: exponent_without(is_some, power) };
         put_halves!(self.panel[(col - self.start) * N_ROWS * 2..], codes, N, line);
     }
@@ -298,7 +316,7 @@ impl super_blocks::Visitor for FillBlock<'_> {
             let minimum = if is_high { twice::<true>(pair) } else { twice::<false>(pair) };
             product(halves_of(minimum), heads.d_min)
         } else {
-            product(scale, _mm512_set1_epi16(MINUS_32 as i16))
+            product(scale, _mm512_set1_epi16(minus(5) as i16))
         };
         let line = Line { scale, offset, exponent: heads.exponent };
         put_halves!(self.out[col * N_ROWS * 2..], codes, N, line);
@@ -316,7 +334,9 @@ mod tests {
     use mlxr_tensor::{DType, Format, HostTensor};
 
     use super::*;
-    use crate::avx512::layouts::{Mxfp4, Q4_0, Q8_0};
+    use crate::avx512::layouts::{
+        Iq4Nl, Iq4Xs, Mlx4Bf16, Mlx4F16, Mlx8Bf16, Mlx8F16, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,
+    };
     use crate::avx512::super_blocks::{Q4K, Q5K, Q6K};
     use crate::avx512::{self, wide::Blocks, wide::PANEL_TILE, wide::SuperBlocks};
     use crate::kernels::Kernels;
@@ -397,6 +417,13 @@ mod tests {
         }
         check::<HalfBlocks<Q4_0>, Blocks<Q4_0>>(DType::Q4_0, &[0], (0.004_5, 1e-8));
         check::<HalfBlocks<Q8_0>, Blocks<Q8_0>>(DType::Q8_0, &[0], (0.004_5, 1e-8));
+        check::<HalfBlocks<Q5_0>, Blocks<Q5_0>>(DType::Q5_0, &[0], (0.004_5, 1e-8));
+        check::<HalfBlocks<Iq4Nl>, Blocks<Iq4Nl>>(DType::IQ4_NL, &[0], (0.004_5, 1e-8));
+        check::<HalfBlocks<Iq4Xs>, Blocks<Iq4Xs>>(DType::IQ4_XS, &[0], (0.005, 1e-8));
+        check::<HalfBlocks<Q3K>, Blocks<Q3K>>(DType::Q3_K, &[108], (0.005, 1e-8));
+        check::<HalfBlocks<Q4_1>, Blocks<Q4_1>>(DType::Q4_1, &[0, 2], (0.005, 0.001));
+        check::<HalfBlocks<Q5_1>, Blocks<Q5_1>>(DType::Q5_1, &[0, 2], (0.005, 0.001));
+        check::<HalfBlocks<Q2K>, Blocks<Q2K>>(DType::Q2_K, &[80, 82], (0.005, 0.001));
         check::<HalfSuperBlocks<Q6K>, SuperBlocks<Q6K>>(DType::Q6_K, &[208], (0.005, 1e-8));
         check::<HalfSuperBlocks<Q5K>, SuperBlocks<Q5K>>(DType::Q5_K, &[0, 2], (0.005, 0.001));
         check::<HalfSuperBlocks<Q4K>, SuperBlocks<Q4K>>(DType::Q4_K, &[0, 2], (0.005, 0.001));
@@ -443,6 +470,54 @@ mod tests {
                 );
             };
             near(&filled::<Blocks<Mxfp4>>(&tensor));
+            if is_available() {
+                near(&filled::<HalfBlocks<Mxfp4>>(&tensor));
+            }
+        }
+    }
+
+    #[test]
+    fn panels_of_groups_in_half_precision_have_the_values() {
+        if !avx512::is_available() || avx512::wide_if_any().is_none() || !is_available() {
+            return;
+        }
+        let mut noise = Noise::new(8);
+        for (bits, scale) in [(4, DType::F16), (4, DType::BF16), (8, DType::F16), (8, DType::BF16)] {
+            for group_size in [32, 64, 128] {
+                let format = Format::MlxAffine { bits, group_size, scale };
+                let tensor = data::tensor(format, &[N_ROWS, COLS], &mut noise);
+                // Scales and biases of any size that both types have.
+                for power in [-14i32, -9, 0, 5, 9] {
+                    let moved = |bytes: &[u8]| -> Bytes {
+                        let by = |bytes: &[u8; 2]| match scale {
+                            DType::F16 => half::f16::from_f32(
+                                half::f16::from_le_bytes(*bytes).to_f32() * 2f32.powi(power),
+                            )
+                            .to_le_bytes(),
+                            _ => {
+                                let power = power * 13;
+                                half::bf16::from_f32(
+                                    half::bf16::from_le_bytes(*bytes).to_f32() * 2f32.powi(power),
+                                )
+                                .to_le_bytes()
+                            }
+                        };
+                        bytes.as_chunks::<2>().0.iter().flat_map(by).collect()
+                    };
+                    let [scales, biases] = [tensor.scales(), tensor.biases()].map(|bytes| moved(bytes));
+                    let data = tensor.data().clone();
+                    let tensor = HostTensor::with_scales("w", &[N_ROWS, COLS], format, data, scales, biases)
+                        .expect("sizes fit");
+                    let got = match (bits, scale) {
+                        (4, DType::F16) => filled::<HalfBlocks<Mlx4F16>>(&tensor),
+                        (4, _) => filled::<HalfBlocks<Mlx4Bf16>>(&tensor),
+                        (_, DType::F16) => filled::<HalfBlocks<Mlx8F16>>(&tensor),
+                        _ => filled::<HalfBlocks<Mlx8Bf16>>(&tensor),
+                    };
+                    let values = tensor.to_f32().expect("numbers");
+                    assert_near(&got, &values, (0.005, 0.001), &format!("{} 2^{power}", format.name()));
+                }
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::kernels::TILE_ROWS;
 use crate::linear::codes::QuantRow;
 use crate::linear::tile::{ActRows, TileScratch};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS, Tiles};
-use crate::tiles::each_line;
+use crate::tiles::{each_group, each_line};
 
 /// Activation rows that meet codes in registers at once.
 pub(super) const MAX_BLOCK: usize = 4;
@@ -196,25 +196,29 @@ unsafe fn some<L: Layout, D: Dots, const X: usize>(tiles: &Tiles<'_>, xs: &[Quan
         for_parts!(X, |these| {
             // SAFETY: callers have what `D` needs.
             let mut acc = unsafe { [[_mm256_setzero_ps(); X]; N] };
-            for group in 0..tiles.n_blocks * L::GROUPS {
-                fetch(ahead, these.start, group, L::BLOCK_BYTES / L::GROUPS);
+            for block in 0..tiles.n_blocks {
+                fetch(ahead, these.start, block, L::BLOCK_BYTES);
                 for (&rows, acc) in parts[these.clone()].iter().zip(&mut acc) {
-                    // SAFETY: rows have the group, activations a scale and sums for it.
-                    unsafe {
-                        let negated = acts.map(|x| word(x, negated_at + 4 * group));
-                        let acts_here = acts.map(|x| x.wrapping_add(L::GROUP * group));
-                        let sums = sums::<L, D, X>(rows, group, acts_here, negated);
-                        let (scale, offset) = L::factors(rows, group);
-                        for x in 0..X {
-                            let x_scale = word(acts[x], scales_at + 4 * (group * L::GROUP / 32));
-                            let factor = _mm256_mul_ps(scale, _mm256_castsi256_ps(x_scale));
-                            acc[x] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[x]), factor, acc[x]);
-                            if L::OFFSETS {
-                                let x_sum = _mm256_castsi256_ps(word(acts[x], sums_at + 4 * group));
-                                acc[x] = _mm256_fmadd_ps(offset, x_sum, acc[x]);
+                    // Where bits of a group are is a constant for each.
+                    each_group!(L::GROUPS, |I| {
+                        let group = block * L::GROUPS + I;
+                        // SAFETY: rows have the group, activations a scale and sums for it.
+                        unsafe {
+                            let negated = acts.map(|x| word(x, negated_at + 4 * group));
+                            let acts_here = acts.map(|x| x.wrapping_add(L::GROUP * group));
+                            let sums = sums::<L, D, X>(rows, group, acts_here, negated);
+                            let (scale, offset) = L::factors(rows, group);
+                            for x in 0..X {
+                                let x_scale = word(acts[x], scales_at + 4 * (group * L::GROUP / 32));
+                                let factor = _mm256_mul_ps(scale, _mm256_castsi256_ps(x_scale));
+                                acc[x] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[x]), factor, acc[x]);
+                                if L::OFFSETS {
+                                    let x_sum = _mm256_castsi256_ps(word(acts[x], sums_at + 4 * group));
+                                    acc[x] = _mm256_fmadd_ps(offset, x_sum, acc[x]);
+                                }
                             }
                         }
-                    }
+                    });
                 }
             }
             for (part, acc) in these.zip(&acc) {

@@ -138,14 +138,34 @@ fn map_zeroed(n_bytes: usize) -> Option<(Arc<MmapMut>, NonNull<u8>)> {
     Some((Arc::new(map), start))
 }
 
+/// Bytes of a line of the cache.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) const CACHE_LINE: usize =
+    if cfg!(all(target_arch = "aarch64", target_vendor = "apple")) { 128 } else { 64 };
+
 /// Has bytes fetched into the cache for a use soon to come.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]
 pub(crate) fn prefetch(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
+    for line in bytes.chunks(CACHE_LINE) {
+        prefetch_line(line.as_ptr());
+    }
+}
+
+/// Has the line of the cache fetched that `at` lies in; any address will do.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(crate) fn prefetch_line(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; any address may be given.
+    unsafe {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint; any address may be given, and this one is in bounds.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
     }
 }
 
@@ -160,7 +180,14 @@ pub(crate) fn prefetch_for_writing(values: &mut [f32]) {
             core::arch::asm!("prefetchw [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags, readonly));
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    for line in values.chunks(CACHE_LINE / 4) {
+        // SAFETY: a hint.
+        unsafe {
+            core::arch::asm!("prfm pstl1keep, [{}]", in(reg) line.as_ptr(), options(nostack, preserves_flags, readonly));
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = values;
 }
 

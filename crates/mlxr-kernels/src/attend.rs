@@ -6,7 +6,7 @@
 
 use mlxr_tensor::DType;
 
-use crate::aligned::{as_bytes, prefetch};
+use crate::aligned::{CACHE_LINE, as_bytes, prefetch};
 use crate::kernels::{UNIT_TOKENS, Units};
 
 /// Bytes of floats that many queries meet: they are to stay in the first-level cache.
@@ -186,11 +186,7 @@ pub(crate) unsafe fn scores<V: Vector>(
     scratch: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    for query in queries {
-        assert_eq!(query.len(), keys.dim, "queries as wide as keys");
-    }
-    assert_eq!(out.len(), queries.len() * keys.units.len() * UNIT_TOKENS, "a score for each query and key");
-    keys.check_keys();
+    keys.check_scores(queries, out);
     let stride = keys.units.len() * UNIT_TOKENS;
     if queries.len() <= few::<V>() {
         // SAFETY: checked above.
@@ -331,11 +327,10 @@ unsafe fn meet_some<V: Vector, E: Element<V>, const X: usize, const N: usize>(
 /// Has one of `n_parts` of some bytes fetched.
 #[inline(always)]
 fn prefetch_part(bytes: &[u8], part: usize, n_parts: usize) {
-    const LINE: usize = 64;
     if bytes.is_empty() {
         return;
     }
-    let n = (bytes.len() / LINE).div_ceil(n_parts) * LINE;
+    let n = (bytes.len() / CACHE_LINE).div_ceil(n_parts) * CACHE_LINE;
     let start = (part * n).min(bytes.len());
     prefetch(&bytes[start..(start + n).min(bytes.len())]);
 }

@@ -469,8 +469,7 @@ proptest! {
                 let (mut scores, mut acc) = (vec![0f32; n_queries * n], vec![1f32; n_queries * dim]);
                 let (mut max, mut sum) = (vec![-1f32; n_queries], vec![-1f32; n_queries]);
                 let memory = &mut Vec::new();
-                let keys = units(if kernels.attend.is_some() { &turned } else { &values });
-                let values = units(&values);
+                let (keys, values) = (units(&turned), units(&values));
                 // SAFETY: the table came from `Kernels::available`.
                 unsafe {
                     (wide.attend.scores)(&keys, &rows, memory, &mut scores);

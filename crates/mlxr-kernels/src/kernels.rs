@@ -104,8 +104,8 @@ pub(crate) struct Units<'a> {
     /// What to have fetched while each of the units is met, as far as there is something: units lie anywhere in the
     /// arena, so nobody else knows what comes next.
     #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "only x86-64 has kernels that fetch")
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "plain Rust has no kernels that fetch")
     )]
     pub(crate) ahead: &'a [&'a [u8]],
 }
@@ -152,6 +152,30 @@ pub(crate) struct Softened<'a> {
     pub(crate) acc: &'a mut [f32],
 }
 
+impl Seen<'_> {
+    /// How many queries there are.
+    ///
+    /// # Panics
+    /// When values, or what they are added to, have other sizes, or more positions than [`WIDE_COLS`].
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "plain Rust has no kernels for them")
+    )]
+    pub(crate) fn checked_queries(&self, values: &Units<'_>, state: &Softened<'_>) -> usize {
+        values.check();
+        let stride = values.units.len() * UNIT_TOKENS;
+        let n_queries = self.scores.len() / stride;
+        assert_eq!(
+            self.scores.len() * values.dim,
+            state.acc.len() * stride,
+            "a weight for each query and value"
+        );
+        assert!(state.max.len() == n_queries && state.sum.len() == n_queries, "a state for each query");
+        assert!(stride <= WIDE_COLS, "positions of a panel");
+        n_queries
+    }
+}
+
 /// Softens scores and adds the values weighted by them; queries that see none of the positions stay as they are.
 pub(crate) type AddSoftened = unsafe fn(&Units<'_>, Seen<'_>, &mut Vec<f32>, Softened<'_>);
 
@@ -177,10 +201,25 @@ impl Units<'_> {
     }
 
     /// As [`Self::check`], for keys that lie in units.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 has kernels for them"))]
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "plain Rust has no kernels for them")
+    )]
     pub(crate) fn check_keys(&self) {
         let n = self.checked_row_bytes() * UNIT_TOKENS;
         assert!(self.units.iter().all(|unit| unit.len() == n), "sixteen positions a unit");
+    }
+
+    /// As [`Self::check_keys`], for scores of some queries as well.
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        expect(dead_code, reason = "plain Rust has no kernels for them")
+    )]
+    pub(crate) fn check_scores(&self, queries: &[&[f32]], scores: &[f32]) {
+        self.check_keys();
+        assert!(queries.iter().all(|query| query.len() == self.dim), "queries as wide as keys");
+        let n = queries.len() * self.units.len() * UNIT_TOKENS;
+        assert_eq!(scores.len(), n, "a score for each query and key");
     }
 
     /// Bytes of a position.

@@ -12,7 +12,7 @@ mod acts;
 mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod amx;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod attend;
 mod attention;
 #[cfg(target_arch = "x86_64")]

@@ -12,7 +12,7 @@ use mlxr_tensor::DType;
 use super::dot::{Bf16, Element, F16, F32};
 use super::tile::load;
 use super::wide::{self, PANEL_TILE, Unit, paired, store};
-use crate::kernels::{Seen, Softened, UNIT_TOKENS, Units, WIDE_COLS, WideAttend};
+use crate::kernels::{Seen, Softened, UNIT_TOKENS, Units, WideAttend};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
 use crate::linear::wide::{BLOCK_ROWS, STEP_COLS, TILE_BYTES, each_block, rooms};
 
@@ -27,9 +27,7 @@ pub(crate) const fn kernels<U: Unit>() -> WideAttend {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>, out: &mut [f32]) {
     let stride = keys.units.len() * UNIT_TOKENS;
-    assert!(queries.iter().all(|q| q.len() == keys.dim), "queries as wide as keys");
-    assert_eq!(out.len(), queries.len() * stride, "a score for each query and key");
-    keys.check_keys();
+    keys.check_scores(queries, out);
     let n_steps = keys.dim.div_ceil(STEP_COLS);
     let (acts, panel) = rooms(scratch, queries.len(), n_steps, 2 * PANEL_TILE);
     pack(queries.iter().copied(), acts, n_steps);
@@ -54,11 +52,7 @@ fn scores<U: Unit>(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>,
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 fn add_softened<U: Unit>(values: &Units<'_>, seen: Seen<'_>, scratch: &mut Vec<f32>, state: Softened<'_>) {
     let stride = values.units.len() * UNIT_TOKENS;
-    let n_queries = seen.scores.len() / stride;
-    assert_eq!(seen.scores.len() * values.dim, state.acc.len() * stride, "a weight for each query and value");
-    assert!(state.max.len() == n_queries && state.sum.len() == n_queries, "a state for each query");
-    assert!(stride <= WIDE_COLS, "positions of a panel");
-    values.check();
+    let n_queries = seen.checked_queries(values, &state);
     let n_steps = stride.div_ceil(STEP_COLS);
     let (acts, panel) = rooms(scratch, n_queries, n_steps, 2 * PANEL_TILE);
     let block_bytes = n_steps * 2 * TILE_BYTES;

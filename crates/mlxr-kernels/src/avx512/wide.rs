@@ -18,8 +18,7 @@ use crate::linear::blocks::BLOCK_COLS;
 use crate::linear::tile::{TileScratch, UnpackedTile};
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
 use crate::linear::wide::{
-    BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, Sums, TILE_BYTES, TILE_FLOATS, WIDE_ROWS, WideActs, WideOut,
-    WideRows,
+    BLOCK_FLOATS, BLOCK_ROWS, STEP_COLS, Sums, TILE_BYTES, TILE_FLOATS, WideActs, WideOut, WideRows,
 };
 
 /// Columns of a panel at most.
@@ -289,10 +288,9 @@ pub(crate) fn dot<S: Source, U: Unit>(
     out: &mut WideOut<'_>,
 ) {
     const PAIR: usize = 2 * PANEL_TILE;
-    let n_tiles = weights.iter().map(WideRows::n_tiles).sum::<usize>();
+    let n_tiles = out.checked_tiles(weights, xs);
     let (n_cols, n_blocks) = (xs.n_steps() * STEP_COLS, xs.n_blocks());
     let [others @ .., last] = weights else { return };
-    assert!(others.iter().all(|w| w.n_tiles().is_multiple_of(2)), "matrices of whole pairs of tiles");
     // The matrix that a tile belongs to, and which it is there.
     let of = |mut tile: usize| {
         for weights in others {
@@ -304,9 +302,6 @@ pub(crate) fn dot<S: Source, U: Unit>(
         (last, tile)
     };
     let panel_cols = U::panel_cols(n_blocks);
-    assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
-    assert!(n_tiles.div_ceil(2) * n_blocks * BLOCK_FLOATS <= out.sums.len(), "room for the products");
-    assert!(out.rows.is_none() || n_tiles.is_multiple_of(2) && out.n_whole <= n_blocks, "rows of the result");
     if scratch.panel.bytes().len() < PAIR {
         scratch.panel = AlignedBytes::zeroed(PAIR).expect("memory for a panel");
     }

@@ -58,6 +58,24 @@ impl<'a> WideOut<'a> {
     }
 }
 
+impl WideOut<'_> {
+    /// Tiles of all weight rows that meet `xs`.
+    ///
+    /// # Panics
+    /// When the sizes are not what [`crate::kernels::DotWide`] says, or there is no room for the products.
+    pub(crate) fn checked_tiles(&self, weights: &[WideRows<'_>], xs: &WideActs) -> usize {
+        let n_tiles = weights.iter().map(WideRows::n_tiles).sum::<usize>();
+        let others = weights.split_last().map_or(weights, |(_, others)| others);
+        assert!(others.iter().all(|w| w.n_tiles().is_multiple_of(2)), "matrices of whole pairs of tiles");
+        assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
+        let n_floats = n_tiles.div_ceil(2) * xs.n_blocks() * BLOCK_FLOATS;
+        assert!(n_floats <= self.sums.len(), "room for the products");
+        let has_rows = n_tiles.is_multiple_of(2) && self.n_whole <= xs.n_blocks();
+        assert!(self.rows.is_none() || has_rows, "rows of the result");
+        n_tiles
+    }
+}
+
 /// Bytes between blocks, whose columns would otherwise be powers of two apart and fall on each other in the cache.
 const GAP_BYTES: usize = 12 << 10;
 

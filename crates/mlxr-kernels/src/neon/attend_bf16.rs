@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use mlxr_tensor::DType;
 
-use super::wide::{Element, PAIR_BYTES, PANEL_TILE, pack, pack_row, put_rows, store, two_by_two};
+use super::wide::{Element, PAIR_BYTES, PANEL_TILE, pack, pack_row, store, two_by_two};
 use crate::kernels::{Seen, Softened, UNIT_TOKENS, Units, WIDE_COLS, WideAttend};
 use crate::lanes::{self, bodies};
 use crate::linear::tiled::N_ROWS;
@@ -24,23 +24,18 @@ pub(super) const KERNELS: WideAttend = WideAttend { scores, add_softened };
 #[target_feature(enable = "neon,bf16")]
 fn scores(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>, out: &mut [f32]) {
     let stride = keys.units.len() * UNIT_TOKENS;
-    assert!(queries.iter().all(|q| q.len() == keys.dim), "queries as wide as keys");
-    assert_eq!(out.len(), queries.len() * stride, "a score for each query and key");
-    keys.check();
-    let row_bytes = keys.dim * keys.dtype.block_bytes();
+    keys.check_scores(queries, out);
     let n_steps = keys.dim.div_ceil(STEP_COLS);
     let (acts, panel) = rooms(scratch, queries.len(), n_steps, 2 * PANEL_TILE);
     let blocks = acts.chunks_exact_mut(n_steps * 2 * TILE_BYTES);
     queries.chunks(BLOCK_ROWS).zip(blocks).for_each(|(rows, block)| pack(rows, block));
     for (i, units) in keys.units.chunks(2).enumerate() {
         for (unit, tile) in units.iter().zip(panel.chunks_exact_mut(PANEL_TILE)) {
-            let mut rows: [&[u8]; UNIT_TOKENS] = [&[]; UNIT_TOKENS];
-            rows.iter_mut().zip(unit.chunks_exact(row_bytes)).for_each(|(row, key)| *row = key);
             let tile = &mut tile[..n_steps * TILE_BYTES];
             match keys.dtype {
-                DType::F16 => put_rows::<half::f16>(&rows, 0, N_ROWS / 2, tile),
-                DType::BF16 => put_rows::<half::bf16>(&rows, 0, N_ROWS / 2, tile),
-                _ => put_rows::<f32>(&rows, 0, N_ROWS / 2, tile),
+                DType::F16 => put_keys::<half::f16>(unit, tile),
+                DType::BF16 => put_keys::<half::bf16>(unit, tile),
+                _ => put_keys::<f32>(unit, tile),
             }
         }
         let columns = i * PAIR..stride.min((i + 1) * PAIR);
@@ -51,11 +46,7 @@ fn scores(keys: &Units<'_>, queries: &[&[f32]], scratch: &mut Vec<f32>, out: &mu
 #[target_feature(enable = "neon,bf16")]
 fn add_softened(values: &Units<'_>, seen: Seen<'_>, scratch: &mut Vec<f32>, state: Softened<'_>) {
     let stride = values.units.len() * UNIT_TOKENS;
-    let n_queries = seen.scores.len() / stride;
-    assert_eq!(seen.scores.len() * values.dim, state.acc.len() * stride, "a weight for each query and value");
-    assert!(state.max.len() == n_queries && state.sum.len() == n_queries, "a state for each query");
-    assert!(stride <= WIDE_COLS, "positions of a panel");
-    values.check();
+    let n_queries = seen.checked_queries(values, &state);
     let n_steps = stride.div_ceil(STEP_COLS);
     let (acts, panel) = rooms(scratch, n_queries, n_steps, 2 * PANEL_TILE);
     let states = state.max.iter_mut().zip(state.sum);
@@ -77,37 +68,53 @@ fn add_softened(values: &Units<'_>, seen: Seen<'_>, scratch: &mut Vec<f32>, stat
         for (col, tile) in columns.clone().step_by(N_ROWS).zip(panel.chunks_exact_mut(PANEL_TILE)) {
             let tile = &mut tile[..n_steps * TILE_BYTES];
             match values.dtype {
-                DType::F16 => put_columns::<half::f16>(values, col, tile),
-                DType::BF16 => put_columns::<half::bf16>(values, col, tile),
-                _ => put_columns::<f32>(values, col, tile),
+                DType::F16 => put_values::<half::f16>(values, col, tile),
+                DType::BF16 => put_values::<half::bf16>(values, col, tile),
+                _ => put_values::<f32>(values, col, tile),
             }
         }
         multiply((acts, n_steps), panel, (acc, values.dim), columns, true);
     }
 }
 
+/// Keys of a unit, whose columns have sixteen positions side by side.
+#[inline]
+#[target_feature(enable = "neon,bf16")]
+fn put_keys<E: Element>(unit: &[u8], tile: &mut [u8]) {
+    let mut columns = unit.chunks_exact(UNIT_TOKENS * E::BYTES);
+    put_turned::<E>(tile, |_| columns.next());
+}
+
 /// Sixteen columns of all values from `col` on as rows of positions.
 #[inline]
 #[target_feature(enable = "neon,bf16")]
-fn put_columns<E: Element>(values: &Units<'_>, col: usize, tile: &mut [u8]) {
-    const QUADS: usize = STEP_COLS / QUAD_COLS;
+fn put_values<E: Element>(values: &Units<'_>, col: usize, tile: &mut [u8]) {
     let row_bytes = values.dim * E::BYTES;
+    put_turned::<E>(tile, |position| {
+        // The last step may lack a unit, and that some of its positions.
+        let unit = values.units.get(position / UNIT_TOKENS)?;
+        let row = unit.get(position % UNIT_TOKENS * row_bytes..)?.get(..row_bytes)?;
+        Some(&row[col * E::BYTES..][..N_ROWS * E::BYTES])
+    });
+}
+
+/// Fills a tile whose columns are given, sixteen values each, one after the other; those that are not there are zero.
+#[inline]
+#[target_feature(enable = "neon,bf16")]
+fn put_turned<'a, E: Element>(tile: &mut [u8], mut next: impl FnMut(usize) -> Option<&'a [u8]>) {
+    const QUADS: usize = STEP_COLS / QUAD_COLS;
+    let zeros = [0u8; N_ROWS * 4];
     for (step, out) in tile.chunks_exact_mut(TILE_BYTES).enumerate() {
         for quad in 0..QUADS {
-            let first = step * STEP_COLS + quad * QUAD_COLS;
-            // Four positions; the last step may lack a unit, and that some of them.
-            let unit = values.units.get(first / UNIT_TOKENS).copied().unwrap_or(&[]);
-            let zeros = [0u8; N_ROWS * 4];
-            let mut rows = [&zeros[..]; 4];
-            let stored = unit.chunks_exact(row_bytes).skip(first % UNIT_TOKENS);
-            for (row, stored) in rows.iter_mut().zip(stored) {
-                *row = &stored[col * E::BYTES..][..N_ROWS * E::BYTES];
+            let mut columns = [&zeros[..N_ROWS * E::BYTES]; QUAD_COLS];
+            for (i, column) in columns.iter_mut().enumerate() {
+                *column = next(step * STEP_COLS + quad * QUAD_COLS + i).unwrap_or(column);
             }
             for (four, out) in out.chunks_exact_mut(2 * PAIR_BYTES).enumerate() {
                 let at = four * QUAD_COLS * E::BYTES;
-                let [a, b, c, d] = [&rows[0][at..], &rows[1][at..], &rows[2][at..], &rows[3][at..]];
+                let [a, b, c, d] = columns.map(|column| column[at..][..QUAD_COLS * E::BYTES].as_ptr());
                 // SAFETY: four values of each are in bounds.
-                let (ab, cd) = unsafe { (E::load(a.as_ptr(), b.as_ptr()), E::load(c.as_ptr(), d.as_ptr())) };
+                let (ab, cd) = unsafe { (E::load(a, b), E::load(c, d)) };
                 let [low, high] = by_columns(ab, cd);
                 store(&mut out[quad * QUAD_STRIDE..], low);
                 store(&mut out[PAIR_BYTES + quad * QUAD_STRIDE..], high);

@@ -1,6 +1,7 @@
 //! AArch64 with NEON and the dot product extension (Armv8.2 and later: every Apple silicon, Graviton 2 and up), and
 //! with the 8-bit matrix products of I8MM (Armv8.6: Apple M2, Graviton 3 and up). Those CPUs also have products in bf16.
 
+mod attend;
 mod attend_bf16;
 mod codes;
 mod dot;
@@ -147,7 +148,7 @@ pub(crate) const TABLE: Kernels = Kernels {
     narrow_f16: halves::narrow,
     codes: by_sdot::CODES,
     wide: None,
-    attend: None,
+    attend: Some(attend::KERNELS),
     unpack,
     lanes: LANES,
     peaks: Some(PeakLoops { codes: peak::codes, floats: peak::floats }),

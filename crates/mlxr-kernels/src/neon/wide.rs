@@ -16,8 +16,8 @@ use crate::kernels::{DotWide, WideKernels};
 use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{LINE_BYTES, N_ROWS};
 use crate::linear::wide::{
-    BLOCK_FLOATS, BLOCK_ROWS, QUAD_COLS, QUAD_STRIDE, STEP_COLS, Sums, TILE_BYTES, TILE_FLOATS, WIDE_ROWS,
-    WideActs, WideOut, WideRows,
+    BLOCK_FLOATS, BLOCK_ROWS, QUAD_COLS, QUAD_STRIDE, STEP_COLS, Sums, TILE_BYTES, TILE_FLOATS, WideActs,
+    WideOut, WideRows,
 };
 
 /// Activation rows from which on rounding to bf16 pays.
@@ -248,14 +248,9 @@ fn dot<E: Element>(
     out: &mut WideOut<'_>,
 ) {
     const PAIR: usize = 2 * PANEL_TILE;
-    let n_tiles = weights.iter().map(WideRows::n_tiles).sum::<usize>();
+    out.checked_tiles(weights, xs);
     let (n_cols, n_blocks) = (xs.n_steps() * STEP_COLS, xs.n_blocks());
     let rows: Vec<Vec<&[u8]>> = weights.iter().map(rows_of).collect();
-    let [others @ .., _] = &rows[..] else { return };
-    assert!(others.iter().all(|rows| rows.len().is_multiple_of(2 * N_ROWS)), "whole pairs of tiles");
-    assert!(n_tiles * N_ROWS <= WIDE_ROWS, "weight rows of one call");
-    assert!(n_tiles.div_ceil(2) * n_blocks * BLOCK_FLOATS <= out.sums.len(), "room for the products");
-    assert!(out.rows.is_none() || n_tiles.is_multiple_of(2) && out.n_whole <= n_blocks, "rows of the result");
     if scratch.panel.bytes().len() < PAIR {
         scratch.panel = AlignedBytes::zeroed(PAIR).expect("memory for a panel");
     }

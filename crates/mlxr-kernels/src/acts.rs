@@ -28,7 +28,8 @@ pub(crate) struct ActPool {
     idle: Mutex<Idle>,
     /// Of idle buffers and those in use.
     allocated_bytes: AtomicU64,
-    /// Whether buffers stay however long they are idle: what is counted then depends on no clock.
+    /// Whether buffers stay however many are idle for however long: what is counted then depends on no clock, and steps of
+    /// other sizes find room beside the largest.
     keeps_all: bool,
 }
 
@@ -71,7 +72,7 @@ pub(crate) struct CpuAct {
 }
 
 impl ActPool {
-    /// A pool that gives nothing back to the system because it is old.
+    /// A pool that gives nothing back to the system.
     pub(crate) fn keeping_all() -> Self {
         Self { keeps_all: true, ..Self::default() }
     }
@@ -127,7 +128,7 @@ impl ActPool {
     fn give_back(&self, memory: AlignedBytes) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let mut dropped = Vec::new();
-        if idle.buffers.len() == MAX_IDLE {
+        if !self.keeps_all && idle.buffers.len() == MAX_IDLE {
             dropped.push(idle.buffers.swap_remove(0));
         }
         let period = idle.period;
@@ -280,6 +281,16 @@ mod tests {
         assert_eq!(look(later(4)), 4096);
         assert_eq!(pool.take(4096).bytes().len(), 4096);
         assert_eq!(pool.allocated_bytes(), 4096);
+    }
+
+    #[test]
+    fn a_pool_gives_back_what_is_beyond_its_bound_unless_it_keeps_all() {
+        for (pool, n_kept) in [(ActPool::default(), MAX_IDLE), (ActPool::keeping_all(), 2 * MAX_IDLE)] {
+            let used: Vec<_> = (0..2 * MAX_IDLE).map(|_| pool.take(64)).collect();
+            assert_eq!(pool.allocated_bytes(), 2 * MAX_IDLE as u64 * 64);
+            used.into_iter().for_each(|memory| pool.give_back(memory));
+            assert_eq!(pool.allocated_bytes(), n_kept as u64 * 64);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mlxr_checkpoint::{Checkpoint, DenseModule, EmbeddingFiles, Pooling};
-use mlxr_tensor::{Act, Activation, Backend, Batch, DType, KvSpec, TensorError};
+use mlxr_tensor::{Act, Activation, Backend, Batch, DType, KvLayerSpec, KvSpec, TensorError};
 
 use crate::config::Bias;
 use crate::decoder::Linear;
@@ -174,9 +174,7 @@ impl Embedder {
             Trunk::Encoder { config, .. } => config.kv_layer(),
             Trunk::Decoder(model) => model.config().kv_layer(),
         };
-        // The last block of every text may be almost empty.
-        let n_blocks = n_tokens.div_ceil(BLOCK_TOKENS) + n_texts;
-        let spec = KvSpec { n_blocks, block_tokens: BLOCK_TOKENS, dtype: DType::F32, layers: vec![layer] };
+        let spec = scratch_spec(layer, n_tokens, n_texts);
         match &self.trunk {
             Trunk::Encoder { .. } => ModelKv::new(&spec, [(self.backend.clone(), 0..1)]),
             Trunk::Decoder(model) => model.scratch(&spec),
@@ -302,6 +300,13 @@ impl std::fmt::Debug for Embedder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Embedder({:?}, {} bytes)", self.head(), self.weights_bytes)
     }
+}
+
+/// The keys and values of one layer in batches of `n_tokens` in `n_texts` texts at most, which all layers store in turn.
+pub fn scratch_spec(layer: KvLayerSpec, n_tokens: usize, n_texts: usize) -> KvSpec {
+    // The last block of every text may be almost empty.
+    let n_blocks = n_tokens.div_ceil(BLOCK_TOKENS) + n_texts;
+    KvSpec { n_blocks, block_tokens: BLOCK_TOKENS, dtype: DType::F32, layers: vec![layer] }
 }
 
 /// The head that makes vectors; `usual` is the pooling where no file says.

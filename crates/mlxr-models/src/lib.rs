@@ -23,7 +23,7 @@ mod weights;
 
 pub use arithmetic::Multiplications;
 pub use config::{Bias, DecoderConfig, LayerConfig, MlpConfig, QkNorm};
-pub use embedder::{Embedder, Text};
+pub use embedder::{Embedder, Text, scratch_spec};
 pub use encoder::{EncoderConfig, EncoderMlp, ScoreConfig};
 pub use error::ModelError;
 pub use head::{EmbedderHead, HeadError, ScoreActivation, ranking, shorten, vectors};

@@ -20,6 +20,7 @@ use crate::device::{self, Device, DeviceError};
 use crate::images::{ImageReader, NoImages};
 use crate::memory::{MemoryPlan, PlanError};
 use crate::model_list::ModelSpec;
+use crate::rehearsal::Place;
 use crate::translate::defaults;
 
 /// Where a model's files are.
@@ -330,6 +331,14 @@ impl LoadedModel {
         };
         let model = Arc::new(model);
         let embedder = Embedder::of_decoder(model.clone(), ckpt)?;
+        let limits = setup.embedder_limits();
+        let embeddings_plan = {
+            let devices = embedder.devices();
+            let first = devices.first().filter(|_| devices.len() > 1);
+            let first = first.map(|(backend, n_layers)| (&***backend, *n_layers));
+            let place = Place { first, last: &**embedder.backend() };
+            MemoryPlan::for_embeddings_of(ckpt, plan.n_ctx, &setup.options, &limits, place)?
+        };
         let engine = Engine::new(model, tokenizer.clone(), &options)?;
         let engine = EngineHandle::spawn(engine, &Handle::current()).map_err(LoadError::Thread)?;
         Ok(LoadedModel {
@@ -343,12 +352,7 @@ impl LoadedModel {
             images: ImageReader::of(ckpt, &tokenizer),
             tokenizer,
             embeddings: Embeddings::new(embedder, ckpt.embedding.clone()),
-            embeddings_plan: MemoryPlan::for_embeddings_of(
-                ckpt,
-                plan.n_ctx,
-                &setup.options,
-                &setup.embedder_limits(),
-            )?,
+            embeddings_plan,
         })
     }
 }

@@ -4,11 +4,11 @@ use std::fmt;
 
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::{EmbedderLimits, EngineOptions};
-use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError};
+use mlxr_models::{DecoderConfig, EncoderConfig, MlpConfig, ModelError, scratch_spec};
 use mlxr_tensor::{Backend, DType, DeviceMemory, KvLayerSpec, KvSpec};
 
 use crate::device::WeightBytes;
-use crate::rehearsal::rehearsed_bytes;
+use crate::rehearsal::{self, Place};
 use crate::split::{Room, Split};
 
 /// Sequences of full length the KV arena holds when nobody says; shorter ones share the room.
@@ -59,11 +59,9 @@ impl MemoryPlan {
         let block_bytes = spec.n_bytes().ok_or_else(|| kv_type_error(&config, options))? as u64;
         let seq_bytes = block_bytes.saturating_mul((n_ctx as usize).div_ceil(options.block_tokens) as u64);
         let weights_bytes = weights_bytes(ckpt, room.weight_bytes);
-        let step_bytes = room.device.as_ref().and_then(|device| {
-            let device = device.backend().ok()?;
-            // What is wrong with the model or the device says so when it is loaded.
-            let bytes = rehearsed_bytes(&*device, ckpt, options, n_ctx).ok().flatten()?;
-            Some(if device.memory().is_some() { bytes.saturating_sub(weights_bytes) } else { bytes })
+        let step_bytes = room.rehearsed_step_bytes(weights_bytes, |device| {
+            let place = Place { first: None, last: device };
+            Ok(rehearsal::of_decoder(place, ckpt, options, n_ctx)?.map(|taken| taken.last))
         });
         let step_bytes = step_bytes.unwrap_or_else(|| estimated_step_bytes(&config, options));
         let kv_bytes = options.kv_bytes.map_or_else(
@@ -77,7 +75,7 @@ impl MemoryPlan {
         Ok(MemoryPlan { n_ctx, weights_bytes, kv_bytes, step_bytes, block_bytes, kv_dtype, split: None })
     }
 
-    /// Plans for a model that makes vectors: weights as the device has them, scratch of one layer, the rows of the largest batch.
+    /// Plans for a model that makes vectors: weights as the device has them, scratch of one layer, what the largest batch takes.
     ///
     /// # Errors
     /// The checkpoint's config makes no sense.
@@ -85,7 +83,7 @@ impl MemoryPlan {
         ckpt: &Checkpoint,
         options: &EngineOptions,
         limits: &EmbedderLimits,
-        weight_bytes: WeightBytes,
+        room: &Room,
     ) -> Result<MemoryPlan, PlanError> {
         let asked = options.n_ctx.map(|n_ctx| u32::try_from(n_ctx).unwrap_or(u32::MAX));
         let (n_ctx_max, layer, floats_per_row) = if ckpt.arch.encoder {
@@ -101,24 +99,33 @@ impl MemoryPlan {
         } else {
             asked.unwrap_or(n_ctx_max)
         };
-        let weights_bytes = weights_bytes(ckpt, weight_bytes);
-        let scratch = scratch_plan(n_ctx, &layer, floats_per_row, options.block_tokens, limits);
-        Ok(MemoryPlan { weights_bytes, ..scratch })
+        let weights_bytes = weights_bytes(ckpt, room.weight_bytes);
+        let step_bytes = room.rehearsed_step_bytes(weights_bytes, |device| {
+            rehearsal::of_embedder(device, ckpt, limits, n_ctx)
+        });
+        let scratch = scratch_plan(n_ctx, layer, options.block_tokens, limits);
+        let step_bytes = step_bytes.unwrap_or_else(|| estimated_batch_bytes(n_ctx, floats_per_row, limits));
+        Ok(MemoryPlan { weights_bytes, step_bytes, ..scratch })
     }
 
-    /// What a generating model with contexts of `n_ctx` takes more once it makes vectors too.
+    /// What a generating model with contexts of `n_ctx` takes more once it makes vectors too; of two devices it is as much on
+    /// each.
     ///
     /// # Errors
     /// The checkpoint's config makes no sense.
-    pub fn for_embeddings_of(
+    pub(crate) fn for_embeddings_of(
         ckpt: &Checkpoint,
         n_ctx: u32,
         options: &EngineOptions,
         limits: &EmbedderLimits,
+        place: Place<'_>,
     ) -> Result<MemoryPlan, PlanError> {
         let config = DecoderConfig::for_checkpoint(ckpt)?;
-        let (layer, floats_per_row) = (config.kv_layer(), floats_per_row(&config));
-        Ok(scratch_plan(n_ctx, &layer, floats_per_row, options.block_tokens, limits))
+        let step_bytes = rehearsal::of_embeddings_of(place, ckpt, limits, n_ctx).ok().flatten();
+        let step_bytes =
+            step_bytes.unwrap_or_else(|| estimated_batch_bytes(n_ctx, floats_per_row(&config), limits));
+        let scratch = scratch_plan(n_ctx, config.kv_layer(), options.block_tokens, limits);
+        Ok(MemoryPlan { step_bytes, ..scratch })
     }
 
     pub const fn total_bytes(&self) -> u64 {
@@ -153,23 +160,16 @@ pub(crate) fn kv_type_error(config: &DecoderConfig, options: &EngineOptions) -> 
     PlanError::KvType { dtype: options.kv_dtype, head_dim: config.kv_layer().k_dim }
 }
 
-/// One layer's scratch and the rows of an embedder's largest batch.
-fn scratch_plan(
-    n_ctx: u32,
-    layer: &KvLayerSpec,
-    floats_per_row: usize,
-    block_tokens: usize,
-    limits: &EmbedderLimits,
-) -> MemoryPlan {
-    let n_rows = limits.max_batch_tokens.max(n_ctx as usize) as u64;
-    // Every text may leave a block almost empty.
-    let n_slots = n_rows + limits.max_batch_texts as u64 * 32;
+/// One layer's scratch for an embedder's largest batch.
+fn scratch_plan(n_ctx: u32, layer: KvLayerSpec, block_tokens: usize, limits: &EmbedderLimits) -> MemoryPlan {
     let slot_bytes = (layer.n_kv_heads * (layer.k_dim + layer.v_dim)) as u64 * 4;
+    let spec =
+        scratch_spec(layer, limits.max_batch_tokens.max(n_ctx as usize), limits.max_batch_texts.max(1));
     MemoryPlan {
         n_ctx,
         weights_bytes: 0,
-        kv_bytes: n_slots * slot_bytes,
-        step_bytes: n_rows * floats_per_row as u64 * 4,
+        kv_bytes: spec.n_bytes().map_or(u64::MAX, |n_bytes| n_bytes as u64),
+        step_bytes: 0,
         block_bytes: block_tokens as u64 * slot_bytes,
         kv_dtype: DType::F32,
         split: None,
@@ -194,6 +194,11 @@ fn estimated_step_bytes(config: &DecoderConfig, options: &EngineOptions) -> u64 
     let floats =
         options.max_batch_tokens * floats_per_row(config) + 2 * options.max_logit_rows * config.vocab;
     floats as u64 * 4
+}
+
+/// Rows of an embedder's largest batch.
+fn estimated_batch_bytes(n_ctx: u32, floats_per_row: usize, limits: &EmbedderLimits) -> u64 {
+    (limits.max_batch_tokens.max(n_ctx as usize) * floats_per_row) as u64 * 4
 }
 
 fn floats_per_row(config: &DecoderConfig) -> usize {

@@ -81,9 +81,9 @@ pub struct Fallback {
 
 impl Fallback {
     /// All of its memory, for layers of one model.
-    pub const fn room(&self) -> CpuRoom {
+    pub fn room(&self) -> CpuRoom {
         let (bytes, is_shared) = (self.memory.limit_bytes, self.shares_memory);
-        CpuRoom { bytes, is_shared, gpu_layers: self.gpu_layers }
+        CpuRoom { bytes, device: Some(self.device.clone()), is_shared, gpu_layers: self.gpu_layers }
     }
 }
 
@@ -738,7 +738,7 @@ fn plan(
 fn plan_in(ckpt: &Checkpoint, setup: &EngineSetup, room: &Room) -> Result<MemoryPlan, PlanError> {
     if ckpt.is_embedder() {
         let limits = setup.embedder_limits();
-        return MemoryPlan::for_embedder(ckpt, &setup.options, &limits, room.weight_bytes);
+        return MemoryPlan::for_embedder(ckpt, &setup.options, &limits, room);
     }
     MemoryPlan::within(ckpt, &setup.options, room)
 }

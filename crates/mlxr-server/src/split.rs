@@ -7,12 +7,13 @@ use std::fmt;
 
 use mlxr_checkpoint::Checkpoint;
 use mlxr_engine::EngineOptions;
-use mlxr_models::DecoderConfig;
-use mlxr_tensor::{HostTensor, KvSpec};
+use mlxr_models::{DecoderConfig, ModelError};
+use mlxr_tensor::{Backend, HostTensor, KvSpec};
 
 use crate::config::GpuLayers;
 use crate::device::{Device, WeightBytes};
 use crate::memory::{MemoryPlan, PlanError, full_seqs, kv_type_error};
+use crate::rehearsal::{self, Place};
 
 /// What a model's share takes of one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,14 @@ impl Share {
     }
 }
 
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Share { weights_bytes, kv_bytes, step_bytes, .. } = self;
+        let total = self.total_bytes();
+        write!(f, "{total} bytes: {weights_bytes} of weights, {kv_bytes} of KV cache, {step_bytes} per step")
+    }
+}
+
 /// A model on two devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
@@ -41,14 +50,11 @@ pub struct Split {
 impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Split { cpu, gpu } = self;
+        let n_layers = gpu.n_layers + cpu.n_layers;
         write!(
             f,
-            "{} of {} layers on the GPU ({} bytes), {} on the CPU ({} bytes)",
-            gpu.n_layers,
-            gpu.n_layers + cpu.n_layers,
-            gpu.total_bytes(),
-            cpu.n_layers,
-            cpu.total_bytes()
+            "{} of {n_layers} layers on the GPU ({gpu}), {} on the CPU ({cpu})",
+            gpu.n_layers, cpu.n_layers
         )
     }
 }
@@ -65,9 +71,11 @@ pub struct Room {
 }
 
 /// What there is on the CPU for layers a GPU does not take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CpuRoom {
     pub bytes: u64,
+    /// As that of [`Room`].
+    pub device: Option<Device>,
     /// Whether the GPU computes in the same memory.
     pub is_shared: bool,
     /// Layers the GPU is to take.
@@ -82,7 +90,7 @@ impl Room {
 
     /// Whether there is room for a plan.
     pub fn holds(&self, plan: &MemoryPlan) -> bool {
-        match (plan.split, self.cpu) {
+        match (plan.split, &self.cpu) {
             (None, _) => plan.total_bytes() <= self.device_bytes,
             (Some(_), None) => false,
             (Some(split), Some(cpu)) => {
@@ -91,6 +99,25 @@ impl Room {
             }
         }
     }
+
+    /// What steps take beside weights of so many bytes, as `rehearse` counts with those where the device has memory of its
+    /// own. What is wrong with the model or the device says so when it is loaded.
+    pub(crate) fn rehearsed_step_bytes(
+        &self,
+        weights_bytes: u64,
+        rehearse: impl FnOnce(&dyn Backend) -> Result<Option<u64>, ModelError>,
+    ) -> Option<u64> {
+        let device = self.device.as_ref()?.backend().ok()?;
+        let bytes = rehearse(&*device).ok().flatten()?;
+        Some(if device.memory().is_some() { bytes.saturating_sub(weights_bytes) } else { bytes })
+    }
+}
+
+/// What steps take of each device.
+#[derive(Clone, Copy, Debug)]
+struct StepBytes {
+    cpu: u64,
+    gpu: u64,
 }
 
 impl MemoryPlan {
@@ -101,7 +128,7 @@ impl MemoryPlan {
     /// As [`MemoryPlan::new`].
     pub fn within(ckpt: &Checkpoint, options: &EngineOptions, room: &Room) -> Result<MemoryPlan, PlanError> {
         let whole = MemoryPlan::new(ckpt, options, room)?;
-        let Some(cpu) = room.cpu else { return Ok(whole) };
+        let Some(cpu) = &room.cpu else { return Ok(whole) };
         let parts = Parts::new(ckpt, options, &whole, room.weight_bytes)?;
         let n_layers = parts.layers_bytes.len();
         let candidates = match cpu.gpu_layers {
@@ -109,12 +136,23 @@ impl MemoryPlan {
             GpuLayers::Auto if !room.holds(&whole) => 1..n_layers,
             _ => return Ok(whole),
         };
-        let in_order = candidates.rev().map(|n_gpu| parts.plan(&whole, n_gpu, room));
-        let mut plans = in_order.collect::<Vec<_>>().into_iter();
-        Ok(match cpu.gpu_layers {
-            GpuLayers::Count(_) => plans.next().unwrap_or(whole),
-            _ => plans.find(|plan| room.holds(plan)).unwrap_or(whole),
-        })
+        let is_asked = matches!(cpu.gpu_layers, GpuLayers::Count(_));
+        let rehearse = |n_gpu: usize| (n_gpu, parts.rehearsed(ckpt, options, &whole, n_gpu, room));
+        let mut known = None;
+        for n_gpu in candidates.rev() {
+            // Fewer layers take no more of the GPU and no less of the CPU, so what does not fit with what those before
+            // needed is not gone through.
+            let (n_known, steps) = *known.get_or_insert_with(|| rehearse(n_gpu));
+            let mut plan = parts.plan(&whole, n_gpu, room, steps);
+            if n_known != n_gpu && room.holds(&plan) {
+                let (_, steps) = *known.insert(rehearse(n_gpu));
+                plan = parts.plan(&whole, n_gpu, room, steps);
+            }
+            if is_asked || room.holds(&plan) {
+                return Ok(plan);
+            }
+        }
+        Ok(whole)
     }
 }
 
@@ -172,23 +210,54 @@ impl Parts {
         Ok(Parts { layers_bytes, embed_bytes, end_bytes, block_bytes, n_blocks })
     }
 
-    /// With the last `n_gpu` layers on the GPU, and as many KV blocks as both devices have room for.
-    fn plan(&self, whole: &MemoryPlan, n_gpu: usize, room: &Room) -> MemoryPlan {
+    /// The weights with the last `n_gpu` layers on the GPU: the CPU's share and the GPU's.
+    fn shares(&self, n_gpu: usize) -> [Share; 2] {
         let n_cpu = self.layers_bytes.len() - n_gpu;
         let share = |layers: std::ops::Range<usize>, device: usize, other_bytes: u64| Share {
             n_layers: layers.len(),
             weights_bytes: self.layers_bytes[layers].iter().map(|bytes| bytes[device]).sum::<u64>()
                 + other_bytes,
             kv_bytes: 0,
-            step_bytes: whole.step_bytes,
+            step_bytes: 0,
         };
-        let mut cpu = share(0..n_cpu, 0, self.embed_bytes);
-        let mut gpu = share(n_cpu..self.layers_bytes.len(), 1, self.end_bytes);
+        [share(0..n_cpu, 0, self.embed_bytes), share(n_cpu..self.layers_bytes.len(), 1, self.end_bytes)]
+    }
+
+    /// What steps take with the last `n_gpu` layers on the GPU; where a device has no stand-in, what they take with all
+    /// layers on one.
+    fn rehearsed(
+        &self,
+        ckpt: &Checkpoint,
+        options: &EngineOptions,
+        whole: &MemoryPlan,
+        n_gpu: usize,
+        room: &Room,
+    ) -> StepBytes {
+        let [cpu, gpu] = self.shares(n_gpu);
+        let rehearse = || {
+            let first = room.cpu.as_ref()?.device.as_ref()?.backend().ok()?;
+            let last = room.device.as_ref()?.backend().ok()?;
+            let place = Place { first: Some((&*first, cpu.n_layers)), last: &*last };
+            // What is wrong with the model or a device says so when it is loaded.
+            let taken = rehearsal::of_decoder(place, ckpt, options, whole.n_ctx).ok().flatten()?;
+            let beside = |device: &dyn Backend, bytes: u64, share: &Share| match device.memory() {
+                Some(_) => bytes.saturating_sub(share.weights_bytes),
+                None => bytes,
+            };
+            Some(StepBytes { cpu: beside(&*first, taken.first, &cpu), gpu: beside(&*last, taken.last, &gpu) })
+        };
+        rehearse().unwrap_or(StepBytes { cpu: whole.step_bytes, gpu: whole.step_bytes })
+    }
+
+    /// With the last `n_gpu` layers on the GPU, and as many KV blocks as both devices have room for.
+    fn plan(&self, whole: &MemoryPlan, n_gpu: usize, room: &Room, steps: StepBytes) -> MemoryPlan {
+        let [mut cpu, mut gpu] = self.shares(n_gpu);
+        (cpu.step_bytes, gpu.step_bytes) = (steps.cpu, steps.gpu);
         let room_of = |share: &Share, bytes: u64| {
             let per_block = self.block_bytes * share.n_layers as u64;
             bytes.saturating_sub(share.total_bytes()).checked_div(per_block).unwrap_or(u64::MAX)
         };
-        let cpu_bytes = room.cpu.map_or(0, |cpu| cpu.bytes);
+        let cpu_bytes = room.cpu.as_ref().map_or(0, |cpu| cpu.bytes);
         let [least, most] = self.n_blocks;
         let fitting = room_of(&gpu, room.device_bytes).min(room_of(&cpu, cpu_bytes));
         let n_blocks = fitting.min(most).max(least);
@@ -217,7 +286,8 @@ mod tests {
     }
 
     fn room(device_bytes: u64, bytes: u64, gpu_layers: GpuLayers) -> Room {
-        Room { cpu: Some(CpuRoom { bytes, is_shared: false, gpu_layers }), ..Room::only(device_bytes) }
+        let cpu = CpuRoom { bytes, device: None, is_shared: false, gpu_layers };
+        Room { cpu: Some(cpu), ..Room::only(device_bytes) }
     }
 
     const PLENTY: u64 = 1 << 40;
@@ -289,7 +359,7 @@ mod tests {
         let options = EngineOptions::default();
         let found = plan(&options, &room(PLENTY, PLENTY, GpuLayers::Count(4)));
         let shared = |bytes| Room {
-            cpu: Some(CpuRoom { bytes, is_shared: true, gpu_layers: GpuLayers::Count(4) }),
+            cpu: Some(CpuRoom { bytes, device: None, is_shared: true, gpu_layers: GpuLayers::Count(4) }),
             ..Room::only(PLENTY)
         };
         assert!(shared(found.total_bytes()).holds(&found));

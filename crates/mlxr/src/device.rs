@@ -337,7 +337,7 @@ impl Devices {
         let device = Some(self.first.clone());
         let room = Room { device_bytes: self.memory.limit_bytes, weight_bytes, device, cpu };
         let plan = if ckpt.is_embedder() {
-            MemoryPlan::for_embedder(ckpt, options, &EmbedderLimits::default(), weight_bytes)?
+            MemoryPlan::for_embedder(ckpt, options, &EmbedderLimits::default(), &room)?
         } else {
             MemoryPlan::within(ckpt, &EngineOptions { max_seqs: 1, ..*options }, &room)?
         };

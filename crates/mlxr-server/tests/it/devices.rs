@@ -1,6 +1,8 @@
 //! Models on more than one device, and a device that fails.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use http_body_util::BodyExt;
@@ -8,13 +10,16 @@ use mlxr_engine::EngineOptions;
 use mlxr_gpu::{AdapterChoice, GpuBackend, GpuError};
 use mlxr_server::config::GpuLayers;
 use mlxr_server::{
-    App, Device, DeviceError, EngineSetup, Fallback, KeepAlive, Limits, Memory, ModelList, Models, Role,
+    App, Device, DeviceError, EngineSetup, Fallback, KeepAlive, Limits, Loaded, Memory, ModelList,
+    ModelSource, ModelSpec, Models, Role,
 };
 use mlxr_tensor::{Backend, DType};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::harness::{Answer, HOUSE, ROOMY, TINY, ask, ask_json, get, post, send, setup, specs, until};
+use crate::harness::{
+    Answer, HOUSE, ROOMY, TINY, ask, ask_json, get, post, repository, send, setup, specs, until,
+};
 
 /// A CPU behind another device, for whole models.
 fn cpu(memory: Memory) -> Fallback {
@@ -130,6 +135,44 @@ async fn check_split(device: Device) {
     }
 }
 
+/// Notes the most that a backend has allocated: what nobody needs for a while it gives back.
+struct Watch {
+    at_first: u64,
+    most: Arc<AtomicU64>,
+}
+
+impl Watch {
+    fn new(backend: &Arc<dyn Backend>) -> Watch {
+        let at_first = backend.allocated_bytes().unwrap();
+        let most = Arc::new(AtomicU64::new(at_first));
+        let (backend, noted) = (Arc::downgrade(backend), Arc::downgrade(&most));
+        std::thread::spawn(move || {
+            while let (Some(backend), Some(noted)) = (backend.upgrade(), noted.upgrade()) {
+                noted.fetch_max(backend.allocated_bytes().unwrap(), Ordering::Relaxed);
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        });
+        Watch { at_first, most }
+    }
+
+    fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed) - self.at_first
+    }
+}
+
+/// Completions of several lengths, four at a time.
+async fn complete(app: &Arc<App>) {
+    for (i, lens) in [[1, 90, 33, 60], [3, 17, 64, 5], [100, 2, 50, 31]].into_iter().enumerate() {
+        let mut asking = JoinSet::new();
+        for n in lens {
+            let body = json!({"model": HOUSE, "prompt": vec![7 + i; n], "max_tokens": 9, "ignore_eos": true, "temperature": 0.9, "seed": n});
+            let app = app.clone();
+            asking.spawn(async move { ask_json(&app, "/v1/completions", body).await });
+        }
+        asking.join_all().await;
+    }
+}
+
 /// What is planned for a model is what the device's allocator has given out once it has worked for a while.
 async fn check_plan(device: Device) {
     let options = EngineOptions {
@@ -140,25 +183,88 @@ async fn check_plan(device: Device) {
         ..EngineOptions::default()
     };
     let backend = device.backend().unwrap();
-    let at_first = backend.allocated_bytes().unwrap();
+    let watch = Watch::new(&backend);
     let setup = EngineSetup { device, options };
     let models = Models::new(specs(), setup, ROOMY, KeepAlive::Forever).unwrap();
     let app = App::new(models, Limits::default()).unwrap();
     let plan = app.models.acquire(HOUSE).await.unwrap().plan;
-    for (i, lens) in [[1, 90, 33, 60], [3, 17, 64, 5], [100, 2, 50, 31]].into_iter().enumerate() {
-        let mut asking = JoinSet::new();
-        for n in lens {
-            let body = json!({"model": HOUSE, "prompt": vec![7 + i; n], "max_tokens": 9, "ignore_eos": true, "temperature": 0.9, "seed": n});
-            let app = app.clone();
-            asking.spawn(async move { ask_json(&app, "/v1/completions", body).await });
-        }
-        asking.join_all().await;
-    }
-    let taken = backend.allocated_bytes().unwrap() - at_first;
+    complete(&app).await;
+    let taken = watch.most();
     // A device with memory of its own counts all that lies there.
     let planned = if backend.memory().is_some() { plan.total_bytes() } else { plan.step_bytes };
     assert!(taken <= planned, "{taken} bytes taken, {planned} planned");
     assert!(taken * 3 >= planned * 2, "{taken} bytes taken, {planned} planned");
+}
+
+/// Vectors of short texts, and of many that are longer than the context.
+async fn make_vectors(app: &Arc<App>, model: &str) {
+    for texts in [vec![1, 90, 33, 60], vec![400; 30], vec![3; 100]] {
+        let texts: Vec<String> = texts.into_iter().map(|n| "cat sat ".repeat(n)).collect();
+        let body = json!({"model": model, "input": texts, "truncate": true});
+        ask_json(app, "/api/embed", body).await;
+    }
+}
+
+/// What is planned for models that make vectors, and for one that does so besides, each on a device of its own.
+async fn check_embedders_plan(open: impl Fn() -> Option<Device>) {
+    for name in ["bert", "modernbert", "qwen3", TINY] {
+        let Some(device) = open() else { return };
+        let backend = device.backend().unwrap();
+        let watch = Watch::new(&backend);
+        let options = EngineOptions { n_ctx: Some(128), ..EngineOptions::default() };
+        let path = repository("golden/embeddings").join(name);
+        let specs = specs().into_iter().chain([ModelSpec::new(name, ModelSource::Path(path))]);
+        let specs = specs.filter(|spec| spec.name == name).take(1).collect();
+        let models = Models::new(specs, EngineSetup { device, options }, ROOMY, KeepAlive::Forever).unwrap();
+        let app = App::new(models, Limits::default()).unwrap();
+        make_vectors(&app, name).await;
+        let taken = watch.most();
+        let model = app.models.loaded().remove(0);
+        let plan = match &model {
+            Loaded::Generator(model) => model.embeddings_plan,
+            Loaded::Embedder(model) => model.plan,
+        };
+        let has_own_memory = backend.memory().is_some();
+        let planned = if has_own_memory { model.total_bytes() } else { plan.step_bytes };
+        assert!(taken <= planned, "{name}: {taken} bytes taken, {planned} planned: {plan}");
+        assert!(taken * 2 >= planned, "{name}: {taken} bytes taken, {planned} planned: {plan}");
+    }
+}
+
+/// What is planned for a model on two devices is what each of them takes.
+async fn check_split_plan(device: Device) {
+    let options = EngineOptions {
+        n_ctx: Some(128),
+        max_batch_tokens: 64,
+        max_logit_rows: 8,
+        max_seqs: 4,
+        ..EngineOptions::default()
+    };
+    let gpu = device.backend().unwrap();
+    let behind = Fallback { gpu_layers: GpuLayers::Count(3), role: Role::Layers, ..cpu(ROOMY) };
+    let cpu = behind.device.backend().unwrap();
+    let watches = [&gpu, &cpu].map(Watch::new);
+    let models = Models::with_list(
+        ModelList::new(specs()).unwrap(),
+        EngineSetup { device, options },
+        ROOMY,
+        KeepAlive::Forever,
+    );
+    let app = App::new(Arc::new(models.with_fallback(Some(behind))), Limits::default()).unwrap();
+    let plan = app.models.acquire(HOUSE).await.unwrap().plan;
+    complete(&app).await;
+    let split = plan.split.unwrap();
+    for (backend, share, watch) in [(&gpu, split.gpu, &watches[0]), (&cpu, split.cpu, &watches[1])] {
+        let taken = watch.most();
+        let planned = if backend.memory().is_some() { share.total_bytes() } else { share.step_bytes };
+        let name = backend.name();
+        assert!(taken <= planned, "{name}: {taken} bytes taken, {planned} planned: {plan}");
+        assert!(taken * 3 >= planned * 2, "{name}: {taken} bytes taken, {planned} planned: {plan}");
+    }
+    assert!(
+        plan.to_string().contains(&format!("{} per step), 5 on the CPU", split.gpu.step_bytes)),
+        "{plan}"
+    );
 }
 
 #[tokio::test]
@@ -170,6 +276,22 @@ async fn a_plan_is_what_the_cpu_takes() {
 async fn a_plan_is_what_a_gpu_takes() {
     let Some(gpu) = gpu() else { return };
     check_plan(Device::of(gpu)).await;
+}
+
+#[tokio::test]
+async fn a_plan_for_vectors_is_what_the_cpu_takes() {
+    check_embedders_plan(|| Some(setup(EngineOptions::default()).device)).await;
+}
+
+#[tokio::test]
+async fn a_plan_for_vectors_is_what_a_gpu_takes() {
+    check_embedders_plan(|| Some(Device::of(gpu()?))).await;
+}
+
+#[tokio::test]
+async fn a_plan_for_two_devices_is_what_each_takes() {
+    let Some(gpu) = gpu() else { return };
+    check_split_plan(Device::of(gpu)).await;
 }
 
 #[tokio::test]

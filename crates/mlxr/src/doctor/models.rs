@@ -181,7 +181,7 @@ fn describe_plan(path: &Path, plan: &MemoryPlan, room: &Room, device: &str, behi
     let Some(Split { cpu, gpu }) = plan.split else { return Finding::ok("model", message) };
     let share = |share: &Share| format!("{} layers, {}", share.n_layers, bytes(share.total_bytes()));
     let message = format!("{message} ({}) and on the CPU ({})", share(&gpu), share(&cpu));
-    match room.cpu.map(|cpu| cpu.gpu_layers) {
+    match room.cpu.as_ref().map(|cpu| cpu.gpu_layers) {
         Some(GpuLayers::Auto) => Finding::note(
             "model",
             format!("{message}: the GPU has no room for more"),
@@ -219,7 +219,7 @@ mod tests {
             whole.message.contains("x.gguf can be read and takes") && whole.message.ends_with(" on card")
         );
         assert_eq!(look(1 << 20, None).level, Level::Problem);
-        let cpu = |gpu_layers| Some(CpuRoom { bytes: 1 << 40, is_shared: false, gpu_layers });
+        let cpu = |gpu_layers| Some(CpuRoom { bytes: 1 << 40, device: None, is_shared: false, gpu_layers });
         let asked = look(1 << 40, cpu(GpuLayers::Count(3)));
         assert_eq!(asked.level, Level::Ok);
         assert!(asked.message.contains(" on card (3 layers, ") && asked.message.contains(" on the CPU ("));

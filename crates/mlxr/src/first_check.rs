@@ -19,7 +19,7 @@ use mlxr_models::Placement;
 use mlxr_tensor::{Backend, Batch, DType, argmax};
 
 use crate::bundled;
-use crate::loaded::{self, Sequences};
+use crate::loaded::{self, BLOCK_TOKENS};
 
 /// How far logits may be from the CPU's, as a part of these: what differs in rounding is a hundredth and less, what is
 /// computed wrongly about as large as the logits themselves.
@@ -97,31 +97,29 @@ fn compare(gpu: &Arc<dyn Backend>, cpu: CpuOptions) -> anyhow::Result<()> {
     agree(&ours?, &theirs)
 }
 
-/// The logits of every step, and what the device takes for the largest of each row when it computes the step once more.
+/// The logits of every step, and what the device takes for the largest of each row.
 fn logits(ckpt: &Checkpoint, backend: &Arc<dyn Backend>) -> anyhow::Result<Vec<Row>> {
-    let n_ctx = (PROMPTS[0] + N_DECODED) as u32;
-    let model = loaded::model(ckpt, &Placement::whole(backend.clone()), Some(n_ctx))?;
+    let n_ctx = PROMPTS[0] + N_DECODED;
+    let model = loaded::model(ckpt, &Placement::whole(backend.clone()), Some(n_ctx as u32))?;
     let vocab = model.config().vocab;
-    let mut sequences = Sequences::new(model, DType::F16, PROMPTS.len(), n_ctx)?;
-    sequences.lay_out(true);
+    let (n_blocks, n_seqs) = (n_ctx.div_ceil(BLOCK_TOKENS), PROMPTS.len());
+    let mut kv = model.kv_cache(&model.kv_spec(n_blocks * n_seqs, BLOCK_TOKENS, DType::F16))?;
+    // Blocks of a sequence neither lie side by side nor in order.
+    let table = |seq: usize| (0..n_blocks).rev().map(|i| (i * n_seqs + seq) as u32).collect::<Vec<_>>();
+    let tables = [table(0), table(1)];
     let token = |seq: usize, position: usize| ((seq * 101 + position * 7919) % vocab) as u32;
     let mut rows = Vec::new();
     for step in 0..=N_DECODED {
         let mut batch = Batch::new();
         for (seq, n_prompt) in PROMPTS.into_iter().enumerate() {
             let positions = if step == 0 { 0..n_prompt } else { n_prompt + step - 1..n_prompt + step };
-            let tokens: Vec<u32> = positions.map(|position| token(seq, position)).collect();
-            sequences.append(&mut batch, seq, &tokens);
+            let tokens: Vec<u32> = positions.clone().map(|position| token(seq, position)).collect();
+            batch.push(&tokens, positions.start as u32, &tables[seq], BLOCK_TOKENS);
             batch.want_last();
         }
-        let values = sequences.forward(&batch)?;
-        let largest = sequences.best(&batch)?;
-        ensure!(
-            largest.len() == PROMPTS.len(),
-            "it chose {} tokens for {} rows",
-            largest.len(),
-            PROMPTS.len()
-        );
+        let logits = model.forward(&batch, &mut kv)?;
+        let (values, largest) = (backend.read(&logits)?, backend.argmax(&logits)?);
+        ensure!(largest.len() == n_seqs, "it chose {} tokens for {n_seqs} rows", largest.len());
         let of_rows = values.chunks(vocab).zip(largest);
         rows.extend(of_rows.map(|(values, largest)| Row { values: values.to_vec(), largest }));
     }

@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-/// What names of files that are still being written begin with.
+/// What names of files that are still being written begin with, as everywhere in this program: what a process leaves that
+/// ends meanwhile is swept by that.
 const TEMPORARY: &str = ".mlxr-";
 
 /// Writes a file and the folders above it. Others see the old content or the new one, also where several processes write.

@@ -74,10 +74,10 @@ mod tests {
 
     #[test]
     fn kernels_are_kept_in_a_file_and_a_broken_one_is_begun_anew() {
-        let folder = std::env::temp_dir().join(format!("mlxr-pipelines-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
         let values = [1.0, -2.0, 3.0, 4.5];
         let doubled = || {
-            let gpu = GpuBackend::new(AdapterChoice::BestOrSoftware).ok()?.with_pipeline_cache(&folder);
+            let gpu = GpuBackend::new(AdapterChoice::BestOrSoftware).ok()?.with_pipeline_cache(folder.path());
             let mut x = gpu.act(1, 4, &values);
             gpu.scale(&mut x, 2.0);
             Some(gpu.read(&x).unwrap())
@@ -87,7 +87,7 @@ mod tests {
             return;
         };
         assert_eq!(first, values.map(|value| 2.0 * value));
-        let files = || std::fs::read_dir(&folder).map_or(Vec::new(), |files| files.collect());
+        let files = || std::fs::read_dir(folder.path()).map_or(Vec::new(), |files| files.collect());
         // Drivers other than Vulkan's keep compiled kernels themselves.
         for file in files() {
             let path = file.unwrap().path();
@@ -97,6 +97,5 @@ mod tests {
             assert_eq!(doubled().unwrap(), first, "with a broken file");
             assert_eq!(std::fs::read(&path).unwrap().len(), kept.len(), "begun anew");
         }
-        let _ = std::fs::remove_dir_all(&folder);
     }
 }

@@ -207,15 +207,16 @@ mod tests {
         Shape { layout, n_out: 64, cols: 256, n_rows }
     }
 
-    fn path(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("mlxr-tuner-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        folder.join("deep/tuning.json")
+    /// A file in a folder that goes with the first of the two.
+    fn path() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/tuning.json");
+        (folder, path)
     }
 
     #[test]
     fn what_was_kept_is_found_again_for_the_same_adapter_and_shape_alone() {
-        let path = path("kept");
+        let (_folder, path) = path();
         let division = Division { n_out: 8, n_sets: 1 };
         Tuner::new(path.clone(), "one".to_owned(), true).keep(&shape(4), division);
         let again = Tuner::new(path.clone(), "one".to_owned(), false);
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn a_file_that_is_broken_or_of_another_version_is_not_used_and_replaced() {
         for text in ["not a table", "{\"version\": 1}", "{\"version\": 0, \"adapters\": {}}"] {
-            let path = path("broken");
+            let (_folder, path) = path();
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, text).unwrap();
             assert_eq!(Tuned::read(&path), Tuned::default(), "{text}");
@@ -243,7 +244,7 @@ mod tests {
     #[test]
     fn measured_divisions_change_no_result() {
         let Ok(plain) = GpuBackend::new(AdapterChoice::BestOrSoftware) else { return };
-        let path = path("measured");
+        let (_folder, path) = path();
         let tuned = GpuBackend::new(AdapterChoice::BestOrSoftware).unwrap().with_tuning(path.clone(), true);
         let mut noise = Noise::new(5);
         for dtype in [DType::Q4_0, DType::F16] {

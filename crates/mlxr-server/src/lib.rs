@@ -50,6 +50,7 @@ pub use app::{App, Limits, Surroundings};
 pub use clients::RateLimit;
 pub use device::{Device, DeviceError, WeightBytes, describe_devices};
 pub use error::ServeError;
+pub use files::sweep_leftovers;
 pub use images::{ImageReader, NoImages};
 #[cfg(unix)]
 pub use inherited::{InheritError, Inherited};

@@ -11,7 +11,9 @@ use mlxr_gpu::{AdapterChoice, GpuBackend};
 use mlxr_kernels::{CpuBackend, CpuOptions, Kernels, Products};
 use mlxr_models::{ModelError, Placement};
 use mlxr_server::config::{self, GpuLayers, ServerConfig};
-use mlxr_server::{Device, DeviceError, Fallback, Memory, MemoryPlan, PlanError, Role, Room};
+use mlxr_server::{
+    Device, DeviceError, Fallback, Memory, MemoryPlan, PlanError, Role, Room, sweep_leftovers,
+};
 use mlxr_tensor::{Backend, TensorError};
 
 use crate::failure::{failure, usage};
@@ -166,6 +168,7 @@ impl Wanted {
     }
 
     fn open_gpu(self, choice: AdapterChoice) -> Result<Arc<dyn Backend>, DeviceError> {
+        folders::gpu_caches().for_each(|folder| _ = sweep_leftovers(&folder));
         let backend = GpuBackend::new(choice).map_err(|error| DeviceError { reason: error.to_string() })?;
         let backend = match folders::gpu_pipelines() {
             Some(folder) => backend.with_pipeline_cache(&folder),

@@ -35,6 +35,11 @@ pub fn gpu_checks() -> Option<PathBuf> {
     Some(caches()?.join("gpu-checked"))
 }
 
+/// Where what is kept of GPUs lies.
+pub fn gpu_caches() -> impl Iterator<Item = PathBuf> {
+    caches().into_iter().chain(gpu_pipelines())
+}
+
 /// The folder of what can be made again.
 fn caches() -> Option<PathBuf> {
     let folder = if cfg!(target_os = "macos") {

@@ -4,19 +4,15 @@
 //! on the disk.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::files;
-
-/// What is left of a write that broke off is removed after this long.
-const STALE: Duration = Duration::from_secs(24 * 3600);
 
 /// A SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -179,27 +175,12 @@ impl Blobs {
     /// writers left. Returns how many.
     pub fn sweep(&self, is_needed: impl Fn(Digest) -> bool) -> usize {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return 0 };
-        let mut n_removed = 0;
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let is_blob = name.parse::<Digest>();
-            let is_garbage = match is_blob {
-                Ok(digest) => !is_needed(digest),
-                Err(_) => name.starts_with(files::TEMPORARY),
-            };
-            let age = entry.metadata().and_then(|found| found.modified());
-            let is_old =
-                age.is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > STALE));
-            if is_garbage && is_old {
-                let removed = match entry.path().is_dir() {
-                    true => std::fs::remove_dir_all(entry.path()),
-                    false => std::fs::remove_file(entry.path()),
-                };
-                n_removed += usize::from(removed.is_ok());
-            }
-        }
-        n_removed
+        let is_garbage = |entry: &DirEntry| {
+            let digest = entry.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
+            digest.is_some_and(|digest| !is_needed(digest))
+        };
+        let n_blobs = entries.flatten().filter(is_garbage).filter(files::remove_stale).count();
+        n_blobs + files::sweep_leftovers(&self.folder)
     }
 }
 
@@ -346,7 +327,7 @@ mod tests {
         }
         let age = |digest| {
             let file = File::options().write(true).open(blobs.path(digest)).unwrap();
-            file.set_modified(SystemTime::now() - 2 * STALE).unwrap();
+            file.set_modified(std::time::SystemTime::now() - 2 * files::STALE).unwrap();
         };
         age(all[0]);
         age(all[1]);

@@ -79,6 +79,31 @@ fn layers_on_a_gpu_give_the_reference_answers_too() {
 }
 
 #[test]
+fn what_a_killed_process_left_in_the_caches_of_gpus_is_swept() {
+    let home = tempfile::tempdir().unwrap();
+    let pipelines = home.path().join("mlxr/gpu-pipelines");
+    std::fs::create_dir_all(&pipelines).unwrap();
+    let files = ["mlxr/.mlxr-old", "mlxr/gpu-pipelines/.mlxr-old", "mlxr/gpu-pipelines/.mlxr-new"];
+    for name in files {
+        std::fs::write(home.path().join(name), "half of it").unwrap();
+    }
+    let days_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 24 * 3600);
+    for name in &files[..2] {
+        let file = std::fs::File::options().write(true).open(home.path().join(name)).unwrap();
+        file.set_modified(days_ago).unwrap();
+    }
+    let run = mlxr(["run", "--greedy", "--device", "0", "--max-tokens", "1", "hi"]);
+    let output = run.env("XDG_CACHE_HOME", home.path()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.contains("there is no GPU 0") {
+        assert!(std::env::var_os("MLXR_REQUIRE_GPU").is_none(), "{stderr}");
+        return eprintln!("skipped: no GPU and no software driver");
+    }
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert_eq!(files.map(|name| home.path().join(name).exists()), [false, false, true]);
+}
+
+#[test]
 fn layers_of_a_gpu_need_one_and_none_need_none() {
     let on_cpu = ["run", "--greedy", "--device", "cpu", "--gpu-layers", "2", "hi"];
     mlxr(on_cpu).assert().code(2).stderr_eq(str![[r#"

@@ -635,7 +635,24 @@ fn rows_in_tile_order_read_back_as_stored() {
 
 /// Formats that have a tile order on all processors, but floats.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-const TILED: [DType; 5] = [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q5_K, DType::Q6_K];
+const TILED: [Format; 16] = [
+    Format::Plain(DType::Q4_0),
+    Format::Plain(DType::Q8_0),
+    Format::Plain(DType::Q4_K),
+    Format::Plain(DType::Q5_K),
+    Format::Plain(DType::Q6_K),
+    Format::Plain(DType::Q4_1),
+    Format::Plain(DType::Q5_0),
+    Format::Plain(DType::Q5_1),
+    Format::Plain(DType::IQ4_NL),
+    Format::Plain(DType::IQ4_XS),
+    Format::Plain(DType::MXFP4),
+    Format::Plain(DType::Q2_K),
+    Format::Plain(DType::Q3_K),
+    Format::MlxAffine { bits: 4, group_size: 64, scale: DType::BF16 },
+    Format::MlxAffine { bits: 8, group_size: 32, scale: DType::F16 },
+    Format::MlxFloat(mlxr_tensor::MlxFloat::Mxfp4),
+];
 
 /// The bits of products by each table that keeps rows in the lanes of vectors.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -680,22 +697,56 @@ proptest! {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[test]
 fn processors_of_all_kinds_give_the_same_bits() {
-    // Checksums of products of each format, as AVX2 gives them.
-    const EXPECTED: [u64; TILED.len()] = [
-        1929370480206888546,
-        15820700449139359313,
-        9202324738320998919,
-        17789437199542390905,
-        13570970076460640400,
+    // Checksums of products of each format, as AVX2 gives them: with few activation rows, and with more.
+    const EXPECTED: [[u64; TILED.len()]; 2] = [
+        [
+            1929370480206888546,
+            15820700449139359313,
+            9202324738320998919,
+            17789437199542390905,
+            13570970076460640400,
+            6711203636854296107,
+            3946029565693921646,
+            3762583735932157609,
+            4309504983328794732,
+            14164737930680713450,
+            6338396703290988803,
+            12987475139385074386,
+            6321256267089731541,
+            9770565839727121604,
+            9737151217524158834,
+            514338939924904431,
+        ],
+        [
+            9898923296849202914,
+            9342741685775721009,
+            14537762086878951814,
+            14825512815287361469,
+            9245499200781362352,
+            7970234027449896451,
+            8429092520362142025,
+            12223267577007243049,
+            9636595169233121177,
+            3676138362065183682,
+            4181883386809229436,
+            419220361615671112,
+            14632880780096406312,
+            7249683110519051636,
+            13007832753281528071,
+            8186801504385828670,
+        ],
     ];
     let mut noise = Noise::new(11);
-    let products = TILED.map(|dtype| {
-        let weight = data::tensor(Format::Plain(dtype), &[53, 1024], &mut noise);
-        bits_by_vectors(&weight, &noise.values(7 * 1024))
+    let step = |sum: u64, &bits: &u32| (sum ^ u64::from(bits)).wrapping_mul(0x100_0000_01b3);
+    let sums = [7, 11].map(|n_x| {
+        TILED.map(|format| {
+            let weight = data::tensor(format, &[53, 1024], &mut noise);
+            let products = bits_by_vectors(&weight, &noise.values(n_x * 1024)).into_iter();
+            products.map(|(isa, bits)| (isa, bits.iter().fold(0, step))).collect::<Vec<_>>()
+        })
     });
-    for (table, (isa, _)) in products[0].iter().enumerate() {
-        let step = |sum: u64, &bits: &u32| (sum ^ u64::from(bits)).wrapping_mul(0x100_0000_01b3);
-        let sums = products.each_ref().map(|tables| tables[table].1.iter().fold(0, step));
+    for (table, &(isa, _)) in sums[0][0].iter().enumerate() {
+        let sums = sums.each_ref().map(|sums| sums.each_ref().map(|sums| sums[table].1));
         assert_eq!(sums, EXPECTED, "{isa:?}");
     }
 }

@@ -6,8 +6,11 @@ mod attend_bf16;
 mod codes;
 mod dot;
 mod dots;
+mod grouped;
 mod halves;
 mod i8mm;
+mod layouts;
+mod panel;
 mod peak;
 mod rows;
 mod super_tile;
@@ -69,10 +72,11 @@ fn quantise_blocks(x: &[f32], out: &mut [u8]) {
 macro_rules! code_kernels {
     ($module:ident, $features:literal, $dots:ident, $unpacked:expr) => {
         mod $module {
-            use mlxr_tensor::{DType, Format};
+            use half::{bf16, f16};
+            use mlxr_tensor::{DType, Format, MlxFloat};
 
             use super::dots::$dots;
-            use super::{rows, super_tile, tile};
+            use super::{grouped, layouts, rows, super_tile, tile};
             use crate::kernels::{BlockKernels, CodeKernels, DotBlocks, DotTiles};
             use crate::linear::blocks::BlockRows;
             use crate::linear::tile::{ActRows, TileScratch};
@@ -94,18 +98,36 @@ macro_rules! code_kernels {
             macro_rules! kernel {
                 ($run:expr, $xs:ident) => {{
                     #[target_feature(enable = $features)]
-                    fn kernel(tiles: &Tiles<'_>, xs: &$xs<'_>, _: &mut TileScratch, out: &mut [f32]) {
+                    fn kernel(tiles: &Tiles<'_>, xs: &$xs<'_>, scratch: &mut TileScratch, out: &mut [f32]) {
                         // SAFETY: this is compiled for what the products need.
-                        unsafe { $run(tiles, xs, out) }
+                        unsafe { $run(tiles, xs, scratch, out) }
                     }
                     Some(kernel)
                 }};
             }
 
+            macro_rules! tiled {
+                ($layout:ty) => {
+                    kernel!(tile::dot::<$layout, $dots>, ActRows)
+                };
+            }
+
             fn tiled(format: Format) -> Option<DotTiles> {
                 match format {
-                    Format::Plain(DType::Q4_0) => kernel!(tile::dot::<tile::Q4_0, $dots>, ActRows),
-                    Format::Plain(DType::Q8_0) => kernel!(tile::dot::<tile::Q8_0, $dots>, ActRows),
+                    Format::Plain(DType::Q4_0) => tiled!(layouts::Q4_0),
+                    Format::Plain(DType::Q8_0) => tiled!(layouts::Q8_0),
+                    Format::MlxAffine { bits: 4, scale: DType::F16, .. } => tiled!(layouts::Mlx4<f16>),
+                    Format::MlxAffine { bits: 4, scale: DType::BF16, .. } => tiled!(layouts::Mlx4<bf16>),
+                    Format::MlxAffine { bits: 8, scale: DType::F16, .. } => tiled!(layouts::Mlx8<f16>),
+                    Format::MlxAffine { bits: 8, scale: DType::BF16, .. } => tiled!(layouts::Mlx8<bf16>),
+                    Format::Plain(DType::Q4_1) => tiled!(layouts::Q4_1),
+                    Format::Plain(DType::Q5_0) => tiled!(layouts::Q5_0),
+                    Format::Plain(DType::Q5_1) => tiled!(layouts::Q5_1),
+                    Format::Plain(DType::IQ4_NL) => tiled!(layouts::Iq4Nl),
+                    Format::Plain(DType::MXFP4) | Format::MlxFloat(MlxFloat::Mxfp4) => tiled!(layouts::Mxfp4),
+                    Format::Plain(DType::IQ4_XS) => tiled!(grouped::Iq4Xs),
+                    Format::Plain(DType::Q3_K) => tiled!(grouped::Q3K),
+                    Format::Plain(DType::Q2_K) => tiled!(grouped::Q2K),
                     _ => None,
                 }
             }

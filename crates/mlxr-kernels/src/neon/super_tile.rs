@@ -4,13 +4,13 @@
 use core::arch::aarch64::*;
 
 use super::dots::{Dots, Sdot};
-use super::halves::widened;
-use super::rows::{FourRows, LANES, PARTS, high_nibbles, low_nibbles};
+use super::rows::{FourRows, LANES, PARTS, high_nibbles, low_nibbles, two_halves, with_bits};
 use super::tile::{MAX_BLOCK, store};
 use crate::kernels::TILE_ROWS;
 use crate::linear::blocks::{
     BLOCK_BYTES, BLOCK_COLS, BlockRows, SCALE_AT, SUMS16_AT, SUMS32_AT, place_of_sum,
 };
+use crate::linear::tile::TileScratch;
 use crate::linear::tiled::{N_ROWS, Tiles};
 use crate::tiles::each_line;
 
@@ -101,27 +101,13 @@ impl KHead {
                 of_groups([a, b, c, d].map(|pair| vreinterpretq_s16_u16(vmovl_u8(pair))))
             };
             let minima = sixteen_bits(low_6(b), with_top(high_nibbles(c), b));
-            let factors = vreinterpretq_u32_u8(factors);
+            let (d, d_min) = two_halves(vreinterpretq_u32_u8(factors));
             Self {
                 scales: sixteen_bits(low_6(a), with_top(low_nibbles(c), a)),
-                heads: Heads {
-                    minima: std::array::from_fn(|i| minima[i / 2][i % 2]),
-                    d: widened(vmovn_u32(factors)),
-                    d_min: widened(vshrn_n_u32::<16>(factors)),
-                },
+                heads: Heads { minima: std::array::from_fn(|i| minima[i / 2][i % 2]), d, d_min },
             }
         }
     }
-}
-
-/// Codes of four bits with what `high` has where `mask` says above them.
-///
-/// # Safety
-/// The CPU has NEON.
-#[inline(always)]
-unsafe fn with_bits(nibbles: uint8x16_t, high: uint8x16_t, mask: u8) -> uint8x16_t {
-    // SAFETY: by the caller's promise.
-    unsafe { vbslq_u8(vdupq_n_u8(mask), high, nibbles) }
 }
 
 /// Bytes shifted so that bit `FROM` becomes bit 4.
@@ -273,6 +259,7 @@ impl SuperBlock<16> for Q6K {
 pub(super) unsafe fn dot<S: SuperBlock<N>, D: Dots, const N: usize>(
     tiles: &Tiles<'_>,
     xs: &BlockRows<'_>,
+    _: &mut TileScratch,
     out: &mut [f32],
 ) {
     let n_bytes = tiles.n_blocks * BLOCK_BYTES;

@@ -1,91 +1,125 @@
 //! Products of weight rows in tile order with quantised activations.
 //!
 //! As in `avx2::tile` a weight row is a lane, so a group's integer sum needs no reduction and is exact; codes meet
-//! several activation rows as they are unpacked. A product is computed the same way whatever the numbers of rows are,
-//! and as the x86-64 tables compute it.
+//! several activation rows as they are unpacked, or many from a panel. A product is computed the same way whatever the
+//! numbers of rows are, and as the x86-64 tables compute it.
 
 use core::arch::aarch64::*;
+use core::marker::PhantomData;
+use core::ops::Range;
 
 use super::dots::{Dots, Sdot};
-use super::rows::{FourRows, LANES, PARTS, high_nibbles, low_nibbles};
+use super::panel;
+use super::rows::{FourRows, LANES, PARTS};
 use crate::kernels::TILE_ROWS;
 use crate::linear::codes::QuantRow;
-use crate::linear::tile::ActRows;
+use crate::linear::tile::{ActRows, TileScratch};
 use crate::linear::tiled::{N_ROWS, Tiles};
 use crate::tiles::each_line;
 
 /// Activation rows that meet codes in registers at once.
 pub(super) const MAX_BLOCK: usize = 4;
 
-/// A format's blocks of 32 columns, each with a scale beside it.
+/// A format whose groups of columns have factors of their own.
 pub(super) trait Layout {
-    /// Bytes of a block.
+    /// Bytes of a block's lines, and of the number beside them.
     const BLOCK_BYTES: usize;
+    /// Groups of a block, and columns of a group: 16 or 32.
+    const GROUPS: usize = 1;
+    const GROUP: usize = 32;
+    /// What codes are less than, as a power of two; nothing where that is 0.
+    const ZERO: Option<i32> = None;
+    /// Whether offsets are other than zero.
+    const OFFSETS: bool = false;
+    /// Activation rows up to which codes meet them as they are unpacked; more meet them from a panel.
+    const DIRECT_ROWS: usize = 8;
 
-    /// The integer products of block `block`, codes less their zero, in the order of `D`. `negated` are the sums of codes
-    /// of activations, negated.
+    /// Codes of columns `8 * PAIR..8 * PAIR + 8` of a group, `PAIR` being 0 or 1, as `D` takes them, and of those sixteen
+    /// columns on if a group has them.
     ///
     /// # Safety
-    /// The CPU has what `D` needs, and the rows have the block.
-    unsafe fn sums<D: Dots, const X: usize>(
-        rows: FourRows,
-        block: usize,
-        acts: [*const u8; X],
-        negated: [int32x4_t; X],
-    ) -> [int32x4_t; X];
+    /// The CPU has what `D` needs, and the rows have the group.
+    unsafe fn codes<D: Dots, const PAIR: usize>(rows: FourRows, group: usize) -> [[uint8x16_t; 2]; 2];
+
+    /// The scale and the offset of a group.
+    ///
+    /// # Safety
+    /// The CPU has NEON, and the rows have the group.
+    unsafe fn factors(rows: FourRows, group: usize) -> (float32x4_t, float32x4_t);
 }
 
-pub(super) struct Q4_0;
+/// Groups of codes of four rows, wherever they are; see [`Layout`].
+pub(super) trait Groups: Copy {
+    type Layout: Layout;
 
-impl Layout for Q4_0 {
-    const BLOCK_BYTES: usize = 18;
+    /// # Safety
+    /// As [`Layout::codes`]; where they were arranged before, that was for `D`.
+    unsafe fn codes<D: Dots, const PAIR: usize>(self, group: usize) -> [[uint8x16_t; 2]; 2];
 
-    #[inline(always)]
-    unsafe fn sums<D: Dots, const X: usize>(
-        rows: FourRows,
-        block: usize,
-        acts: [*const u8; X],
-        negated: [int32x4_t; X],
-    ) -> [int32x4_t; X] {
-        // SAFETY: a block is 32 nibbles, whose zero is 8; passes the caller's promise on.
-        unsafe {
-            let mut sums = D::begin(negated.map(|negated| vshlq_n_s32::<3>(negated)));
-            let [a, b, c, d] = rows.lines::<4>(4 * block);
-            let (first, second) = (D::arranged([a, b]), D::arranged([c, d]));
-            let x = D::load(acts);
-            D::step::<X, 0>(&mut sums, first.map(|v| low_nibbles(v)), &x);
-            D::step::<X, 1>(&mut sums, second.map(|v| low_nibbles(v)), &x);
-            let x = D::load(acts.map(|x| x.wrapping_add(16)));
-            D::step::<X, 0>(&mut sums, first.map(|v| high_nibbles(v)), &x);
-            D::step::<X, 1>(&mut sums, second.map(|v| high_nibbles(v)), &x);
-            sums
-        }
+    /// # Safety
+    /// As [`Layout::factors`].
+    unsafe fn factors(self, group: usize) -> (float32x4_t, float32x4_t);
+}
+
+/// Groups as they are stored.
+struct Stored<L>(FourRows, PhantomData<L>);
+
+impl<L> Clone for Stored<L> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
-pub(super) struct Q8_0;
+impl<L> Copy for Stored<L> {}
 
-impl Layout for Q8_0 {
-    const BLOCK_BYTES: usize = 34;
+impl<L: Layout> Groups for Stored<L> {
+    type Layout = L;
 
     #[inline(always)]
-    unsafe fn sums<D: Dots, const X: usize>(
-        rows: FourRows,
-        block: usize,
-        acts: [*const u8; X],
-        _: [int32x4_t; X],
-    ) -> [int32x4_t; X] {
-        // SAFETY: a block is 32 signed codes; passes the caller's promise on.
-        unsafe {
-            let mut sums = [vdupq_n_s32(0); X];
-            each_line!(2, |HALF| {
-                let [a, b, c, d] = rows.lines::<4>(8 * block + 4 * HALF);
-                let x = D::load(acts.map(|x| x.wrapping_add(16 * HALF)));
-                D::step::<X, 0>(&mut sums, D::arranged([a, b]), &x);
-                D::step::<X, 1>(&mut sums, D::arranged([c, d]), &x);
-            });
-            sums
+    unsafe fn codes<D: Dots, const PAIR: usize>(self, group: usize) -> [[uint8x16_t; 2]; 2] {
+        // SAFETY: passes the caller's promise on.
+        unsafe { L::codes::<D, PAIR>(self.0, group) }
+    }
+
+    #[inline(always)]
+    unsafe fn factors(self, group: usize) -> (float32x4_t, float32x4_t) {
+        // SAFETY: passes the caller's promise on.
+        unsafe { L::factors(self.0, group) }
+    }
+}
+
+/// The integer products of group `group` with activations, codes less their zero, in the order of `D`. `negated` are the
+/// sums of codes of activations, negated.
+///
+/// # Safety
+/// The CPU has what `D` needs, and rows and activations have the group.
+#[inline(always)]
+unsafe fn sums<G: Groups, D: Dots, const X: usize>(
+    rows: G,
+    group: usize,
+    acts: [*const u8; X],
+    negated: [*const i32; X],
+) -> [int32x4_t; X] {
+    // SAFETY: passes the caller's promise on; bytes are loaded where the language asks for an alignment.
+    unsafe {
+        let mut sums = [vdupq_n_s32(0); X];
+        if let Some(n) = G::Layout::ZERO {
+            sums = D::begin(negated.map(|at| vshlq_s32(vdupq_n_s32(at.read_unaligned()), vdupq_n_s32(n))));
         }
+        let is_long = G::Layout::GROUP == 32;
+        let low_acts = D::load(acts);
+        let high_acts = if is_long { D::load(acts.map(|x| x.wrapping_add(16))) } else { low_acts };
+        let [low, high] = rows.codes::<D, 0>(group);
+        D::step::<X, 0>(&mut sums, low, &low_acts);
+        if is_long {
+            D::step::<X, 0>(&mut sums, high, &high_acts);
+        }
+        let [low, high] = rows.codes::<D, 1>(group);
+        D::step::<X, 1>(&mut sums, low, &low_acts);
+        if is_long {
+            D::step::<X, 1>(&mut sums, high, &high_acts);
+        }
+        sums
     }
 }
 
@@ -94,69 +128,107 @@ impl Layout for Q8_0 {
 /// # Safety
 /// The CPU has the dot product extension and what `D` needs.
 #[inline(always)]
-pub(super) unsafe fn dot<L: Layout, D: Dots>(tiles: &Tiles<'_>, xs: &ActRows<'_>, out: &mut [f32]) {
+pub(super) unsafe fn dot<L: Layout, D: Dots>(
+    tiles: &Tiles<'_>,
+    xs: &ActRows<'_>,
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
     let Some(first) = xs.rows.first() else { return };
+    let n_groups = tiles.n_blocks * L::GROUPS;
     assert!(xs.rows.iter().all(|x| x.layout() == first.layout()), "rows of one shape");
-    assert!(tiles.n_blocks * 32 <= first.cols(), "columns of weights and activations");
+    assert!(n_groups * L::GROUP <= first.cols(), "columns of weights and activations");
     assert!(
         tiles.n_blocks * L::BLOCK_BYTES * N_ROWS <= tiles.tile_bytes,
         "a tile of {} blocks",
         tiles.n_blocks
     );
     assert!(tiles.bytes.len() <= TILE_ROWS / N_ROWS * tiles.tile_bytes, "tiles of one call");
-    for (xs, out) in xs.rows.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
+    if L::DIRECT_ROWS < xs.rows.len() {
         // SAFETY: the shapes were checked; passes the caller's promise on.
-        unsafe {
-            match xs.len() {
-                1 => some::<L, Sdot, 1, PARTS>(tiles, xs, out),
-                2 => some::<L, D, 2, PARTS>(tiles, xs, out),
-                _ => some::<L, D, MAX_BLOCK, 2>(tiles, xs, out),
+        unsafe { panel::dot::<L, D>(tiles, xs.rows, &mut scratch.panel, out) };
+        return;
+    }
+    for (xs, out) in xs.rows.chunks(MAX_BLOCK).zip(out.chunks_mut(MAX_BLOCK * TILE_ROWS)) {
+        for (t, rows) in FourRows::of(tiles).enumerate() {
+            let out = &mut out[t * N_ROWS..];
+            let parts = rows.map(|rows| Stored::<L>(rows, PhantomData));
+            // SAFETY: the shapes were checked; passes the caller's promise on.
+            unsafe {
+                match xs.len() {
+                    1 => meet::<_, Sdot, 1, PARTS>(&parts, 0..n_groups, xs, out),
+                    2 => meet::<_, D, 2, PARTS>(&parts, 0..n_groups, xs, out),
+                    _ => meet::<_, D, MAX_BLOCK, 2>(&parts, 0..n_groups, xs, out),
+                }
             }
         }
     }
 }
 
-/// Up to `X` activation rows, `N` parts of a tile at a time, whose sums stay in registers.
+/// Adds the products of groups of a tile with up to `X` activation rows to `out[x * TILE_ROWS + w]`, which have those of the
+/// groups before. The sums of `N` parts of the tile stay in registers.
 ///
 /// # Safety
-/// The CPU has what `D` needs, and tiles and rows have the same columns.
+/// The CPU has what `D` needs, and the groups are there, of weights and of activations.
 #[inline(always)]
-unsafe fn some<L: Layout, D: Dots, const X: usize, const N: usize>(
-    tiles: &Tiles<'_>,
+pub(super) unsafe fn meet<G: Groups, D: Dots, const X: usize, const N: usize>(
+    parts: &[G; PARTS],
+    groups: Range<usize>,
     xs: &[QuantRow<'_>],
     out: &mut [f32],
 ) {
+    const { assert!(N <= PARTS) };
+    let (group_cols, layout) = (G::Layout::GROUP, xs[0].layout());
     // The last row stands in for those that are not there.
     let acts: [*const u8; X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)].bytes().as_ptr());
-    let (scales_at, negated_at) = (xs[0].layout().scales_at(), xs[0].layout().negated_at(32));
-    for (t, parts) in FourRows::of(tiles).enumerate() {
-        for (first, parts) in parts.as_chunks::<N>().0.iter().enumerate() {
-            // SAFETY: callers have what `D` needs; rows have the block, activations a scale and a sum for it, unaligned
-            // where the language asks for more than bytes.
-            unsafe {
-                let mut acc = [[vdupq_n_f32(0.0); X]; N];
-                for block in 0..tiles.n_blocks {
-                    let acts_here = acts.map(|x| x.wrapping_add(32 * block));
-                    let negated = acts.map(|x| vld1q_dup_s32(x.wrapping_add(negated_at + 4 * block).cast()));
-                    let x_scales =
-                        acts.map(|x| x.wrapping_add(scales_at + 4 * block).cast::<f32>().read_unaligned());
-                    each_line!(4, |PART| {
-                        if PART < N {
-                            let sums = L::sums::<D, X>(parts[PART], block, acts_here, negated);
-                            let (sums, scale) = (D::by_row(sums), parts[PART].half(block));
-                            for x in 0..X {
-                                let factor = vmulq_n_f32(scale, x_scales[x]);
-                                acc[PART][x] = vfmaq_f32(acc[PART][x], vcvtq_f32_s32(sums[x]), factor);
-                            }
-                        }
-                    });
-                }
-                for (part, acc) in acc.iter().enumerate() {
-                    let at = t * N_ROWS + (first * N + part) * LANES;
-                    store(acc, xs.len(), at, out);
+    let (scales_at, sums_at) = (layout.scales_at(), layout.sums_at(group_cols));
+    let negated_at = layout.negated_at(group_cols);
+    for (first, parts) in parts.as_chunks::<N>().0.iter().enumerate() {
+        // SAFETY: by the caller's promise; a scale and sums of a group are read unaligned.
+        unsafe {
+            let mut acc = [[vdupq_n_f32(0.0); X]; N];
+            if groups.start > 0 {
+                for (part, acc) in acc.iter_mut().enumerate() {
+                    load(acc, xs.len(), (first * N + part) * LANES, out);
                 }
             }
+            for group in groups.clone() {
+                let float = |x: *const u8, at: usize| x.wrapping_add(at).cast::<f32>().read_unaligned();
+                let here = acts.map(|x| x.wrapping_add(group_cols * group));
+                let negated = acts.map(|x| x.wrapping_add(negated_at + 4 * group).cast());
+                let x_scales = acts.map(|x| float(x, scales_at + 4 * (group * group_cols / 32)));
+                each_line!(4, |PART| {
+                    if PART < N {
+                        let sums = D::by_row(sums::<G, D, X>(parts[PART], group, here, negated));
+                        let (scale, offset) = parts[PART].factors(group);
+                        for x in 0..X {
+                            let factor = vmulq_n_f32(scale, x_scales[x]);
+                            acc[PART][x] = vfmaq_f32(acc[PART][x], vcvtq_f32_s32(sums[x]), factor);
+                            if G::Layout::OFFSETS {
+                                let x_sum = float(acts[x], sums_at + 4 * group);
+                                acc[PART][x] = vfmaq_n_f32(acc[PART][x], offset, x_sum);
+                            }
+                        }
+                    }
+                });
+            }
+            for (part, acc) in acc.iter().enumerate() {
+                store(acc, xs.len(), (first * N + part) * LANES, out);
+            }
         }
+    }
+}
+
+/// Reads what [`store`] writes.
+///
+/// # Safety
+/// The CPU has NEON.
+#[inline(always)]
+unsafe fn load<const X: usize>(acc: &mut [float32x4_t; X], n: usize, at: usize, out: &[f32]) {
+    for (acc, out) in acc.iter_mut().zip(out.chunks(TILE_ROWS)).take(n) {
+        let out = &out[at..at + LANES];
+        // SAFETY: four floats are in bounds.
+        *acc = unsafe { vld1q_f32(out.as_ptr()) };
     }
 }
 
@@ -166,7 +238,7 @@ unsafe fn some<L: Layout, D: Dots, const X: usize, const N: usize>(
 /// The CPU has NEON.
 #[inline(always)]
 pub(super) unsafe fn store<const X: usize>(acc: &[float32x4_t; X], n: usize, at: usize, out: &mut [f32]) {
-    for (acc, out) in acc.iter().zip(out.chunks_exact_mut(TILE_ROWS)).take(n) {
+    for (acc, out) in acc.iter().zip(out.chunks_mut(TILE_ROWS)).take(n) {
         let out = &mut out[at..at + LANES];
         // SAFETY: four floats are in bounds.
         unsafe { vst1q_f32(out.as_mut_ptr(), *acc) };

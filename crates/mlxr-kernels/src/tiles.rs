@@ -47,11 +47,11 @@ macro_rules! each_line {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use each_line;
 
-/// As [`each_line!`], of up to sixteen numbers.
+/// As [`each_line!`], of up to sixteen numbers; those that there are not are not compiled either.
 #[cfg(target_arch = "x86_64")]
 macro_rules! each_group {
     ($n:expr, |$group:ident| $body:expr) => {
-        $crate::tiles::each_line!(@ $group, if $group < $n { $body }, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+        $crate::tiles::each_line!(@ $group, if const { $group < $n } { $body }, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
 }
 #[cfg(target_arch = "x86_64")]

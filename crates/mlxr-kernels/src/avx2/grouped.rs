@@ -8,7 +8,7 @@ use super::tile::{Codes, Layout};
 use crate::unpack::{IQ4_VALUES, above_zero};
 
 const LOW_PAIRS: i32 = 0x0303_0303;
-const THIRD: i32 = 0x0404_0404;
+const LOWEST: i32 = 0x0101_0101;
 
 pub(super) struct Iq4Xs;
 
@@ -82,13 +82,7 @@ impl Layout for Q3K {
         // SAFETY: a block begins with eight words of high bits and sixteen of low pairs.
         unsafe {
             let [high] = rows.lines::<1>(first + 4 * (i % 2) + line);
-            // The third bits are bits `i / 2`: at once to their place.
-            let by = |n: usize| _mm_cvtsi32_si128(n as i32);
-            let moved = match i / 2 {
-                n @ 0..2 => _mm256_sll_epi32(high, by(2 - n)),
-                n => _mm256_srl_epi32(high, by(n - 2)),
-            };
-            let high = _mm256_and_si256(moved, _mm256_set1_epi32(THIRD));
+            let high = _mm256_slli_epi32::<2>(bits(high, i as u32 / 2, LOWEST));
             [_mm256_or_si256(low_pairs(rows, first + 8, i, line), high), _mm256_setzero_si256()]
         }
     }

@@ -16,6 +16,8 @@ const FLOAT_BYTES: usize = 16 << 10;
 pub(crate) trait Vector: Copy {
     /// Whether there are registers for 16 sums, not for 4 (and for what is added to them).
     const HAS_MANY: bool;
+    /// Columns of keys between which something is fetched.
+    const FETCH_COLS: usize = 4;
 
     fn splat(value: f32) -> Self;
     fn times(self, other: Self) -> Self;
@@ -289,9 +291,7 @@ unsafe fn meet_some<V: Vector, E: Element<V>, const X: usize, const N: usize>(
             ahead[n] = bytes;
         }
     }
-    /// Columns between which something is fetched.
-    const PART: usize = 4;
-    let n_parts = keys.dim / PART;
+    let n_parts = keys.dim / V::FETCH_COLS;
     let mut sums = [[V::splat(0.0); X]; N];
     for first_col in (0..keys.dim).step_by(UNIT_TOKENS) {
         let mut scales = [V::splat(1.0); N];
@@ -299,11 +299,11 @@ unsafe fn meet_some<V: Vector, E: Element<V>, const X: usize, const N: usize>(
             // SAFETY: columns that the unit has.
             scales[n] = unsafe { E::scales(units[n], first_col) };
         }
-        for part in (first_col..first_col + UNIT_TOKENS).step_by(PART) {
+        for part in (first_col..first_col + UNIT_TOKENS).step_by(V::FETCH_COLS) {
             for ahead in ahead {
-                prefetch_part(ahead, part / PART, n_parts);
+                prefetch_part(ahead, part / V::FETCH_COLS, n_parts);
             }
-            for col in part..part + PART {
+            for col in part..part + V::FETCH_COLS {
                 for n in 0..N {
                     // SAFETY: a column that units and queries have.
                     unsafe {

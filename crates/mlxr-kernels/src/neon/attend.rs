@@ -48,6 +48,8 @@ unsafe fn load_halves(from: *const u8) -> [uint16x8_t; 2] {
 
 impl Vector for Quad {
     const HAS_MANY: bool = false;
+    // A vector is several instructions, but so is finding out what to fetch.
+    const FETCH_COLS: usize = 16;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {

@@ -86,11 +86,11 @@ unsafe fn half_e8m0(codes: uint32x4_t) -> float32x4_t {
     }
 }
 
-/// Makes types of formats: bytes of a block, the zero of codes, whether there are offsets, [`Layout::DIRECT_ROWS`], codes
+/// Makes types of formats: bytes of a block, the zero of codes, whether there are offsets, codes
 /// of eight lines as `$dots` takes them, scale and offset.
 macro_rules! layouts {
     ($($(#[$doc:meta])* $name:ident $(<$type:ident: $bound:ident>)?:
-        $bytes:literal, $zero:expr, $offsets:literal $(, to $direct:expr)?,
+        $bytes:literal, $zero:expr, $offsets:literal,
         |$rows:ident, $group:ident| by <$dots:ident, $pair:ident> $codes:expr, $factors:expr;)*) => {
         $(
             $(#[$doc])*
@@ -100,7 +100,6 @@ macro_rules! layouts {
                 const BLOCK_BYTES: usize = $bytes;
                 const ZERO: Option<i32> = $zero;
                 const OFFSETS: bool = $offsets;
-                $(const DIRECT_ROWS: usize = $direct;)?
 
                 #[inline(always)]
                 unsafe fn codes<$dots: Dots, const $pair: usize>(
@@ -122,9 +121,9 @@ macro_rules! layouts {
 }
 
 layouts! {
-    Q4_0: 18, Some(3), false, to usize::MAX,
+    Q4_0: 18, Some(3), false,
         |rows, block| by <D, PAIR> nibbles::<D>(rows, 4 * block + 2 * PAIR), alone(rows.half(block));
-    Q8_0: 34, None, false, to usize::MAX,
+    Q8_0: 34, None, false,
         |rows, block| by <D, PAIR> whole_bytes::<D, PAIR>(rows, 8 * block), alone(rows.half(block));
     Q4_1: 20, None, true,
         |rows, block| by <D, PAIR> nibbles::<D>(rows, 5 * block + 1 + 2 * PAIR),

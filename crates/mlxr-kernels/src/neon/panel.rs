@@ -40,6 +40,7 @@ impl<L> Copy for Unpacked<L> {}
 
 impl<L: Layout> Groups for Unpacked<L> {
     type Layout = L;
+    const ZERO: Option<i32> = None;
 
     #[inline(always)]
     unsafe fn codes<D: Dots, const PAIR: usize>(self, group: usize) -> [[uint8x16_t; 2]; 2] {
@@ -123,6 +124,8 @@ unsafe fn fill<L: Layout, D: Dots>(rows: FourRows, group: usize, i: usize, part:
         let put = |pair: usize, [low, high]: [[uint8x16_t; 2]; 2]| {
             for (half, two) in [low, high].into_iter().enumerate().take(L::GROUP / 16) {
                 for (k, eight) in two.into_iter().enumerate() {
+                    // Both instructions take codes with a sign.
+                    let eight = vsubq_u8(eight, vdupq_n_u8(L::ZERO.map_or(0, |n| 1 << n)));
                     vst1q_u8(codes.add((4 * half + 2 * pair + k) * VECTOR), eight);
                 }
             }

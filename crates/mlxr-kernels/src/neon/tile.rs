@@ -20,6 +20,9 @@ use crate::tiles::each_line;
 /// Activation rows that meet codes in registers at once.
 pub(super) const MAX_BLOCK: usize = 4;
 
+/// Activation rows up to which codes meet them as they are unpacked; more meet them from a panel.
+const DIRECT_ROWS: usize = 8;
+
 /// A format whose groups of columns have factors of their own.
 pub(super) trait Layout {
     /// Bytes of a block's lines, and of the number beside them.
@@ -31,8 +34,6 @@ pub(super) trait Layout {
     const ZERO: Option<i32> = None;
     /// Whether offsets are other than zero.
     const OFFSETS: bool = false;
-    /// Activation rows up to which codes meet them as they are unpacked; more meet them from a panel.
-    const DIRECT_ROWS: usize = 8;
 
     /// Codes of columns `8 * PAIR..8 * PAIR + 8` of a group, `PAIR` being 0 or 1, as `D` takes them, and of those sixteen
     /// columns on if a group has them.
@@ -51,6 +52,8 @@ pub(super) trait Layout {
 /// Groups of codes of four rows, wherever they are; see [`Layout`].
 pub(super) trait Groups: Copy {
     type Layout: Layout;
+    /// What codes are still less than, as [`Layout::ZERO`].
+    const ZERO: Option<i32>;
 
     /// # Safety
     /// As [`Layout::codes`]; where they were arranged before, that was for `D`.
@@ -74,6 +77,7 @@ impl<L> Copy for Stored<L> {}
 
 impl<L: Layout> Groups for Stored<L> {
     type Layout = L;
+    const ZERO: Option<i32> = L::ZERO;
 
     #[inline(always)]
     unsafe fn codes<D: Dots, const PAIR: usize>(self, group: usize) -> [[uint8x16_t; 2]; 2] {
@@ -103,7 +107,7 @@ unsafe fn sums<G: Groups, D: Dots, const X: usize>(
     // SAFETY: passes the caller's promise on; bytes are loaded where the language asks for an alignment.
     unsafe {
         let mut sums = [vdupq_n_s32(0); X];
-        if let Some(n) = G::Layout::ZERO {
+        if let Some(n) = G::ZERO {
             sums = D::begin(negated.map(|at| vshlq_s32(vdupq_n_s32(at.read_unaligned()), vdupq_n_s32(n))));
         }
         let is_long = G::Layout::GROUP == 32;
@@ -144,7 +148,7 @@ pub(super) unsafe fn dot<L: Layout, D: Dots>(
         tiles.n_blocks
     );
     assert!(tiles.bytes.len() <= TILE_ROWS / N_ROWS * tiles.tile_bytes, "tiles of one call");
-    if L::DIRECT_ROWS < xs.rows.len() {
+    if DIRECT_ROWS < xs.rows.len() {
         // SAFETY: the shapes were checked; passes the caller's promise on.
         unsafe { panel::dot::<L, D>(tiles, xs.rows, &mut scratch.panel, out) };
         return;

@@ -9,8 +9,9 @@ use crate::backend::GpuBackend;
 use crate::bindings::Bound;
 use crate::buffers::Pooled;
 use crate::few::are_few_rows;
+use crate::few_codes::fragments_bytes;
 use crate::half::{K_TILE, min_half_rows, padded_rows};
-use crate::kernels::{FloatRows, HalfRows, QuantiseRows, ScaleRows};
+use crate::kernels::{FloatRows, FragmentRows, HalfRows, QuantiseRows, ScaleRows};
 use crate::layout::CODES_CHUNK;
 use crate::ops::row_tile;
 use crate::params::ScaleRowsParams;
@@ -23,6 +24,8 @@ pub(crate) struct GpuAct {
     values: OnceLock<Pooled>,
     codes: OnceLock<ActCodes>,
     halves: OnceLock<Pooled>,
+    /// As `fragments.wgsl` has them.
+    fragments: OnceLock<Pooled>,
     /// What a product has left in their place.
     unscaled: Option<Unscaled>,
 }
@@ -120,6 +123,52 @@ impl GpuBackend {
         Act::new(rows, cols, GpuAct { codes, ..GpuAct::of_floats(values) })
     }
 
+    /// As [`Self::new_act_with_codes`], of whole rows; where products may want the activation as operands of matrices, `fill`
+    /// writes these as well.
+    pub(crate) fn new_act_with_fragments(
+        &self,
+        [rows, cols]: [usize; 2],
+        fill: impl FnOnce(Bound<'_>, Option<[Bound<'_>; 2]>, Option<Bound<'_>>) -> Result<(), TensorError>,
+    ) -> Act {
+        let fragments = OnceLock::new();
+        if self.wants_fragments(rows, cols) {
+            let _ = fragments.set(self.take_or_fail(fragments_bytes(rows, cols)));
+        }
+        let mut act = self.new_act_with_codes([rows, cols], cols, |y, codes| {
+            fill(y, codes, fragments.get().map(Pooled::bound))
+        });
+        act.handle_mut::<GpuAct>().fragments = fragments;
+        act
+    }
+
+    /// An activation that `fill` writes in f32 and as operands of matrices.
+    pub(crate) fn new_act_as_fragments(
+        &self,
+        rows: usize,
+        cols: usize,
+        fill: impl FnOnce(Bound<'_>, Bound<'_>) -> Result<(), TensorError>,
+    ) -> Act {
+        let fragments = self.take_or_fail(fragments_bytes(rows, cols));
+        let mut act = self.new_act(rows, cols, |y| fill(y, fragments.bound()));
+        act.handle_mut::<GpuAct>().fragments = OnceLock::from(fragments);
+        act
+    }
+
+    /// An activation as operands of matrices.
+    pub(crate) fn fragments<'a>(&self, x: &'a Act) -> Result<Bound<'a>, TensorError> {
+        let known = &x.handle::<GpuAct>().fragments;
+        if known.get().is_none() {
+            let made = self.take(fragments_bytes(x.rows(), x.cols()))?;
+            let (n, n_quads) = (x.rows() * x.cols() / 4, x.cols() / 4);
+            let params = [n as u32, n_quads as u32];
+            let grid = Grid::flat(n.div_ceil(256));
+            self.run(&FragmentRows {}, &[self.floats(x), made.bound()], &params, grid)?;
+            // When another thread was faster its rows serve as well.
+            let _ = known.set(made);
+        }
+        Ok(known.get().expect("just set").bound())
+    }
+
     /// Whether products that are likely to come next want so many rows in f16.
     pub(crate) fn wants_halves(&self, rows: usize, cols: usize) -> bool {
         let [has_codes, has_experts] =
@@ -171,6 +220,7 @@ impl GpuBackend {
         let handle = x.handle_mut::<GpuAct>();
         handle.codes.take();
         handle.halves.take();
+        handle.fragments.take();
         handle.unscaled.take();
         handle.values.get().expect("just made").bound()
     }

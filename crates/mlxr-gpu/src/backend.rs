@@ -54,6 +54,8 @@ pub struct GpuBackend {
     pub(crate) has_half_products: bool,
     /// Whether those of few rows are, with weights in f16.
     pub(crate) has_few_products: bool,
+    /// Whether those of few rows are, with weights in codes.
+    pub(crate) has_few_codes: bool,
     /// Whether attention of many rows is.
     pub(crate) has_half_attention: bool,
     /// Knows divisions of products that are faster here than the usual ones.
@@ -106,6 +108,7 @@ impl GpuBackend {
             refused: Mutex::default(),
             has_half_products: false,
             has_few_products: false,
+            has_few_codes: false,
             has_half_attention: false,
             tuner: None,
             wants_codes: AtomicBool::new(false),
@@ -351,8 +354,16 @@ impl Backend for GpuBackend {
     fn rehearsal(&self) -> Option<Arc<dyn Backend>> {
         let stand_in = Self::of(self.gpu.clone(), Buffers::counting(self.none.buffer())).ok()?;
         let [has_half_products, has_few_products] = [self.has_half_products, self.has_few_products];
+        let has_few_codes = self.has_few_codes;
         let (mode, has_half_attention) = (Mode::Rehearsing, self.has_half_attention);
-        Some(Arc::new(Self { mode, has_half_products, has_few_products, has_half_attention, ..stand_in }))
+        Some(Arc::new(Self {
+            mode,
+            has_half_products,
+            has_few_products,
+            has_few_codes,
+            has_half_attention,
+            ..stand_in
+        }))
     }
 
     fn ahead(&self) -> Option<&dyn Ahead> {
@@ -450,6 +461,9 @@ impl Backend for GpuBackend {
             if self.is_few(&product) {
                 return self.new_act(x.rows(), weight.n_out, |y| self.few_product(x, weight, y));
             }
+            if self.is_few_codes(&product) {
+                return self.new_act(x.rows(), weight.n_out, |y| self.few_codes_product(x, weight, y));
+            }
             self.new_act(x.rows(), weight.n_out, |y| self.product(x, &product, y))
         });
         each.collect()
@@ -480,12 +494,14 @@ impl Backend for GpuBackend {
 
     fn rms_norm(&self, x: &Act, weight: &Weight, eps: f32) -> Act {
         assert_eq!(x.cols(), weight.cols(), "columns of the input and of the norm");
-        self.new_act_with_codes([x.rows(), x.cols()], x.cols(), |y, codes| {
+        self.new_act_with_fragments([x.rows(), x.cols()], |y, codes, fragments| {
             let shape = self.norm_shape(x.cols());
+            let (is_quantising, has_fragments) = (codes.is_some(), fragments.is_some());
             let kernel =
-                RmsNorm { kind: "out_of_place", is_half: false, is_quantising: codes.is_some(), shape };
+                RmsNorm { kind: "out_of_place", is_half: false, is_quantising, has_fragments, shape };
             let params = NormParams::new(shape, x.rows(), x.cols(), eps, 0.0);
             let bound = with_codes(&[self.values(weight)?, y, self.floats(x)], codes);
+            let bound = with(&bound, fragments);
             self.run(&kernel, &bound, &params, Grid::flat(x.rows()))
         })
     }
@@ -494,16 +510,18 @@ impl Backend for GpuBackend {
         assert_eq!((x.rows(), x.cols()), (residual.rows(), residual.cols()), "shapes of a sum");
         let residual = self.floats_mut(residual);
         let (rows, cols, shape) = (x.rows(), x.cols(), self.norm_shape(x.cols()));
-        let run = |y: Bound<'_>, codes: Option<[Bound<'_>; 2]>, is_half| {
-            let kernel = AddRmsNorm { kind: "residual", is_half, is_quantising: codes.is_some(), shape };
+        let run = |y: Bound<'_>, codes: Option<[Bound<'_>; 2]>, fragments: Option<Bound<'_>>, is_half| {
+            let (is_quantising, has_fragments) = (codes.is_some(), fragments.is_some());
+            let kernel = AddRmsNorm { kind: "residual", is_half, is_quantising, has_fragments, shape };
             let params = NormParams::new(shape, rows, cols, eps, scale);
             let bound = with_codes(&[self.values(weight)?, y, self.floats(x), residual], codes);
+            let bound = with(&bound, fragments);
             self.run(&kernel, &bound, &params, Grid::flat(rows))
         };
         if self.wants_halves(rows, cols) {
-            return self.new_halves(rows, cols, |y| run(y, None, true));
+            return self.new_halves(rows, cols, |y| run(y, None, None, true));
         }
-        self.new_act_with_codes([rows, cols], cols, |y, codes| run(y, codes, false))
+        self.new_act_with_fragments([rows, cols], |y, codes, fragments| run(y, codes, fragments, false))
     }
 
     fn linear_add_rms_norm(
@@ -549,7 +567,13 @@ impl Backend for GpuBackend {
         let shape = self.norm_shape(cols);
         let n_groups = x.rows() * x.cols() / cols;
         let params = NormParams::new(shape, n_groups, cols, eps, 0.0);
-        let kernel = RmsNormInPlace { kind: "in_place", is_half: false, is_quantising: false, shape };
+        let kernel = RmsNormInPlace {
+            kind: "in_place",
+            is_half: false,
+            is_quantising: false,
+            has_fragments: false,
+            shape,
+        };
         let run = |weight| self.run(&kernel, &[weight, self.floats_mut(x)], &params, Grid::flat(n_groups));
         self.note(self.values(weight).and_then(run));
     }
@@ -600,6 +624,11 @@ impl Backend for GpuBackend {
             }
             if both.is_few(self) {
                 return self.new_halves(x.rows(), n_out, |y| both.run_few(self, x, y));
+            }
+            if both.is_few_codes(self) {
+                return self.new_act_as_fragments(x.rows(), n_out, |y, fragments| {
+                    both.run_few_codes(self, x, y, fragments)
+                });
             }
             let both = self.linear_each(x, &[gate, up]);
             return self.gated(&both[0], &both[1], kind);

@@ -255,7 +255,8 @@ impl Gpu {
         let (more, experimental_features) = if has_matrices {
             // SAFETY: what is experimental are cooperative matrices, which are used after their results have been
             // compared with those of other kernels.
-            (MATRICES, unsafe { wgpu::ExperimentalFeatures::enabled() })
+            let more = MATRICES | (Features::PASSTHROUGH_SHADERS & adapter.features());
+            (more, unsafe { wgpu::ExperimentalFeatures::enabled() })
         } else {
             (Features::empty(), wgpu::ExperimentalFeatures::disabled())
         };

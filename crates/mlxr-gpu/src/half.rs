@@ -90,6 +90,20 @@ fn half_of<'a>(part: &'a Part, made: &'a Option<Pooled>) -> Bound<'a> {
     made.as_ref().map_or_else(|| part.codes.bound(), Pooled::bound)
 }
 
+/// Whether kernels compute what others do; if not, says that others take their place.
+fn works(what: &str, are_right: Result<bool, TensorError>) -> bool {
+    match are_right {
+        Ok(true) => return true,
+        Ok(false) => {
+            tracing::warn!("{what} compute something else on this device; other kernels take their place")
+        }
+        Err(error) => {
+            tracing::warn!(%error, "{what} do not work on this device; other kernels take their place")
+        }
+    }
+    false
+}
+
 /// Values between -0.5 and 0.5 to check products with, the same in every run.
 pub(crate) fn check_values(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919 + seed) % 1021) as f32 / 1021.0 - 0.5).collect()
@@ -110,22 +124,20 @@ impl GpuBackend {
     fn check_halves(&mut self) {
         self.mode = Mode::Compiling;
         // What fails here fails again below.
-        let _ =
-            (self.half_products_are_right(), self.few_products_are_right(), self.half_attention_is_right());
+        let _ = (
+            self.half_products_are_right(),
+            self.few_products_are_right(),
+            self.few_codes_are_right(),
+            self.half_attention_is_right(),
+        );
         self.mode = Mode::Comparing;
-        self.has_half_products = self.half_products_are_right().unwrap_or_else(|error| {
-            tracing::warn!(%error, "products in f16 do not work on this device");
-            false
-        });
-        self.has_few_products = self.has_half_products
-            && self.few_products_are_right().unwrap_or_else(|error| {
-                tracing::warn!(%error, "products of few rows in f16 do not work on this device");
-                false
-            });
-        self.has_half_attention = self.half_attention_is_right().unwrap_or_else(|error| {
-            tracing::warn!(%error, "attention in f16 does not work on this device");
-            false
-        });
+        self.has_half_products = works("products in f16", self.half_products_are_right());
+        self.has_few_products =
+            self.has_half_products && works("products of few rows in f16", self.few_products_are_right());
+        self.has_few_codes = self.has_half_products
+            && self.subgroup() == 2 * MATRIX
+            && works("products of few rows with quantised weights in f16", self.few_codes_are_right());
+        self.has_half_attention = works("attention in f16", self.half_attention_is_right());
         self.mode = Mode::Computing;
     }
 
@@ -267,7 +279,12 @@ mod tests {
             assert_eq!(gpu.read(&x).unwrap(), expected);
         }
         let check = |gpu: &GpuBackend| {
-            [gpu.half_products_are_right(), gpu.few_products_are_right(), gpu.half_attention_is_right()]
+            [
+                gpu.half_products_are_right(),
+                gpu.few_products_are_right(),
+                gpu.few_codes_are_right(),
+                gpu.half_attention_is_right(),
+            ]
         };
         assert!(check(&gpu).iter().all(Result::is_ok));
         let n_kernels = gpu.n_kernels();

@@ -42,12 +42,13 @@ kernels! {
     Patches = "patches.wgsl" [Read, Write] {}
     PadRows = "pad_rows.wgsl" [Read, Write] {}
     CopyWords = "copy_words.wgsl" [Write] {}
-    /// `weight, y, x`, and the codes of y with their scales
-    RmsNorm = "rms_norm.wgsl" [Read, Write, Read] + is_quantising [Write, Write] {
+    /// `weight, y, x`, the codes of y with their scales, and y as operands of matrices
+    RmsNorm = "rms_norm.wgsl" [Read, Write, Read] + is_quantising [Write, Write] + has_fragments [Write] {
         kind: &'static str,
         /// Whether y is in f16.
         is_half: bool,
         is_quantising: bool,
+        has_fragments: bool,
         #[serde(flatten)]
         shape: NormShape,
     }
@@ -57,15 +58,17 @@ kernels! {
         /// Whether y is in f16.
         is_half: bool,
         is_quantising: bool,
+        has_fragments: bool,
         #[serde(flatten)]
         shape: NormShape,
     }
-    /// `weight, y, x, residual`, and the codes of y with their scales
-    AddRmsNorm = "rms_norm.wgsl" [Read, Write, Read, Write] + is_quantising [Write, Write] {
+    /// `weight, y, x, residual`, the codes of y with their scales, and y as operands of matrices
+    AddRmsNorm = "rms_norm.wgsl" [Read, Write, Read, Write] + is_quantising [Write, Write] + has_fragments [Write] {
         kind: &'static str,
         /// Whether y is in f16.
         is_half: bool,
         is_quantising: bool,
+        has_fragments: bool,
         #[serde(flatten)]
         shape: NormShape,
     }
@@ -160,6 +163,7 @@ kernels! {
     }
     HalfRows = "half_rows.wgsl" [Read, Write] {}
     FloatRows = "float_rows.wgsl" [Read, Write] {}
+    FragmentRows = "fragment_rows.wgsl" [Read, Write] {}
     /// `codes, high, scales, y`
     UnpackCodes = "unpack.wgsl" [Read, Read, Read, Write] {
         #[serde(flatten)]
@@ -196,6 +200,22 @@ kernels! {
     GatedMatmulFew = "matmul_few.wgsl" [Write, Read, Write, Write] {
         #[serde(flatten)]
         shape: FewShape,
+        kind: &'static str,
+    }
+    /// `codes, high, scales, x, y`
+    MatmulFewCodes = "matmul_few_codes.wgsl" [Read, Read, Read, Read, Write] {
+        #[serde(flatten)]
+        layout: Codes,
+        /// Subgroups that share all columns.
+        n_split: u32,
+    }
+    /// `codes, high, scales, x, y`, y as operands of matrices, two that are unused, `up codes, up high, up scales`
+    GatedMatmulFewCodes = "matmul_few_codes.wgsl"
+        [Read, Read, Read, Read, Write, Write, Read, Read, Read, Read, Read] {
+        #[serde(flatten)]
+        layout: Codes,
+        /// Subgroups that share all columns.
+        n_split: u32,
         kind: &'static str,
     }
     /// `rows, k, v, k cache, v cache`

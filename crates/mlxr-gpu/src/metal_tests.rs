@@ -9,6 +9,7 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 use crate::kernels::*;
 use crate::layout::Layout;
 use crate::pipelines::{Kernel, Pipelines};
+use crate::registers;
 
 /// Lanes of a subgroup on Apple's GPUs.
 const SUBGROUP: u32 = 32;
@@ -53,6 +54,7 @@ fn every_kernel_can_be_printed_for_metal() {
     // For matrices of 16 by 16; Metal's are 8 by 8.
     kernels.remove(AttendTiles::FILE);
     kernels.remove(MatmulFew::FILE);
+    kernels.remove(MatmulFewCodes::FILE);
     assert_eq!(printed.files, kernels);
     assert!(printed.n > 200, "{} kernels", printed.n);
 }
@@ -77,6 +79,7 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
     printed.print(pipelines, &ScaleRows { lanes: 256, subgroup: SUBGROUP, n_squares: 128 });
     printed.print(pipelines, &HalfRows {});
     printed.print(pipelines, &FloatRows {});
+    printed.print(pipelines, &FragmentRows {});
     // Metal's matrices are 8 by 8, and came with 2.3.
     let shape = MatmulShape {
         subgroup: SUBGROUP,
@@ -107,11 +110,20 @@ fn simple_kernels(pipelines: &Pipelines, printed: &mut Printed) {
         for (has_quads, is_quantising) in [(false, false), (true, false), (true, true)] {
             let shape = NormShape { lanes, subgroup: SUBGROUP, has_quads, per_lane: 2 };
             let is_half = false;
-            printed.print(pipelines, &RmsNorm { kind: "out_of_place", is_half, is_quantising, shape });
-            printed
-                .print(pipelines, &RmsNormInPlace { kind: "in_place", is_half, is_quantising: false, shape });
-            let is_half = has_quads && !is_quantising;
-            printed.print(pipelines, &AddRmsNorm { kind: "residual", is_half, is_quantising, shape });
+            let has_fragments = is_quantising;
+            let kind = "out_of_place";
+            printed.print(pipelines, &RmsNorm { kind, is_half, is_quantising, has_fragments, shape });
+            let (kind, is_quantising_in_place, has_none) = ("in_place", false, false);
+            let in_place = RmsNormInPlace {
+                kind,
+                is_half,
+                is_quantising: is_quantising_in_place,
+                has_fragments: has_none,
+                shape,
+            };
+            printed.print(pipelines, &in_place);
+            let (kind, is_half) = ("residual", has_quads && !is_quantising);
+            printed.print(pipelines, &AddRmsNorm { kind, is_half, is_quantising, has_fragments, shape });
         }
     }
 }
@@ -239,6 +251,17 @@ fn kernels_on_matrices_can_be_printed_for_vulkan() {
         print_for_vulkan(&pipelines.render(&MatmulFew { shape: FewShape::new(32, is_half, 1) }).unwrap());
         let (shape, kind) = (FewShape::new(32, is_half, 2), "clamped_swiglu");
         print_for_vulkan(&pipelines.render(&GatedMatmulFew { shape, kind }).unwrap());
+    }
+    for layout in data::formats().into_iter().filter_map(Layout::of) {
+        if let Layout::Codes(layout) = layout {
+            let (n_split, kind) = (8, "clamped_swiglu");
+            let plain = pipelines.render(&MatmulFewCodes { layout, n_split }).unwrap();
+            let gated = pipelines.render(&GatedMatmulFewCodes { layout, n_split, kind }).unwrap();
+            for source in [plain, gated] {
+                assert!(registers::are_used(&source));
+                registers::compiled(&source).unwrap();
+            }
+        }
     }
     for (dim, n_heads, n_subgroups, is_half) in
         [(128, 4, 8, true), (128, 4, 4, false), (64, 1, 8, false), (32, 16, 4, true)]

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::barriers;
 use crate::device::{Gpu, GpuError, IMMEDIATE_BYTES};
 use crate::pipeline_cache::PipelineCache;
+use crate::registers;
 
 /// Whether a kernel only reads a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,8 @@ sources!(
     "feed_tokens.wgsl",
     "float_key.wgsl",
     "float_rows.wgsl",
+    "fragment_rows.wgsl",
+    "fragments.wgsl",
     "functions.wgsl",
     "gate.wgsl",
     "gated.wgsl",
@@ -75,6 +78,8 @@ sources!(
     "layer_norm.wgsl",
     "matmul.wgsl",
     "matmul_few.wgsl",
+    "matmul_few_codes.wgsl",
+    "matmul_few_end.wgsl",
     "matmul_few_load.wgsl",
     "matvec_codes.wgsl",
     "matvec_end.wgsl",
@@ -258,22 +263,10 @@ impl Compiling {
     }
 
     fn compile(&self, source: &str) -> Result<wgpu::ComputePipeline, String> {
-        let Compiling { device, is_vulkan, cache, pipeline } = self;
+        let Compiling { device, cache, pipeline, .. } = self;
         let label = Some(pipeline.kernel);
-        let source = if *is_vulkan && barriers::are_told(pipeline.kernel, source) {
-            wgpu::ShaderSource::Naga(Cow::Owned(barriers::ordered(source)?))
-        } else {
-            wgpu::ShaderSource::Wgsl(source.into())
-        };
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let descriptor = wgpu::ShaderModuleDescriptor { label, source };
-        let module = if cfg!(debug_assertions) {
-            device.create_shader_module(descriptor)
-        } else {
-            // SAFETY: the same kernels run with bounds and loop checks in every development build, in the conformance
-            // suite; indices come from the shapes that the ops assert.
-            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-        };
+        let module = self.module(source)?;
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
             bind_group_layouts: &[Some(&pipeline.layout)],
@@ -294,6 +287,43 @@ impl Compiling {
             None => Ok(compiled),
             Some(error) => Err(error.to_string()),
         }
+    }
+}
+
+impl Compiling {
+    fn module(&self, source: &str) -> Result<wgpu::ShaderModule, String> {
+        let Compiling { device, is_vulkan, pipeline, .. } = self;
+        let label = Some(pipeline.kernel);
+        if registers::are_used(source) {
+            if !device.features().contains(wgpu::Features::PASSTHROUGH_SHADERS) || !is_vulkan {
+                return Err("the device takes no kernels in SPIR-V".to_owned());
+            }
+            let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
+                label,
+                spirv: Some(registers::compiled(source)?.into()),
+                entry_points: Cow::Owned(vec![wgpu::PassthroughShaderEntryPoint {
+                    name: "main".into(),
+                    // Of interest on Metal.
+                    workgroup_size: (1, 1, 1),
+                }]),
+                ..Default::default()
+            };
+            // SAFETY: naga has validated the kernel before calls in it became what they stand for; indices come from the
+            // shapes that the ops assert, and what it computes is compared before it is used.
+            return Ok(unsafe { device.create_shader_module_passthrough(descriptor) });
+        }
+        let source = if *is_vulkan && barriers::are_told(pipeline.kernel, source) {
+            wgpu::ShaderSource::Naga(Cow::Owned(barriers::ordered(source)?))
+        } else {
+            wgpu::ShaderSource::Wgsl(source.into())
+        };
+        let descriptor = wgpu::ShaderModuleDescriptor { label, source };
+        if cfg!(debug_assertions) {
+            return Ok(device.create_shader_module(descriptor));
+        }
+        // SAFETY: the same kernels run with bounds and loop checks in every development build, in the conformance suite;
+        // indices come from the shapes that the ops assert.
+        Ok(unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) })
     }
 }
 

@@ -35,7 +35,11 @@ alias Item = f32;
 //# set first_of_codes = 4 if kind == "residual" else 3
 //# include "quantise.wgsl"
 //# endif
-//# if is_half
+//# if has_fragments
+@group(0) @binding({{ first_of_codes + 2 }}) var<storage, read_write> fragments: array<vec2<u32>>;
+//# include "fragments.wgsl"
+//# endif
+//# if is_half or has_fragments
 //# include "half_bits.wgsl"
 //# endif
 //# include "grid.wgsl"
@@ -121,6 +125,9 @@ fn main(
         y[start + c{{ k }}] = half_bits(y{{ k }});
         //# else
         y[start + c{{ k }}] = y{{ k }};
+        //# endif
+        //# if has_fragments
+        fragments[fragment_place(row, c{{ k }}, p.n_items)] = half_bits(y{{ k }}.xzyw);
         //# endif
     }
     //# endfor

@@ -253,9 +253,9 @@ impl Gpu {
             | Features::PIPELINE_CACHE;
         let has_matrices = has_matrices(&adapter);
         let (more, experimental_features) = if has_matrices {
+            let more = MATRICES | (Features::PASSTHROUGH_SHADERS & adapter.features());
             // SAFETY: what is experimental are cooperative matrices, which are used after their results have been
             // compared with those of other kernels.
-            let more = MATRICES | (Features::PASSTHROUGH_SHADERS & adapter.features());
             (more, unsafe { wgpu::ExperimentalFeatures::enabled() })
         } else {
             (Features::empty(), wgpu::ExperimentalFeatures::disabled())
